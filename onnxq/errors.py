@@ -1,0 +1,60 @@
+"""Everything onnxq raises on purpose, and the exit code that the command line turns it into.
+
+    OnnxqError
+    ├── UsageError          2   an option, configuration file or argument that makes no sense
+    ├── ModelError          3   the model cannot be read, is invalid, or cannot be quantized
+    │   └── AlreadyQuantizedError   it has QuantizeLinear, DequantizeLinear or integer kernels in it
+    ├── DataError           4   calibration or evaluation data: missing, unreadable, wrong shape, type or value
+    ├── VerificationError   5   the quantized model failed a check; nothing was written
+    ├── OutputError         6   the result cannot be written where it was asked for
+    └── EngineError         7   ONNX Runtime failed on a model that passed the checker
+
+A message is one sentence or two: which file, node or tensor; what was expected and what arrived; what to do.
+Exit code 1 is left to unforeseen failures (a bug in onnxq), 130 to Ctrl-C.
+"""
+
+
+class OnnxqError(Exception):
+    """Base of all errors of this package; `exit_code` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class UsageError(OnnxqError):
+    """An option, configuration file or argument that makes no sense."""
+
+    exit_code = 2
+
+
+class ModelError(OnnxqError):
+    """The input model cannot be read, is not valid ONNX, or cannot be quantized."""
+
+    exit_code = 3
+
+
+class AlreadyQuantizedError(ModelError):
+    """The input model is quantized already."""
+
+
+class DataError(OnnxqError):
+    """Calibration or evaluation data that is missing, unreadable, or does not fit the model's inputs."""
+
+    exit_code = 4
+
+
+class VerificationError(OnnxqError):
+    """The quantized model failed the checker, did not load, or did not agree with itself; it was not written."""
+
+    exit_code = 5
+
+
+class OutputError(OnnxqError):
+    """The output path is not writable, or is the input itself."""
+
+    exit_code = 6
+
+
+class EngineError(OnnxqError):
+    """ONNX Runtime failed on a model that passed the checker."""
+
+    exit_code = 7

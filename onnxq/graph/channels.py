@@ -1,0 +1,106 @@
+"""A linear layer's weight seen by output and by input channel, for whatever operator the layer is.
+
+With g groups, weight element (o, j, ...) of a Conv joins output channel o and input channel group(o) Cin/g + j;
+element (i, j, ...) of a ConvTranspose joins input channel i and output channel group(i) Cout/g + j. Everything
+that scales, shifts or measures channels goes through the four functions here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from . import edit
+from .model import Model
+from .ops import LinearLayer, is_op
+
+Vector = NDArray[np.float64]
+
+
+def input_channels(layer: LinearLayer) -> int:
+    """Number of input channels."""
+    shape = layer.weight.shape
+    if is_op(layer.node, "Conv"):
+        return int(shape[1]) * layer.groups
+    return int(shape[0 if is_op(layer.node, "ConvTranspose") else _input_axis(layer)])
+
+
+def by_output(layer: LinearLayer, vector: Vector) -> NDArray[np.float64]:
+    """A vector over output channels (Cout,), in a shape that broadcasts against the weight."""
+    if is_op(layer.node, "ConvTranspose"):
+        return _spread(vector, layer)
+    return _along(vector, layer.axis, len(layer.weight.shape))
+
+
+def by_input(layer: LinearLayer, vector: Vector) -> NDArray[np.float64]:
+    """A vector over input channels (Cin,), in a shape that broadcasts against the weight."""
+    if is_op(layer.node, "Conv"):
+        return _spread(vector, layer)
+    return _along(vector, _input_axis(layer), len(layer.weight.shape))
+
+
+def response(layer: LinearLayer, constant: Vector) -> Vector:
+    """W c, (Cout,): what an input that is constant over space, (Cin,), adds to each output where nothing is padded.
+
+    For Conv, Gemm and MatMul with a matrix; other layers answer such an input with one that varies (ValueError).
+    """
+    weight = np.float64(layer.weight.values)
+    if is_op(layer.node, "ConvTranspose") or (is_op(layer.node, "MatMul") and weight.ndim > 2):
+        raise ValueError(f"{layer.node.op} does not answer a constant with a constant")
+    product = weight * by_input(layer, constant)
+    return np.asarray(product.sum(axis=tuple(i for i in range(weight.ndim) if i != layer.axis)))
+
+
+def _input_axis(layer: LinearLayer) -> int:
+    if is_op(layer.node, "Gemm"):
+        return 1 - layer.axis
+    return len(layer.weight.shape) - 2 if is_op(layer.node, "MatMul") else 0
+
+
+def _along(vector: Vector, axis: int, ndim: int) -> NDArray[np.float64]:
+    return vector.reshape([-1 if i == axis else 1 for i in range(ndim)])
+
+
+def _spread(vector: Vector, layer: LinearLayer) -> NDArray[np.float64]:
+    """(g * n,) -> (rows, n, 1, ...): row r of the weight belongs to group r // (rows / g)."""
+    rows, ndim = int(layer.weight.shape[0]), len(layer.weight.shape)
+    spread = np.repeat(vector.reshape(layer.groups, -1), rows // layer.groups, axis=0)
+    return spread.reshape(*spread.shape, *(1,) * (ndim - 2))
+
+
+def pads(node: gs.Node) -> bool:
+    """Whether a Conv reads zeros beyond the border of its input."""
+    return node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or any(node.attrs.get("pads", ()))
+
+
+def set_weight(model: Model, layer: LinearLayer, values: NDArray[np.float64]) -> None:
+    """A new weight for this layer only, under the old name where no one else reads the old one."""
+    old = layer.weight
+    new = np.asarray(values, old.dtype)
+    if len(old.outputs) == 1:
+        old.values = new
+    else:
+        edit.replace_input(layer.node, old, edit.constant(model, old.name, new))
+
+
+def set_bias(model: Model, layer: LinearLayer, values: Vector) -> None:
+    """A new bias, (Cout,), for this layer only; created where the layer has none."""
+    dtype = layer.weight.dtype
+    stem = layer.bias.name if layer.bias is not None else f"{layer.weight.name}_bias"
+    bias = edit.constant(model, stem, np.asarray(values, dtype))
+    if layer.bias_node is not None:
+        edit.replace_input(layer.bias_node, layer.bias, bias)
+    elif not is_op(layer.node, "MatMul"):
+        layer.node.inputs[2:] = [bias]
+    else:
+        _add_bias(model, layer, bias)
+
+
+def _add_bias(model: Model, layer: LinearLayer, bias: gs.Constant) -> None:
+    """MatMul has no bias input: an Add behind it makes its output, which keeps its name."""
+    output = layer.node.outputs[0]
+    product = gs.Variable(model.unique_name(f"{output.name}_product"), output.dtype, output.shape)
+    layer.node.outputs[0] = product
+    add = gs.Node("Add", f"{layer.node.name}_bias", inputs=[product, bias], outputs=[output])
+    model.graph.nodes.insert(1 + next(i for i, n in enumerate(model.graph.nodes) if n is layer.node), add)

@@ -1,0 +1,116 @@
+"""Reading models from disk, and writing them so that a reader never sees half a file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import google.protobuf.message
+import onnx
+from onnx import ModelProto
+
+from ..errors import AlreadyQuantizedError, ModelError, OutputError
+
+LARGEST_PROTOBUF = 2**31 - 2**20
+"""Bytes that still fit one protobuf file; larger models keep their tensors in a second file beside it."""
+
+_INTEGER_OPS = {
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger",
+    "QLinearConv", "QLinearMatMul", "QLinearAdd", "QGemm", "QLinearMul", "DynamicQuantizeMatMul",
+}  # fmt: skip
+
+
+def read(path: str | os.PathLike[str]) -> ModelProto:
+    """The model at `path`, external data included, past the ONNX checker. Raises ModelError."""
+    path = Path(path)
+    if not path.exists():
+        raise ModelError(f"{path}: no such file")
+    if path.is_dir():
+        raise ModelError(f"{path}: expected an .onnx file, got a folder")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except google.protobuf.message.DecodeError:
+        raise ModelError(
+            f"{path}: not an ONNX model, or a truncated one (protobuf cannot be parsed)"
+        ) from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise ModelError(f"{path}: not an ONNX model, or a truncated one (no graph or operator sets in it)")
+    _load_external(proto, path)
+    check(proto, str(path))
+    return proto
+
+
+def _load_external(proto: ModelProto, path: Path) -> None:
+    """Tensors kept beside the model. The ONNX loader refuses locations outside the model's folder."""
+    try:
+        onnx.load_external_data_for_model(proto, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError(
+            f"{path}: external data cannot be loaded: {first_line(error)}; put the data file beside the model"
+        ) from None
+
+
+def check(proto: ModelProto, origin: str) -> None:
+    """Raise ModelError where the ONNX checker rejects the model, or where it is quantized already."""
+    try:
+        if proto.ByteSize() < LARGEST_PROTOBUF:
+            onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"{origin}: not a valid ONNX model: {first_line(error)}") from None
+    for node in proto.graph.node:
+        if node.op_type in _INTEGER_OPS:
+            raise AlreadyQuantizedError(
+                f"{origin}: already quantized: node {node.name or node.output[0]!r} is {node.op_type};"
+                " start from the float model"
+            )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line with text of an error's message; protobuf and checker messages go on for pages."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path to write a model to, in a hidden folder beside `path`; moved to `path` if the block succeeds.
+
+    An existing file is replaced by one atomic rename, and stays as it is if the block raises.
+    Raises OutputError, before the block runs, where `path` cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"{path}: expected a file to write the model to, got a folder")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise OutputError(f"{path}: not writable")
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {path.parent}: {error.strerror}") from None
+    try:
+        yield folder / path.name
+        # Tensors beside the model first: a model whose data is missing must never be seen.
+        for file in sorted(folder.iterdir(), key=lambda f: f.name == path.name):
+            os.replace(file, path.parent / file.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write(proto: ModelProto, path: Path) -> None:
+    """Serialize to `path`, with tensors in `NAME.data` beside it where one protobuf cannot hold them."""
+    try:
+        if proto.ByteSize() < LARGEST_PROTOBUF:
+            data = proto.SerializeToString(deterministic=True)
+            with open(path, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        else:
+            onnx.save_model(proto, path, save_as_external_data=True, location=f"{path.name}.data")
+    except OSError as error:
+        raise OutputError(f"{path.name}: cannot be written: {error.strerror}") from None

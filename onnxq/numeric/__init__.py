@@ -1,0 +1,1 @@
+"""Quantization arithmetic on numpy arrays; nothing here knows of graphs."""

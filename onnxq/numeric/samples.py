@@ -1,0 +1,71 @@
+"""What range setting looks at: weighted values, of a weight tensor or of an activation's statistics alike.
+
+A `Statistic` collects an activation batch by batch in fixed memory and ends in `Samples`. Merging is associative
+and commutative, and exact: the result depends on the values seen, not on their order or batching.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .quant import FloatArray
+
+S = TypeVar("S", bound="Statistic")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Weighted values per channel: `values` and `counts` (C, n); `lo` and `hi` (C,), the exact extremes."""
+
+    values: NDArray[np.float64]
+    counts: NDArray[np.float64]
+    lo: NDArray[np.float64]
+    hi: NDArray[np.float64]
+
+    @classmethod
+    def of_weights(cls, weight: FloatArray, axis: int | None) -> Samples:
+        """Every weight counts once. `axis`: the channel axis, or None for the whole tensor as one channel."""
+        rows = np.float64(weight.reshape(1, -1) if axis is None else _rows(weight, axis))
+        return cls(rows, np.ones_like(rows), rows.min(axis=1, initial=0.0), rows.max(axis=1, initial=0.0))
+
+
+def _rows(x: FloatArray, axis: int) -> FloatArray:
+    """`x` of any shape -> (C, n) with the channel axis first."""
+    return np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
+
+
+class Statistic(Protocol):
+    """Collects one tensor; memory does not grow with the number of updates."""
+
+    def update(self, x: FloatArray) -> None:
+        """Take in one batch of values, any shape."""
+
+    def merge(self: S, other: S) -> S:
+        """The statistic of both collections together."""
+
+    def samples(self) -> Samples:
+        """What was seen, for a range-setting method."""
+
+
+@dataclass
+class MinMax:
+    """The extremes of a tensor: 16 bytes, whatever is seen."""
+
+    lo: float = np.inf
+    hi: float = -np.inf
+
+    def update(self, x: FloatArray) -> None:
+        if x.size:
+            self.lo, self.hi = min(self.lo, float(x.min())), max(self.hi, float(x.max()))
+
+    def merge(self, other: MinMax) -> MinMax:
+        return MinMax(min(self.lo, other.lo), max(self.hi, other.hi))
+
+    def samples(self) -> Samples:
+        """The two extremes, once each; zeros if nothing was ever seen (an empty tensor)."""
+        lo, hi = (self.lo, self.hi) if self.lo <= self.hi else (0.0, 0.0)
+        return Samples(np.array([[lo, hi]]), np.ones((1, 2)), np.array([lo]), np.array([hi]))

@@ -1,0 +1,75 @@
+"""What a pass is: a frozen dataclass whose fields are its options, and `apply(model, context) -> Outcome`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from ..graph.model import Model
+from ..targets import ORT, Target
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something that a pass declined to do: where (a node or tensor) and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass did: how many places it changed, what it declined, and facts worth reporting."""
+
+    changed: int = 0
+    skips: tuple[Skip, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Feed(Protocol):
+    """One run's inputs; only the first `rows` rows of each array are real samples."""
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]: ...
+
+    @property
+    def rows(self) -> int: ...
+
+
+def _no_progress(label: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Context:
+    """What passes may use beside the model.
+
+    feeds: calibration feeds, iterable again and again; each pass over it reads the data anew.
+    progress: called with (label, done, total) during long work.
+    """
+
+    target: Target = ORT
+    feeds: Iterable[Feed] = ()
+    threads: int = 1
+    max_memory: int = 512 * 2**20
+    progress: Callable[[str, int, int], None] = field(default=_no_progress)
+
+    def arrays(self, label: str = "") -> Iterable[tuple[dict[str, np.ndarray], int]]:
+        """(arrays, rows) of every feed, with progress reported under `label`."""
+        total = len(self.feeds) if isinstance(self.feeds, Sequence) or hasattr(self.feeds, "__len__") else 0
+        for done, feed in enumerate(self.feeds, 1):
+            yield feed.arrays, feed.rows
+            if label:
+                self.progress(label, done, total)
+
+
+class Pass(Protocol):
+    """preserves: whether the float function of the model stays the same; the pipeline measures it."""
+
+    preserves: ClassVar[bool]
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        """Change `model` in place. Raises OnnxqError subclasses only."""

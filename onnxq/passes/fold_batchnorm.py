@@ -1,0 +1,188 @@
+"""BatchNorm folding (white paper equations 10 to 12), and that of per-channel Mul, Add, Sub and Div.
+
+All of these are a per-channel affine map a x + c, a and c of shape (C,); for BatchNorm
+
+    a = gamma / sqrt(var + epsilon)        c = beta - a mean                                       (10)
+
+Behind a linear layer y = W x + b, with row k of W making channel k of y:
+
+    a y + c  =  (a_k W_k) x + (a_k b_k + c_k)                                                      (11, 12)
+
+Before one, with column j of W reading channel j:
+
+    W (a x + c) + b  =  (W_j a_j) x + (b + sum_j W_j c_j)          exact for Conv where c = 0 or nothing is padded,
+                                                                   since padding comes behind the map: pads stay 0
+
+After folding BatchNorm the output of the layer has mean beta and standard deviation |gamma| (section 3.2);
+these moments are kept in `Model.moments`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from ..graph import channels, edit
+from ..graph.model import Model, Moments
+from ..graph.ops import LinearLayer, channel_vector, is_op, layer_ending_in, linear_layer, rank
+from .base import Context, Outcome, Skip
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The map a x + c, a and c of shape (C,); `moments` of the result where BatchNorm tells them."""
+
+    a: Vector
+    c: Vector
+    moments: Moments | None = None
+
+
+@dataclass(frozen=True)
+class FoldBatchNorm:
+    """Fold every per-channel affine map into the linear layer before or behind it, where that is exact."""
+
+    preserves: ClassVar[bool] = True
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        folded, skips = 0, []
+        for node in list(model.graph.nodes):
+            if not is_op(node, "BatchNormalization", "Mul", "Add", "Sub", "Div"):
+                continue
+            reason = _fold_behind(model, node)
+            if reason is not None:
+                second = _fold_before(model, node)
+                reason = second and f"{reason}; {second}"
+            if reason is None:
+                folded += 1
+            elif is_op(node, "BatchNormalization"):
+                skips.append(Skip(node.name, reason))
+        edit.drop_dangling(model)
+        return Outcome(folded, tuple(skips))
+
+
+def _fold_behind(model: Model, node: gs.Node) -> str | None:
+    """Fold `node` into the linear layer whose output it maps; the reason where that cannot be."""
+    x = _mapped_input(node)
+    if x is None:
+        return "it is no map by constants"
+    layer = layer_ending_in(x)
+    if isinstance(layer, str):
+        return layer
+    affine = _affine(node, layer.channels, layer.output_axis, _output_rank(layer))
+    if isinstance(affine, str):
+        return affine
+    if any(model.sole_consumer(t) is None for t in (layer.node.outputs[0], layer.output)):
+        return f"the output of {layer.node.name!r} is read elsewhere too"
+    if len(layer.weight.outputs) > 1:
+        return f"weight {layer.weight.name!r} is shared"
+    bias = np.zeros(layer.channels) if layer.bias is None else np.float64(layer.bias.values)
+    weight = np.float64(layer.weight.values) * channels.by_output(layer, affine.a)
+    bias = affine.a * bias + affine.c
+    if not _fits_float32(weight, bias):
+        return "folded weights would not be finite in float32"
+    known = model.moments.pop(layer.output.name, None)
+    moments = affine.moments or (known and known.affine(affine.a, affine.c))
+    channels.set_weight(model, layer, weight)
+    if layer.bias is not None or affine.c.any():
+        channels.set_bias(model, layer, bias)
+    end = x.inputs[0]
+    edit.take_over(node, end, x)
+    if moments is not None:
+        model.moments[end.outputs[0].name] = moments
+    return None
+
+
+def _fold_before(model: Model, node: gs.Node) -> str | None:
+    """Fold `node` into the one linear layer that reads its output; the reason where that cannot be."""
+    x = _mapped_input(node)
+    heart = model.sole_consumer(node.outputs[0])
+    if x is None or heart is None:
+        return "its output is not read by one linear layer alone"
+    layer = linear_layer(heart)
+    if isinstance(layer, str):
+        return f"behind it, {layer}"
+    if layer.input is not node.outputs[0]:
+        return "behind it, it is not the layer's input"
+    if len(layer.weight.outputs) > 1:
+        return f"weight {layer.weight.name!r} is shared"
+    affine = _affine(node, channels.input_channels(layer), layer.output_axis, _output_rank(layer))
+    if isinstance(affine, str):
+        return affine
+    shift = np.zeros(layer.channels)
+    if affine.c.any():
+        if is_op(layer.node, "Conv") and channels.pads(layer.node):
+            return "the layer behind it pads with zeros, which the shift would have to reach"
+        try:
+            shift = channels.response(layer, affine.c)
+        except ValueError as error:
+            return f"behind it, {error}"
+    weight = np.float64(layer.weight.values) * channels.by_input(layer, affine.a)
+    bias = shift if layer.bias is None else np.float64(layer.bias.values) + shift
+    if not _fits_float32(weight, bias):
+        return "folded weights would not be finite in float32"
+    channels.set_weight(model, layer, weight)
+    if shift.any():
+        channels.set_bias(model, layer, bias)
+    edit.replace_input(layer.node, node.outputs[0], x)
+    return None
+
+
+def _mapped_input(node: gs.Node) -> gs.Tensor | None:
+    """The input that `node` maps; None where it has two that are not constant, or divides by it."""
+    if is_op(node, "BatchNormalization"):
+        return node.inputs[0]
+    variables = [t for t in node.inputs if not isinstance(t, gs.Constant)]
+    if len(variables) != 1 or (is_op(node, "Div") and variables[0] is not node.inputs[0]):
+        return None
+    return variables[0]
+
+
+def _affine(node: gs.Node, count: int, axis: int, ndim: int | None) -> Affine | str:
+    """The map of `node` on a tensor of rank `ndim` with `count` channels along `axis`; the reason if it is none."""
+    if is_op(node, "BatchNormalization"):
+        return _batchnorm(node, count, axis, ndim)
+    vector = channel_vector(next(t for t in node.inputs if isinstance(t, gs.Constant)), count, axis, ndim)
+    if vector is None:
+        return "its constant is not one value a channel"
+    one, zero = np.ones(count), np.zeros(count)
+    if is_op(node, "Mul"):
+        return Affine(vector, zero)
+    if is_op(node, "Div"):
+        return Affine(1 / vector, zero) if vector.all() else "it divides by zero"
+    if is_op(node, "Add"):
+        return Affine(one, vector)
+    subtracted = isinstance(node.inputs[1], gs.Constant)
+    return Affine(one, -vector) if subtracted else Affine(-one, vector)
+
+
+def _batchnorm(node: gs.Node, count: int, axis: int, ndim: int | None) -> Affine | str:
+    if not all(isinstance(t, gs.Constant) for t in node.inputs[1:5]):
+        return "its parameters are not constant"
+    if node.attrs.get("training_mode", 0) or len([t for t in node.outputs if t.outputs]) > 1:
+        return "it is in training mode"
+    if axis == -1 and ndim != 2:
+        return "it normalizes another axis than the layer's channels"
+    gamma, beta, mean, variance = (np.float64(t.values) for t in node.inputs[1:5])
+    if gamma.shape != (count,):
+        return f"it has {gamma.size} channels, the layer {count}"
+    denominator = variance + node.attrs.get("epsilon", 1e-5)
+    if not (denominator > 0).all():
+        return "its variance is not positive"
+    a = gamma / np.sqrt(denominator)
+    return Affine(a, beta - a * mean, Moments(beta, np.abs(gamma)))
+
+
+def _output_rank(layer: LinearLayer) -> int | None:
+    """Rank of the layer's input and output, which for all but MatMul is that of its weight."""
+    return rank(layer.input) if is_op(layer.node, "MatMul") else len(layer.weight.shape)
+
+
+def _fits_float32(*arrays: NDArray[np.float64]) -> bool:
+    with np.errstate(over="ignore"):
+        return all(np.isfinite(np.float32(a)).all() for a in arrays)

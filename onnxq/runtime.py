@@ -1,0 +1,138 @@
+"""The only importer of onnxruntime: run a model, collect statistics inside it, read its optimised graph.
+
+Every session runs single-threaded and every feed is one sample; parallelism comes from running several feeds at
+once. GEMM kernels sum in another order for other batch sizes and thread counts: this way a result depends on its
+sample alone, and statistics are the same bits on any number of threads. It is also faster, for a sample's
+activations stay in cache (MobileNetV1 at 224 x 224, 200 images: 0.7 s, against 4.9 s in batches of 32).
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import ModelProto
+
+from .errors import EngineError
+from .numeric.samples import Statistic
+
+Arrays = Mapping[str, np.ndarray]
+Source = ModelProto | str | os.PathLike[str]
+T = TypeVar("T")
+R = TypeVar("R")
+
+ort.set_default_logger_severity(4)  # errors reach the user as exceptions, with our words around them
+
+
+def default_threads() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Session:
+    """A model loaded for the CPU, from a path or from memory. `optimize`: whether ONNX Runtime rewrites it first.
+
+    Raises EngineError where the model does not load, or fails when it runs.
+    """
+
+    def __init__(self, model: Source, *, optimize: bool = False, optimized_path: Path | None = None) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+        if optimized_path is not None:
+            options.optimized_model_filepath = str(optimized_path)
+        source = model.SerializeToString() if isinstance(model, ModelProto) else os.fspath(model)
+        try:
+            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            raise EngineError(f"ONNX Runtime cannot load the model: {_message(error)}") from None
+        self.outputs = [output.name for output in self._session.get_outputs()]
+
+    def output_types(self) -> dict[str, str]:
+        """Output name -> ONNX Runtime's name of its type, such as `tensor(float)`."""
+        return {output.name: output.type for output in self._session.get_outputs()}
+
+    def run(self, feed: Arrays) -> dict[str, Any]:
+        """All outputs for one feed: arrays, or lists of them for sequences."""
+        try:
+            return dict(zip(self.outputs, self._session.run(None, dict(feed)), strict=True))
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed to run the model: {_message(error)}") from None
+
+
+def _message(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
+
+
+def parallel_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """`function(item)` for each item, results in order; at most 2 * threads items are in flight."""
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        pending: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) >= 2 * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def collect(
+    model: Source,
+    feeds: Iterable[tuple[Arrays, int]],
+    make: Callable[[str], Statistic],
+    threads: int,
+) -> dict[str, Statistic]:
+    """A statistic of every output of `model` over all feeds, in one pass and in fixed memory.
+
+    feeds: (arrays, rows); where a feed was filled up to a fixed batch, only its first `rows` rows count.
+    make: name -> empty statistic. Each worker thread has its own; they are merged at the end, which is exact, so
+    that neither the threads nor the order of the feeds can be seen in the result.
+    """
+    session = Session(model)
+    idle: queue.SimpleQueue[dict[str, Statistic]] = queue.SimpleQueue()
+    workers = [{name: make(name) for name in session.outputs} for _ in range(max(threads, 1))]
+    for statistics in workers:
+        idle.put(statistics)
+
+    def observe(feed: tuple[Arrays, int]) -> None:
+        arrays, rows = feed
+        batch = max((a.shape[0] for a in arrays.values() if a.ndim), default=1)
+        statistics = idle.get()
+        for name, value in session.run(arrays).items():
+            padded = rows < batch and value.ndim and value.shape[0] == batch
+            statistics[name].update(value[:rows] if padded else value)
+        idle.put(statistics)
+
+    for _ in parallel_map(observe, feeds, threads):
+        pass
+    total = workers[0]
+    for other in workers[1:]:
+        total = {name: total[name].merge(other[name]) for name in total}
+    return total
+
+
+def optimized_graph(model: Source) -> onnx.GraphProto:
+    """The graph that ONNX Runtime runs once it has rewritten the model, without its weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        Session(model, optimize=True, optimized_path=path)
+        graph = onnx.load(path, load_external_data=False).graph
+    del graph.initializer[:]
+    return graph
+
+
+__all__: Sequence[str] = ("Session", "collect", "default_threads", "optimized_graph", "parallel_map")

@@ -1,0 +1,127 @@
+"""What one vendor's tool-chain runs in integers, as data. Passes read it; nothing else decides placement.
+
+A rule says, for one operator: which inputs go onto a grid, whether the integer kernel needs its output on one too,
+and when the operator stays in float although its type has a kernel. The rules for ONNX Runtime were found by
+feeding QDQ models of each operator to ONNX Runtime 1.32 and reading the graph that it then runs
+(`tests/test_targets.py` repeats that), not from a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_graphsurgeon as gs
+
+from .graph.ops import ONNX_DOMAINS, LinearLayer, linear_layer, preserves_grid
+from .numeric.quant import Grid, QuantSpec
+
+Condition = Callable[[gs.Node], str | None]
+
+
+def _always(node: gs.Node) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class OpRule:
+    """How one operator is quantized.
+
+    kind: `linear` operators are always quantized. `elementwise` ones join where one of their inputs is computed in
+    integers already: between float operators they would only add noise and conversions. `movement` keeps the grid
+    of its input, whatever that is.
+    output: `grid` where the integer kernel exists only with a quantized output; `free` where it can write float.
+    grid: `same` where the output shares the grid of the first input, `own` otherwise.
+    fixed: the output's range where it is known without data.
+    refuses: the reason why this very node has no integer kernel, or None.
+    per_channel: whether the kernel takes one weight scale a channel for this layer.
+    """
+
+    kind: Literal["linear", "elementwise", "movement"]
+    output: Literal["grid", "free"] = "grid"
+    grid: Literal["own", "same"] = "own"
+    fixed: tuple[float, float] | None = None
+    refuses: Condition = _always
+    per_channel: Callable[[LinearLayer], bool] = lambda layer: True
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tool-chain: its types, its rules by operator, and the activations that it fuses into the operator before.
+
+    min_opset: what its quantized operators need.  bias_bits: width of the integer bias.
+    """
+
+    name: str
+    description: str
+    source: str
+    activation: QuantSpec
+    weight: QuantSpec
+    rules: Mapping[str, OpRule]
+    fused: frozenset[str] = frozenset()
+    min_opset: int = 13
+    bias_bits: int = 32
+
+    def rule(self, node: gs.Node) -> OpRule | str:
+        """The rule for a node, or the reason why it stays in float."""
+        if node.domain not in ONNX_DOMAINS:
+            return f"operator of domain {node.domain!r} is unknown"
+        if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
+            return "control flow is left in float"
+        rule = self.rules.get(node.op)
+        if rule is None:
+            return f"{self.name} has no integer kernel for {node.op}"
+        if rule.kind == "movement" and not preserves_grid(node):
+            return f"this {node.op} computes new values, which {self.name} does not do in integers"
+        return rule.refuses(node) or rule
+
+
+def _ort_linear(node: gs.Node) -> str | None:
+    if node.op == "MatMul" and not any(isinstance(t, gs.Constant) for t in node.inputs):
+        return None  # two activations, as in attention: an integer kernel of its own
+    if node.op == "MatMul" and isinstance(node.inputs[0], gs.Constant):
+        return "the weight is the left operand"
+    layer = linear_layer(node)
+    return layer if isinstance(layer, str) else None
+
+
+def _is_matrix(layer: LinearLayer) -> bool:
+    return len(layer.weight.shape) == 2
+
+
+_MOVEMENT = OpRule("movement", grid="same")
+_POOLING = OpRule("elementwise", grid="same")
+_ELEMENTWISE = OpRule("elementwise")
+
+ORT = Target(
+    name="ort",
+    description="ONNX Runtime on CPUs: uint8 activations, int8 weights, int32 biases",
+    source="graphs that ONNX Runtime 1.32 runs, operator by operator",
+    activation=QuantSpec(Grid(8, signed=False), symmetric=False),
+    weight=QuantSpec(Grid(8, signed=True, narrow=True), symmetric=True, per_channel=True),
+    rules={
+        "Conv": OpRule("linear", refuses=_ort_linear),
+        "Gemm": OpRule("linear", output="free", refuses=_ort_linear),
+        "MatMul": OpRule("linear", output="free", refuses=_ort_linear, per_channel=_is_matrix),
+        "Add": _ELEMENTWISE,
+        "Mul": _ELEMENTWISE,
+        "Concat": _ELEMENTWISE,
+        "Where": _ELEMENTWISE,
+        "LeakyRelu": _ELEMENTWISE,
+        "Sigmoid": OpRule("elementwise", fixed=(0.0, 1.0)),
+        "Softmax": OpRule("elementwise", fixed=(0.0, 1.0)),
+        "AveragePool": _POOLING,
+        "GlobalAveragePool": _POOLING,
+        **dict.fromkeys(
+            (
+                "MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Split",
+                "Expand", "Tile", "DepthToSpace", "ReduceMax", "ReduceMin", "Pad", "Resize",
+            ),
+            _MOVEMENT,
+        ),
+    },
+    fused=frozenset({"Relu", "Clip"}),
+)  # fmt: skip
+
+TARGETS: Mapping[str, Target] = {target.name: target for target in (ORT,)}
