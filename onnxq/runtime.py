@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import onnx
@@ -26,7 +26,7 @@ from .errors import EngineError
 from .numeric.samples import Statistic
 
 Arrays = Mapping[str, np.ndarray]
-Source = ModelProto | str | os.PathLike[str]
+Source: TypeAlias = "ModelProto | str | os.PathLike[str]"
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -74,14 +74,15 @@ def _message(error: Exception) -> str:
     return " ".join(str(error).split())[:500]
 
 
-def parallel_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """`function(item)` for each item, results in order; at most 2 * threads items are in flight."""
-    with ThreadPoolExecutor(max(threads, 1)) as pool:
+def parallel_map(function: Callable[[T], R], items: Iterable[T], threads: int, in_flight: int = 0) -> Iterator[R]:
+    """`function(item)` for each item, results in order; at most `in_flight` items (2 * threads) are held at once."""
+    in_flight = in_flight or 2 * threads
+    with ThreadPoolExecutor(min(threads, in_flight)) as pool:
         pending: deque[Future[R]] = deque()
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                if len(pending) >= 2 * threads:
+                if len(pending) >= in_flight:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -94,7 +95,8 @@ def collect(
     model: Source,
     feeds: Iterable[tuple[Arrays, int]],
     make: Callable[[str], Statistic],
-    threads: int,
+    threads: int = 1,
+    in_flight: int = 0,
 ) -> dict[str, Statistic]:
     """A statistic of every output of `model` over all feeds, in one pass and in fixed memory.
 
@@ -104,7 +106,7 @@ def collect(
     """
     session = Session(model)
     idle: queue.SimpleQueue[dict[str, Statistic]] = queue.SimpleQueue()
-    workers = [{name: make(name) for name in session.outputs} for _ in range(max(threads, 1))]
+    workers = [{name: make(name) for name in session.outputs} for _ in range(threads)]
     for statistics in workers:
         idle.put(statistics)
 
@@ -117,7 +119,7 @@ def collect(
             statistics[name].update(value[:rows] if padded else value)
         idle.put(statistics)
 
-    for _ in parallel_map(observe, feeds, threads):
+    for _ in parallel_map(observe, feeds, threads, in_flight):
         pass
     total = workers[0]
     for other in workers[1:]:

@@ -91,10 +91,12 @@ def set_bias(model: Model, layer: LinearLayer, values: Vector) -> None:
     bias = edit.constant(model, stem, np.asarray(values, dtype))
     if layer.bias_node is not None:
         edit.replace_input(layer.bias_node, layer.bias, bias)
-    elif not is_op(layer.node, "MatMul"):
-        layer.node.inputs[2:] = [bias]
-    else:
+    elif is_op(layer.node, "MatMul"):
         _add_bias(model, layer, bias)
+    elif len(layer.node.inputs) > 2:  # an empty name stands for the missing bias
+        layer.node.inputs[2] = bias
+    else:
+        layer.node.inputs.append(bias)
 
 
 def _add_bias(model: Model, layer: LinearLayer, bias: gs.Constant) -> None:

@@ -55,7 +55,7 @@ def replace_input(node: gs.Node, old: gs.Tensor, new: gs.Tensor) -> None:
 
 def constant(model: Model, stem: str, values: np.ndarray) -> gs.Constant:
     """A new constant under a name that is free."""
-    return gs.Constant(model.unique_name(stem), np.ascontiguousarray(values))
+    return gs.Constant(model.unique_name(stem), np.asarray(values, order="C"))
 
 
 def remove(model: Model, nodes: Iterable[gs.Node]) -> None:
@@ -65,9 +65,9 @@ def remove(model: Model, nodes: Iterable[gs.Node]) -> None:
 
 
 def drop_dangling(model: Model) -> int:
-    """Remove nodes that nothing needs, put the rest in topological order. Returns how many went."""
+    """Remove nodes that nothing needs. Returns how many went."""
     before = len(model.graph.nodes)
-    model.graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    model.graph.cleanup(remove_unused_graph_inputs=False)
     return before - len(model.graph.nodes)
 
 

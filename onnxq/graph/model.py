@@ -24,8 +24,10 @@ class Quantizer:
 
     tensor: its name, the key in `Model.quantizers` as well.
     axis: the channel axis of `tensor` for per-channel quantizers.
-    grid_of: the tensor whose grid this one keeps (data movement, pooling); its own range is never looked at.
+    grid_of: the tensor whose grid this one keeps (data movement, pooling, tied inputs of Add and Concat).
+    widened_by: other tensors whose statistics count too, since their quantizers share this one's grid.
     fixed: a range known beforehand, such as (0, 1) after Softmax.
+    readers: names of the nodes that read a weight through this quantizer; others read it in float.
     """
 
     tensor: str
@@ -33,7 +35,9 @@ class Quantizer:
     axis: int | None = None
     params: QuantParams | None = None
     grid_of: str | None = None
+    widened_by: tuple[str, ...] = ()
     fixed: tuple[float, float] | None = None
+    readers: tuple[str, ...] = ()
 
     def answered(self, params: QuantParams) -> Quantizer:
         """The same quantizer with its parameters set."""

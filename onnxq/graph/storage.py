@@ -101,6 +101,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        yield Path(folder)
+
+
 def write(proto: ModelProto, path: Path) -> None:
     """Serialize to `path`, with tensors in `NAME.data` beside it where one protobuf cannot hold them."""
     try:

@@ -53,19 +53,19 @@ class Statistic(Protocol):
 
 @dataclass
 class MinMax:
-    """The extremes of a tensor: 16 bytes, whatever is seen."""
+    """The extremes of a tensor: 16 bytes, whatever is seen. Not-a-number, once seen, stays."""
 
     lo: float = np.inf
     hi: float = -np.inf
 
     def update(self, x: FloatArray) -> None:
         if x.size:
-            self.lo, self.hi = min(self.lo, float(x.min())), max(self.hi, float(x.max()))
+            self.lo, self.hi = float(np.minimum(self.lo, x.min())), float(np.maximum(self.hi, x.max()))
 
     def merge(self, other: MinMax) -> MinMax:
-        return MinMax(min(self.lo, other.lo), max(self.hi, other.hi))
+        return MinMax(float(np.minimum(self.lo, other.lo)), float(np.maximum(self.hi, other.hi)))
 
     def samples(self) -> Samples:
         """The two extremes, once each; zeros if nothing was ever seen (an empty tensor)."""
-        lo, hi = (self.lo, self.hi) if self.lo <= self.hi else (0.0, 0.0)
+        lo, hi = (0.0, 0.0) if self.lo > self.hi else (self.lo, self.hi)
         return Samples(np.array([[lo, hi]]), np.ones((1, 2)), np.array([lo]), np.array([hi]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -48,18 +48,21 @@ class Context:
     """What passes may use beside the model.
 
     feeds: calibration feeds, iterable again and again; each pass over it reads the data anew.
+    threads, in_flight: how many feeds run at once, and how many are held in memory for that.
+    max_memory: bytes of activations that may be held at once.
     progress: called with (label, done, total) during long work.
     """
 
     target: Target = ORT
     feeds: Iterable[Feed] = ()
     threads: int = 1
+    in_flight: int = 2
     max_memory: int = 512 * 2**20
     progress: Callable[[str, int, int], None] = field(default=_no_progress)
 
     def arrays(self, label: str = "") -> Iterable[tuple[dict[str, np.ndarray], int]]:
         """(arrays, rows) of every feed, with progress reported under `label`."""
-        total = len(self.feeds) if isinstance(self.feeds, Sequence) or hasattr(self.feeds, "__len__") else 0
+        total = len(self.feeds) if isinstance(self.feeds, Sized) else 0
         for done, feed in enumerate(self.feeds, 1):
             yield feed.arrays, feed.rows
             if label:
@@ -67,9 +70,10 @@ class Context:
 
 
 class Pass(Protocol):
-    """preserves: whether the float function of the model stays the same; the pipeline measures it."""
+    """preserves: whether a pass that edits the graph keeps its float function, which the pipeline then measures;
+    None for a pass that only plans quantizers and leaves the graph alone."""
 
-    preserves: ClassVar[bool]
+    preserves: ClassVar[bool | None]
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Change `model` in place. Raises OnnxqError subclasses only."""

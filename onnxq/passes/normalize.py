@@ -17,6 +17,7 @@ from ..errors import EngineError, ModelError
 from ..graph import edit
 from ..graph.model import Model, extract
 from ..graph.ops import ONNX_DOMAINS, is_op
+from ..graph.shapes import infer_shapes
 from ..runtime import Session
 from .base import Context, Outcome, Skip
 
@@ -70,14 +71,6 @@ def _with_initializer_inputs(proto: ModelProto) -> ModelProto:
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
     return copy
-
-
-def infer_shapes(proto: ModelProto) -> ModelProto:
-    """Types and shapes of inner tensors as far as ONNX can tell; the model unchanged where it fails altogether."""
-    try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
-        return proto
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,245 @@
+"""Where quantizers go (white paper sections 2.3.2 and 2.3.3): the inputs of every operator that runs in integers.
+
+    1. Choose the nodes. Linear operators are quantized always; elementwise ones where an input is computed in
+       integers; the target's rules and the user's patterns may keep a node in float, with a reason.
+    2. Put the tensors that these nodes read, and those they must write, onto grids. An activation that the target
+       fuses stands between an operator and the quantizer of its output.
+    3. Data movement keeps the grid of its input: walking backwards, what is wanted behind a Reshape is wanted
+       before it, and the quantizer behind follows the one before.
+
+A tensor has one quantizer, however many nodes read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+from ..errors import UsageError
+from ..graph.model import Model, Quantizer
+from ..graph.ops import LinearLayer, clip_bounds, is_float, linear_layer
+from ..numeric.quant import QuantSpec
+from ..targets import OpRule, Target
+from .base import Context, Outcome, Skip
+
+
+@dataclass(frozen=True)
+class AddQuantizers:
+    """Plan `Model.quantizers` for the target.
+
+    activation, weight: specs instead of the target's.  include, exclude: patterns (glob) of node names or
+    operator types; only what is included and not excluded is quantized.  tie: operator types whose inputs and
+    output share one grid.
+    """
+
+    activation: QuantSpec | None = None
+    weight: QuantSpec | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    tie: tuple[str, ...] = ()
+    preserves: ClassVar[bool | None] = None
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        self._refuse_idle_patterns(model)
+        target = context.target
+        target = replace(target, activation=self.activation or target.activation, weight=self.weight or target.weight)
+        chosen, skips = _Choice(model, target, self).run()
+        placement = _Placement(model, target, chosen)
+        placement.place()
+        for node, _ in chosen:
+            if node.op in self.tie:
+                placement.tie(node)
+        model.quantizers.update(placement.quantizers)
+        return Outcome(len(placement.quantizers), tuple(skips), (f"nodes in integers: {len(chosen)}",))
+
+    def _refuse_idle_patterns(self, model: Model) -> None:
+        for option, patterns in (("include", self.include), ("exclude", self.exclude)):
+            for pattern in patterns:
+                if not any(_matches(node, pattern) for node in model.graph.nodes):
+                    raise UsageError(
+                        f"--{option} {pattern!r} matches no node name and no operator type of {model.origin};"
+                        " `onnxq inspect` lists them"
+                    )
+
+    def unwanted(self, node: gs.Node) -> str | None:
+        """Why the user's patterns keep the node in float; None where they do not."""
+        for pattern in self.exclude:
+            if _matches(node, pattern):
+                return f"excluded by {pattern!r}"
+        if self.include and not any(_matches(node, pattern) for pattern in self.include):
+            return "not included"
+        return None
+
+
+def _matches(node: gs.Node, pattern: str) -> bool:
+    return fnmatchcase(node.name, pattern) or fnmatchcase(node.op, pattern)
+
+
+def _activation_behind(model: Model, tensor: gs.Tensor, target: Target) -> gs.Tensor:
+    """Output of the activation that the target fuses with the operator computing `tensor`, or `tensor` itself."""
+    node = model.sole_consumer(tensor)
+    if node is not None and node.op in target.fused and clip_bounds(node) is not None:
+        return node.outputs[0]
+    return tensor
+
+
+def _data_inputs(node: gs.Node, rule: OpRule) -> list[gs.Tensor]:
+    """The tensors that must be on grids when the node runs in integers; linear layers' weights are not among them."""
+    if rule.kind == "movement" or rule.grid == "same":
+        return [node.inputs[0]]
+    if rule.kind == "linear":
+        return [t for t in node.inputs[:2] if not isinstance(t, gs.Constant)]
+    return [t for t in node.inputs if t.name and is_float(t)]
+
+
+class _Choice:
+    """Step 1: which nodes run in integers, and why the others do not."""
+
+    def __init__(self, model: Model, target: Target, options: AddQuantizers) -> None:
+        self.model, self.target, self.options = model, target, options
+        self.integer: set[int] = {id(t) for t in model.graph.inputs if is_float(t)}  # tensors
+        self.inputs = set(self.integer)
+        self.fused: set[int] = set()  # nodes
+
+    def run(self) -> tuple[list[tuple[gs.Node, OpRule]], list[Skip]]:
+        chosen, skips = [], []
+        biases = {id(layer.bias_node) for layer in _layers(self.model) if layer.bias_node is not layer.node}
+        for node in self.model.graph.nodes:
+            if id(node) in biases:
+                continue
+            rule = self.options.unwanted(node) or self._rule(node)
+            if isinstance(rule, OpRule):
+                self._mark(node, rule)
+                chosen.append((node, rule))
+            elif rule and _computes_floats(node):
+                skips.append(Skip(node.name, rule))
+        return chosen, skips
+
+    def _rule(self, node: gs.Node) -> OpRule | str:
+        """The rule by which the node is quantized, or why it is not; empty where that is not worth a word."""
+        if id(node) in self.fused:
+            return ""
+        rule = self.target.rule(node)
+        if isinstance(rule, str):
+            return rule
+        data = _data_inputs(node, rule)
+        if not all(is_float(t) for t in (*data, *node.outputs[:1])):
+            return "" if rule.kind == "movement" else "its tensors are not float32"
+        if rule.kind == "movement":
+            return rule if id(data[0]) in self.integer else ""
+        if rule.kind == "elementwise":
+            if not any(id(t) in self.integer - self.inputs for t in data):
+                return "none of its inputs is computed in integers"
+            if self.model.is_output(node.outputs[0]):
+                return "it computes an output of the model, which keeps float precision"
+        return rule
+
+    def _mark(self, node: gs.Node, rule: OpRule) -> None:
+        outputs = list(node.outputs)
+        layer = linear_layer(node) if rule.kind == "linear" else None
+        if isinstance(layer, LinearLayer):
+            outputs = [layer.output]
+        for tensor in outputs:
+            behind = _activation_behind(self.model, tensor, self.target)
+            self.integer.update((id(tensor), id(behind)))
+            if behind is not tensor:
+                self.fused.add(id(behind.inputs[0]))
+
+
+def _layers(model: Model) -> Iterator[LinearLayer]:
+    return (layer for node in model.graph.nodes if isinstance(layer := linear_layer(node), LinearLayer))
+
+
+def _computes_floats(node: gs.Node) -> bool:
+    return any(is_float(t) for t in (*node.inputs, *node.outputs) if not isinstance(t, gs.Constant))
+
+
+@dataclass
+class _Placement:
+    """Steps 2 and 3: the quantizers of the chosen nodes, by tensor name."""
+
+    model: Model
+    target: Target
+    chosen: list[tuple[gs.Node, OpRule]]
+    quantizers: dict[str, Quantizer] = field(default_factory=dict)
+
+    def place(self) -> None:
+        for node, rule in self.chosen:
+            if rule.kind == "movement":
+                continue
+            for tensor in _data_inputs(node, rule):
+                self._activation(tensor, node)
+            layer = linear_layer(node) if rule.kind == "linear" else None
+            if isinstance(layer, LinearLayer):
+                self._weight(layer, rule)
+            if rule.output == "grid":
+                self._output(node, rule)
+        self._follow_movement()
+        self._in_graph_order()
+
+    def _activation(self, tensor: gs.Tensor, reader: gs.Node | None = None) -> None:
+        quantizer = self.quantizers.setdefault(tensor.name, Quantizer(tensor.name, self.target.activation))
+        if reader is not None and isinstance(tensor, gs.Constant):
+            self.quantizers[tensor.name] = replace(quantizer, readers=(*quantizer.readers, reader.name))
+
+    def _weight(self, layer: LinearLayer, rule: OpRule) -> None:
+        spec = self.target.weight
+        if not rule.per_channel(layer):
+            spec = replace(spec, per_channel=False)
+        name, reader = layer.weight.name, (layer.node.name,)
+        axis = layer.axis if spec.per_channel else None
+        known = self.quantizers.get(name)
+        if known is None:
+            self.quantizers[name] = Quantizer(name, spec, axis, readers=reader)
+            return
+        if known.axis != axis:  # tied weights whose layers have their channels on different axes
+            known = replace(known, spec=replace(spec, per_channel=False), axis=None)
+        self.quantizers[name] = replace(known, readers=(*known.readers, *reader))
+
+    def _output(self, node: gs.Node, rule: OpRule) -> None:
+        layer = linear_layer(node) if rule.kind == "linear" else None
+        output = layer.output if isinstance(layer, LinearLayer) else node.outputs[0]
+        behind = _activation_behind(self.model, output, self.target)
+        self._activation(behind)
+        quantizer = self.quantizers[behind.name]
+        if rule.fixed is not None and behind is output:
+            self.quantizers[behind.name] = replace(quantizer, fixed=rule.fixed)
+        elif rule.grid == "same" and behind is output:
+            self.quantizers[behind.name] = replace(quantizer, grid_of=node.inputs[0].name)
+
+    def _follow_movement(self) -> None:
+        for node, rule in reversed(self.chosen):
+            if rule.kind != "movement":
+                continue
+            followers = [t for t in node.outputs if t.name in self.quantizers]
+            if followers:
+                source = node.inputs[0]
+                self._activation(source)
+                for tensor in followers:
+                    quantizer = self.quantizers[tensor.name]
+                    self.quantizers[tensor.name] = replace(quantizer, grid_of=source.name, fixed=None)
+
+    def _in_graph_order(self) -> None:
+        order = {name: index for index, name in enumerate(self.model.graph.tensors())}
+        self.quantizers = dict(sorted(self.quantizers.items(), key=lambda item: order[item[0]]))
+
+    def tie(self, node: gs.Node) -> None:
+        """Let all inputs and the output of `node` share one grid, wide enough for all."""
+        names = [t.name for t in (*node.inputs, _activation_behind(self.model, node.outputs[0], self.target))]
+        roots = dict.fromkeys(self.root(name) for name in names if name in self.quantizers)
+        leader, *others = roots
+        members = self.quantizers[leader].widened_by
+        for other in others:
+            members += (other, *self.quantizers[other].widened_by)
+            self.quantizers[other] = replace(self.quantizers[other], grid_of=leader, widened_by=(), fixed=None)
+        self.quantizers[leader] = replace(self.quantizers[leader], widened_by=members, fixed=None)
+
+    def root(self, name: str) -> str:
+        """The tensor whose own quantizer decides the grid of `name`."""
+        while (source := self.quantizers[name].grid_of) is not None:
+            name = source
+        return name

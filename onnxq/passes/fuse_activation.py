@@ -1,0 +1,60 @@
+"""Relu and Clip that the requantization behind them performs anyway (white paper section 2.3.2).
+
+With Q the quantizer of the activation's output y = min(max(x, a), b), and Q increasing,
+
+    Q(y) = Q(x) for all x    <=>    Q(a) = qmin and Q(b) = qmax
+
+(an absent bound counts as met). Then the node goes, and the operator before it writes y's tensor itself. It runs
+last before lowering: until then the float function of the model stays what it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ..graph import edit
+from ..graph.model import Model
+from ..graph.ops import clip_bounds
+from .base import Context, Outcome, Skip
+
+
+@dataclass(frozen=True)
+class FuseActivation:
+    """Remove the activations that quantization performs."""
+
+    preserves: ClassVar[bool] = False
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        removed, skips = [], []
+        for node in model.graph.nodes:
+            bounds = clip_bounds(node)
+            quantizer = model.quantizers.get(node.outputs[0].name) if bounds and node.outputs else None
+            if bounds is None or quantizer is None or quantizer.params is None:
+                continue
+            a, b = (np.float32(bound) for bound in bounds)
+            grid = quantizer.params.grid
+            reached = bool(
+                quantizer.params.quantize(np.asarray(a)) == grid.qmin
+                and quantizer.params.quantize(np.asarray(b)) == grid.qmax
+            )
+            if not reached:
+                skips.append(Skip(node.name, f"its grid {grid} reaches beyond [{a:g}, {b:g}]"))
+            elif _detach(model, node):
+                removed.append(node)
+            else:
+                skips.append(Skip(node.name, f"{node.inputs[0].name!r} is needed without the activation too"))
+        edit.remove(model, removed)
+        return Outcome(len(removed), tuple(skips))
+
+
+def _detach(model: Model, node: gs.Node) -> bool:
+    """Let the operator before it write the activation's output, whose name and quantizer stay."""
+    x = node.inputs[0]
+    if model.sole_consumer(x) is not node or not x.inputs or x.name in model.quantizers:
+        return False
+    edit.take_over(node, x.inputs[0], x)
+    return True

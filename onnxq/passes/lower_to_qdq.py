@@ -1,0 +1,147 @@
+"""Quantizers become QuantizeLinear and DequantizeLinear, the form that every integer runtime reads.
+
+    activation x    x -> QuantizeLinear -> DequantizeLinear -> its readers
+    weight W        integers -> DequantizeLinear -> its readers
+    bias b          int32 at scale s_x s_w, zero point 0 -> DequantizeLinear -> the node that adds it
+
+A bias belongs to a layer, not to a tensor: layers with different scales that share one get one each. Names of
+graph inputs and outputs stay; everything else takes the tensor's name and a suffix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ..graph import edit
+from ..graph.model import Model, Quantizer
+from ..graph.ops import LinearLayer, linear_layer
+from ..numeric.quant import Grid, QuantParams
+from .base import Context, Outcome
+
+BIAS_GRID = Grid(32, signed=True)
+
+
+@dataclass(frozen=True)
+class LowerToQdq:
+    """Write `Model.quantizers`, all of them answered, into the graph, and empty the dict."""
+
+    preserves: ClassVar[bool] = False
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        tensors = model.graph.tensors()
+        lowering = _Lowering(model)
+        for layer in [linear_layer(node) for node in model.graph.nodes]:
+            if isinstance(layer, LinearLayer):
+                lowering.bias(layer)
+        for quantizer in model.quantizers.values():
+            tensor = tensors[quantizer.tensor]
+            if isinstance(tensor, gs.Constant):
+                lowering.weight(tensor, quantizer)
+            else:
+                lowering.activation(tensor, quantizer)
+        lowering.insert()
+        pairs = len(model.quantizers)
+        model.quantizers.clear()
+        edit.drop_dangling(model)
+        return Outcome(pairs + lowering.biases, notes=(f"biases at 32 bits: {lowering.biases}",))
+
+
+@dataclass
+class _Lowering:
+    """Collects new nodes by where they belong, and inserts them in one go: before a reader, behind a producer."""
+
+    model: Model
+    first: list[gs.Node] = field(default_factory=list)
+    before: dict[int, list[gs.Node]] = field(default_factory=dict)
+    behind: dict[int, list[gs.Node]] = field(default_factory=dict)
+    biases: int = 0
+    order: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.order = {id(node): index for index, node in enumerate(self.model.graph.nodes)}
+
+    def activation(self, tensor: gs.Variable, quantizer: Quantizer) -> None:
+        params = _answer(quantizer)
+        dtype, shape = tensor.dtype, tensor.shape
+        readers = self.model.consumers(tensor)
+        source, target = tensor, self._variable(f"{tensor.name}_dequantized", dtype, shape)
+        if self.model.is_output(tensor) and tensor.inputs:
+            source, target = self._variable(f"{tensor.name}_float", dtype, shape), tensor
+            producer = tensor.inputs[0]
+            producer.outputs[next(i for i, t in enumerate(producer.outputs) if t is tensor)] = source
+        else:
+            for reader in readers:
+                edit.replace_input(reader, tensor, target)
+        integers = self._variable(f"{tensor.name}_quantized", params.grid.dtype, shape)
+        scale, zero_point = self._parameters(tensor.name, params)
+        nodes = [
+            gs.Node("QuantizeLinear", f"{tensor.name}_quantize", {}, [source, scale, zero_point], [integers]),
+            gs.Node("DequantizeLinear", f"{tensor.name}_dequantize", {}, [integers, scale, zero_point], [target]),
+        ]
+        if source.inputs:
+            self.behind.setdefault(id(source.inputs[0]), []).extend(nodes)
+        else:
+            self.first.extend(nodes)
+
+    def weight(self, tensor: gs.Constant, quantizer: Quantizer) -> None:
+        params = _answer(quantizer)
+        wanted = set(quantizer.readers)
+        readers = [n for n in self.model.consumers(tensor) if not wanted or n.name in wanted]
+        self._constant(tensor, params, np.asarray(params.quantize(tensor.values)), readers)
+
+    def bias(self, layer: LinearLayer) -> None:
+        x, weight = (self.model.quantizers.get(t.name) for t in (layer.input, layer.weight))
+        if layer.bias is None or x is None or weight is None or layer.node.name not in weight.readers:
+            return
+        scale = np.float64(_answer(x).scale) * np.float64(_answer(weight).scale)
+        if scale.size not in (1, layer.channels):
+            scale = np.tile(scale, layer.groups)
+        scale = np.float32(np.broadcast_to(scale, (layer.channels,)) if weight.axis is not None else scale)
+        scale = np.maximum(scale, np.finfo(np.float32).tiny)
+        integers = np.rint(np.float64(layer.bias.values) / np.float64(scale))
+        integers = np.clip(integers, BIAS_GRID.qmin, BIAS_GRID.qmax).astype(np.int32)
+        params = QuantParams(BIAS_GRID, scale, np.zeros(scale.shape, np.int32), None if scale.ndim == 0 else 0)
+        assert layer.bias_node is not None
+        self._constant(layer.bias, params, integers, [layer.bias_node])
+        self.biases += 1
+
+    def insert(self) -> None:
+        nodes = list(self.first)
+        for node in self.model.graph.nodes:
+            nodes += self.before.get(id(node), ())
+            nodes.append(node)
+            nodes += self.behind.get(id(node), ())
+        self.model.graph.nodes = nodes
+
+    def _constant(self, old: gs.Constant, params: QuantParams, values: np.ndarray, readers: list[gs.Node]) -> None:
+        """Let `readers` read `values`, dequantized, instead of `old`."""
+        integers = edit.constant(self.model, f"{old.name}_quantized", values)
+        target = self._variable(f"{old.name}_dequantized", old.dtype, old.shape)
+        inputs = [integers, *self._parameters(old.name, params)]
+        attributes = {} if params.axis is None else {"axis": params.axis}
+        node = gs.Node(
+            "DequantizeLinear", target.name.replace("dequantized", "dequantize"), attributes, inputs, [target]
+        )
+        for reader in readers:
+            edit.replace_input(reader, old, target)
+        first = min(readers, key=lambda reader: self.order[id(reader)])
+        self.before.setdefault(id(first), []).append(node)
+
+    def _parameters(self, name: str, params: QuantParams) -> tuple[gs.Constant, gs.Constant]:
+        return (
+            edit.constant(self.model, f"{name}_scale", np.asarray(params.scale, np.float32)),
+            edit.constant(self.model, f"{name}_zero_point", np.asarray(params.zero_point, params.grid.dtype)),
+        )
+
+    def _variable(self, stem: str, dtype: np.dtype, shape: list | None) -> gs.Variable:
+        return gs.Variable(self.model.unique_name(stem), dtype, shape)
+
+
+def _answer(quantizer: Quantizer) -> QuantParams:
+    if quantizer.params is None:
+        raise ValueError(f"quantizer of {quantizer.tensor!r} has no range yet")
+    return quantizer.params
