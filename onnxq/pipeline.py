@@ -237,6 +237,7 @@ def quantize(
             preprocess=preprocess or Preprocess(),
             samples=options.samples,
             keys=input_keys,
+            seed=options.seed,
         )
         job = _Job(proto, origin, feeds, options, progress)
         quantized = job.quantize()
@@ -312,7 +313,7 @@ class _Job:
             float_nodes=tuple(FloatNode(where, nodes[where], reason) for where, reason in placement.skips),
             tensors=tuple(_record(self.planned, q) for q in self.planned.quantizers.values()),
             quality=quality,
-            compared_samples=sum(f.rows for f in compared),
+            compared_samples=sum(f.rows or 1 for f in compared),
             runtime_operators=operators,
             warnings=(),
             seconds=seconds,

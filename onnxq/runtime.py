@@ -93,14 +93,14 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], threads: int, i
 
 def collect(
     model: Source,
-    feeds: Iterable[tuple[Arrays, int]],
+    feeds: Iterable[tuple[Arrays, int | None]],
     make: Callable[[str], Statistic],
     threads: int = 1,
     in_flight: int = 0,
 ) -> dict[str, Statistic]:
     """A statistic of every output of `model` over all feeds, in one pass and in fixed memory.
 
-    feeds: (arrays, rows); where a feed was filled up to a fixed batch, only its first `rows` rows count.
+    feeds: (arrays, rows); where a feed was filled up to a fixed batch, only its first `rows` rows count. None: all.
     make: name -> empty statistic. Each worker thread has its own; they are merged at the end, which is exact, so
     that neither the threads nor the order of the feeds can be seen in the result.
     """
@@ -110,12 +110,12 @@ def collect(
     for statistics in workers:
         idle.put(statistics)
 
-    def observe(feed: tuple[Arrays, int]) -> None:
+    def observe(feed: tuple[Arrays, int | None]) -> None:
         arrays, rows = feed
         batch = max((a.shape[0] for a in arrays.values() if a.ndim), default=1)
         statistics = idle.get()
         for name, value in session.run(arrays).items():
-            padded = rows < batch and value.ndim and value.shape[0] == batch
+            padded = rows is not None and rows < batch and value.ndim and value.shape[0] == batch
             statistics[name].update(value[:rows] if padded else value)
         idle.put(statistics)
 

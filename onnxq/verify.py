@@ -54,7 +54,7 @@ def _finite(db: float) -> float | None:
 
 
 def verify(
-    written: Path, original: ModelProto, feeds: Iterable[tuple[Mapping[str, np.ndarray], int]], threads: int
+    written: Path, original: ModelProto, feeds: Iterable[tuple[Mapping[str, np.ndarray], int | None]], threads: int
 ) -> tuple[tuple[OutputQuality, ...], dict[str, int]]:
     """Check the model file `written` against the float model on some feeds (arrays, rows).
 
@@ -80,7 +80,7 @@ def verify(
 
 def _compare(
     sessions: tuple[Session, Session, Session],
-    feeds: Iterable[tuple[Mapping[str, np.ndarray], int]],
+    feeds: Iterable[tuple[Mapping[str, np.ndarray], int | None]],
     threads: int,
 ) -> dict[str, _Comparison]:
     comparisons: dict[str, _Comparison] = {}
@@ -89,7 +89,7 @@ def _compare(
         for name, x in reference.items():
             outputs = [x, plain[name], optimised[name]]
             if all(isinstance(o, np.ndarray) and o.dtype.kind == "f" for o in outputs) and x.ndim:
-                outputs = [o[:rows] for o in outputs] if x.shape[0] > rows else outputs
+                outputs = [o[:rows] for o in outputs]
                 if len({o.shape for o in outputs}) == 1:  # the number of detections may differ
                     comparisons.setdefault(name, _Comparison()).update(*outputs)
     return comparisons

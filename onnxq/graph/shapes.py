@@ -44,7 +44,7 @@ def _bytes(value: onnx.ValueInfoProto) -> int | None:
     if not kind.HasField("shape") or not all(d.HasField("dim_value") for d in kind.shape.dim):
         return None
     try:
-        itemsize = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
+        itemsize = int(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize)
     except (KeyError, TypeError):
         return None
     return int(np.prod([d.dim_value for d in kind.shape.dim], dtype=np.int64)) * itemsize

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
 
+from ..data import Feed
 from ..graph.model import Model
 from ..targets import ORT, Target
 
@@ -27,16 +28,6 @@ class Outcome:
     changed: int = 0
     skips: tuple[Skip, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-class Feed(Protocol):
-    """One run's inputs; only the first `rows` rows of each array are real samples."""
-
-    @property
-    def arrays(self) -> dict[str, np.ndarray]: ...
-
-    @property
-    def rows(self) -> int: ...
 
 
 def _no_progress(label: str, done: int, total: int) -> None:
@@ -60,7 +51,7 @@ class Context:
     max_memory: int = 512 * 2**20
     progress: Callable[[str, int, int], None] = field(default=_no_progress)
 
-    def arrays(self, label: str = "") -> Iterable[tuple[dict[str, np.ndarray], int]]:
+    def arrays(self, label: str = "") -> Iterable[tuple[Mapping[str, np.ndarray], int | None]]:
         """(arrays, rows) of every feed, with progress reported under `label`."""
         total = len(self.feeds) if isinstance(self.feeds, Sized) else 0
         for done, feed in enumerate(self.feeds, 1):

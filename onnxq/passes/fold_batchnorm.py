@@ -47,7 +47,7 @@ class Affine:
 class FoldBatchNorm:
     """Fold every per-channel affine map into the linear layer before or behind it, where that is exact."""
 
-    preserves: ClassVar[bool] = True
+    preserves: ClassVar[bool | None] = True
 
     def apply(self, model: Model, context: Context) -> Outcome:
         folded, skips = 0, []

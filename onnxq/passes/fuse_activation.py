@@ -26,7 +26,7 @@ from .base import Context, Outcome, Skip
 class FuseActivation:
     """Remove the activations that quantization performs."""
 
-    preserves: ClassVar[bool] = False
+    preserves: ClassVar[bool | None] = False
 
     def apply(self, model: Model, context: Context) -> Outcome:
         removed, skips = [], []

@@ -11,7 +11,7 @@ graph inputs and outputs stay; everything else takes the tensor's name and a suf
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -29,7 +29,7 @@ BIAS_GRID = Grid(32, signed=True)
 class LowerToQdq:
     """Write `Model.quantizers`, all of them answered, into the graph, and empty the dict."""
 
-    preserves: ClassVar[bool] = False
+    preserves: ClassVar[bool | None] = False
 
     def apply(self, model: Model, context: Context) -> Outcome:
         tensors = model.graph.tensors()
@@ -137,7 +137,7 @@ class _Lowering:
             edit.constant(self.model, f"{name}_zero_point", np.asarray(params.zero_point, params.grid.dtype)),
         )
 
-    def _variable(self, stem: str, dtype: np.dtype, shape: list | None) -> gs.Variable:
+    def _variable(self, stem: str, dtype: Any, shape: Any) -> gs.Variable:
         return gs.Variable(self.model.unique_name(stem), dtype, shape)
 
 

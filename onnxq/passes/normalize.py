@@ -77,7 +77,7 @@ def _with_initializer_inputs(proto: ModelProto) -> ModelProto:
 class Normalize:
     """Constants become initializers, constant expressions their values, Identity and Dropout go, nodes get names."""
 
-    preserves: ClassVar[bool] = True
+    preserves: ClassVar[bool | None] = True
 
     def apply(self, model: Model, context: Context) -> Outcome:
         counts = {

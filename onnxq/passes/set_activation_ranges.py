@@ -59,8 +59,8 @@ class SetActivationRanges:
     def _params(self, quantizer: Quantizer, statistics: Mapping[str, Statistic]) -> QuantParams | None:
         """None where the tensor has no finite range."""
         if quantizer.fixed is not None:
-            lo, hi = np.float64(quantizer.fixed)
-            return QuantParams.from_range(lo, hi, quantizer.spec)
+            lo, hi = quantizer.fixed
+            return QuantParams.from_range(np.float64(lo), np.float64(hi), quantizer.spec)
         statistic = statistics[quantizer.tensor]
         for other in quantizer.widened_by:
             statistic = statistic.merge(statistics[other]) if other in statistics else statistic

@@ -1,0 +1,263 @@
+"""The command line: parse, call, print. Exit codes are those of `onnxq.errors`."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from . import __version__
+from .data import Preprocess
+from .errors import OnnxqError, OutputError, UsageError
+from .pipeline import PRESETS, Options, quantize
+from .progress import Progress
+from .targets import TARGETS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_CODES = """\b
+Exit codes: 0 done; 1 a bug in onnxq; 2 an option or configuration file makes no sense;
+3 the model cannot be read or quantized; 4 calibration data does not fit; 5 the result
+failed verification; 6 the output cannot be written; 7 ONNX Runtime failed; 130 Ctrl-C.
+Unless the code is 0 no output is written, and an existing output file stays as it was."""
+
+
+class _Numbers(click.ParamType[Any]):
+    """Comma-separated numbers, or a list in a TOML file."""
+
+    name = "NUMBERS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, (int, float)):
+            return (float(value),)
+        parts = value.split(",") if isinstance(value, str) else value
+        try:
+            return tuple(float(part) for part in parts)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is not a list of numbers like 0.485,0.456,0.406", param, ctx)
+
+
+class _Size(click.ParamType[Any]):
+    """N or HEIGHTxWIDTH in pixels, or a number or pair in a TOML file."""
+
+    name = "N|HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
+        if isinstance(value, int):
+            return value
+        parts = value.lower().split("x") if isinstance(value, str) else value
+        try:
+            sides = tuple(int(part) for part in parts)
+        except (TypeError, ValueError):
+            sides = ()
+        if len(sides) in (1, 2):
+            return sides if len(sides) == 2 else sides[0]
+        return self.fail(f"{value!r} is not a size like 224 or 240x320", param, ctx)
+
+
+def _read_config(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
+    """Make the values of a TOML file the defaults of this command: the command line wins over the file."""
+    if path is None:
+        return
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except OSError as error:
+        raise click.UsageError(f"--config {path}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise click.UsageError(f"--config {path}: not valid TOML: {error}") from None
+    table |= table.pop("preprocess", {})
+    known = {p.name: p for p in ctx.command.params if isinstance(p, click.Option) and p.name not in ("config", "help")}
+    defaults = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0].replace('_', '-')!r}?" if close else ""
+            raise click.UsageError(f"--config {path}: unknown key {key!r}{hint}")
+        if name == "input_key" and isinstance(value, dict):
+            value = [f"{k}={v}" for k, v in value.items()]
+        if known[name].multiple and isinstance(value, str):
+            value = [value]
+        defaults[name] = value
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    def apply(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+_config = click.option(
+    "--config",
+    type=click.Path(dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=_read_config,
+    help="TOML file with any of these options by name (image options may stand in a table [preprocess]);"
+    " the command line wins over it.",
+)
+
+_data_options = _options(
+    click.option("--samples", type=click.IntRange(min=1), help="Use N calibration samples, spread over all [all]."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Chooses which samples --samples takes."),
+    click.option(
+        "--input-key",
+        multiple=True,
+        metavar="INPUT=KEY",
+        help="Name of an input's array in .npz files, where it differs from the input's; repeatable.",
+    ),
+    click.option("--layout", type=click.Choice(["auto", "nchw", "nhwc"]), default="auto", show_default=True),
+    click.option(
+        "--color",
+        type=click.Choice(["auto", "rgb", "bgr", "gray"]),
+        default="auto",
+        show_default=True,
+        help="Channel order of images; auto: gray for one channel, else rgb.",
+    ),
+    click.option("--resize", type=_Size(), help="Resize images: shorter side N, or to HxW [the model's size]."),
+    click.option("--crop", type=_Size(), help="Then cut this much from the centre [no crop]."),
+    click.option("--interpolation", default="bilinear", show_default=True, help="How images are resized."),
+    click.option("--scale", type=float, default=1 / 255, show_default="1/255", help="x = (pixel * scale - mean) / std"),
+    click.option("--mean", type=_Numbers(), default="0", show_default=True, help="One value, or one a channel."),
+    click.option("--std", type=_Numbers(), default="1", show_default=True, help="One value, or one a channel."),
+)
+
+_placement_options = _options(
+    click.option("--target", type=click.Choice(sorted(TARGETS)), default="ort", show_default=True),
+    click.option("--preset", type=click.Choice(sorted(PRESETS)), default="w8a8", show_default=True),
+    click.option(
+        "--per-channel/--per-tensor",
+        default=True,
+        show_default=True,
+        help="One weight scale per output channel, or one per weight tensor.",
+    ),
+    click.option(
+        "--include", multiple=True, metavar="GLOB", help="Quantize only these nodes or operators; repeatable."
+    ),
+    click.option(
+        "--exclude", multiple=True, metavar="GLOB", help="Leave these nodes or operators in float; repeatable."
+    ),
+    click.option(
+        "--tie", multiple=True, type=click.Choice(["Add", "Concat"]), help="Inputs of these share a grid; repeatable."
+    ),
+)
+
+_run_options = _options(
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        help="Samples held in memory and run at once; never changes the result [two a thread].",
+    ),
+    click.option("--threads", type=click.IntRange(min=1), help="Never changes the result [all processors]."),
+    click.option(
+        "--max-memory",
+        type=click.IntRange(min=1),
+        default=512,
+        show_default=True,
+        metavar="MIB",
+        help="Activations held while calibrating; less means more passes over the data.",
+    ),
+)
+
+
+class _Group(click.Group):
+    """Turns the errors of this package into one message and their exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OnnxqError as error:
+            click.echo(f"onnxq: error: {_printable(str(error))}", err=True)
+            ctx.exit(error.exit_code)
+
+
+def _printable(text: str) -> str:
+    """Names come from files: no control characters may reach the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+@click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="onnxq")
+def main() -> None:
+    """Quantize trained ONNX models: float32 in, verified integer QDQ models out."""
+
+
+@main.command("quantize", epilog=EXIT_CODES)
+@click.argument("model", type=click.Path())
+@click.argument("output", type=click.Path())
+@click.option(
+    "--calib",
+    required=True,
+    type=click.Path(),
+    help="Calibration data: a folder of images, .npy, .npz or test_data_set_*/*.pb, or one such file.",
+)
+@_data_options
+@_placement_options
+@_run_options
+@click.option("--report", type=click.Path(dir_okay=False), help="Write everything about the run to this JSON file.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+@click.option("--verbose", "-v", is_flag=True, help="Print each step and each node left in float.")
+@_config
+def quantize_command(
+    model: str, output: str, calib: str, report: str | None, quiet: bool, verbose: bool, **given: Any
+) -> None:
+    """Quantize MODEL with calibration data and write the verified result to OUTPUT."""
+    preprocess, keys, options = _parse(given)
+    _refuse_same_files(model, output, report)
+    with Progress(enabled=not quiet) as progress:
+        result = quantize(
+            model, calib, output=output, options=options, preprocess=preprocess, input_keys=keys, progress=progress
+        )
+    if report is not None:
+        _write_report(Path(report), result.report.to_json())
+    if not quiet:
+        click.echo(f"{output}: {result.report.to_text(verbose)}")
+
+
+def _parse(given: dict[str, Any]) -> tuple[Preprocess, dict[str, str], Options]:
+    """Parsed options as the records that the Python API takes."""
+    image = ("layout", "color", "resize", "crop", "interpolation", "scale", "mean", "std")
+    preprocess = Preprocess(**{name: given.pop(name) for name in image})
+    keys = {}
+    for pair in given.pop("input_key"):
+        name, equals, key = pair.partition("=")
+        if not (name and equals and key):
+            raise UsageError(f"--input-key {pair!r} is not of the form INPUT=KEY")
+        keys[name] = key
+    given["batch_size"], given["threads"] = given["batch_size"] or 0, given["threads"] or 0
+    return preprocess, keys, Options(**given)
+
+
+def _refuse_same_files(model: str, output: str, report: str | None) -> None:
+    if report is None:
+        return
+    path = Path(report).resolve()
+    if path in (Path(model).resolve(), Path(output).resolve()):
+        raise OutputError(f"--report {report}: this is the model itself; choose another name")
+    if not path.parent.is_dir():
+        raise OutputError(f"--report {report}: no such folder: {path.parent}")
+
+
+def _write_report(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"--report {path}: cannot be written: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""Calibration data as the rest of onnxq sees it: an object that can be iterated over and over, feed by feed.
+
+    record (a file)  --split-->  samples of one row, checked  --group-->  feeds of the model's batch size
+
+Stored batches are always taken apart: ONNX Runtime's matrix products differ in the last bits between batch
+sizes, and a quantized model must not depend on how its calibration data happened to be cut into files.
+"""
+
+import difflib
+import hashlib
+import os
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice, zip_longest
+from typing import TypeAlias
+
+import numpy as np
+
+from onnxq.data.images import Preprocess
+from onnxq.data.inputs import Array, InputSpec, batch_size, shape_text, shown
+from onnxq.data.sources import Record, open_source
+from onnxq.errors import DataError, UsageError
+
+Arrays: TypeAlias = Mapping[str, Array]
+Source: TypeAlias = str | os.PathLike[str] | Array | Arrays | Iterable[Array | Arrays]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What one run of the model is fed.
+
+    arrays: input name -> array of the input's dtype and rank, C-contiguous, owned by the feed.
+    rows: how many rows along the batch axis are real; the others repeat the last one to fill a fixed batch.
+        None where the feed is run as stored, its arrays sharing no batch axis.
+        `output[: feed.rows]` is right in either case.
+    origin: where it came from, e.g. `calib/0004.npz[3]`.
+    """
+
+    arrays: dict[str, Array]
+    rows: int | None
+    origin: str
+
+
+class CalibrationData:
+    """Feeds for a model, read afresh from `source` in each iteration, always in the same order.
+
+    source: a file, a folder, or data in memory.
+        A folder holds images, .npy, .npz or .pb files, in subfolders too, taken in natural order (2 before
+        10); or test_data_set_* folders; or it is one of these.
+        .npy, .pb: the array of a model with one input. .npz: keys are input names (see `keys`).
+        In memory: an array, a mapping name -> array, or a list (any re-iterable object) of these.
+        Arrays hold one sample, or a batch of them along axis 0. uint8 arrays for a float input of rank 4 are
+        images, N x H x W x C or H x W x C (for gray inputs N x H x W or H x W, too), and preprocessed as
+        image files are; all other arrays have the input's dtype and are taken as they are.
+    inputs: the model's inputs, in order.
+    preprocess: how images become inputs.
+    samples: use only so many, one drawn at random from each of that many equal stretches of all there are, so
+        that data sorted by class stays representative. Files without one are not read.
+    keys: input name -> key in .npz files and mappings, where these differ.
+    seed: of the draw.
+
+    A feed has one sample where the model's batch dimension is dynamic or 1. Where all inputs fix it to B > 1, B
+    successive samples make a feed, the last one is filled by repeating its last sample, and `samples` chooses
+    whole feeds, rounded up: a fixed axis 0 may also be time or a set of cameras, whose rows stay together. Where
+    inputs share no batch axis (a scalar, different dim_param, arrays of different lengths), a feed is what is
+    stored together.
+
+    Iterating raises DataError where a file is missing, unreadable or damaged, or where an array is empty, not
+    finite, or of the wrong dtype or shape. The constructor raises DataError where there is no data, and
+    UsageError for arguments that make no sense, among them a generator, which can be read only once.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        inputs: Sequence[InputSpec],
+        *,
+        preprocess: Preprocess | None = None,
+        samples: int | None = None,
+        keys: Mapping[str, str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not inputs:
+            raise UsageError("the model has no inputs, so it cannot be calibrated")
+        if samples is not None and (isinstance(samples, bool) or samples < 1):
+            raise UsageError(f"samples must be at least 1, got {samples}")
+        self.inputs = tuple(inputs)
+        self.preprocess = preprocess or Preprocess()
+        self.samples = samples
+        self.seed = seed
+        self._records = open_source(source, _complete(keys or {}, self.inputs))
+        self._batch = batch_size(self.inputs)
+
+        first = self.inputs[0]
+        rank = len(first.shape or ())
+        images = isinstance(self._records, list) and self._records[0].is_image
+        if images or (len(self.inputs) == 1 and first.dtype == np.uint8 and rank == 4):
+            self.preprocess.check(first)
+        if images and rank == 3:
+            self._batch = None  # C x H x W: an image is a feed, and axis 0 is not its batch axis
+
+    def __iter__(self) -> Iterator[Feed]:
+        samples, size = self._samples(), self._batch or 1
+        while group := list(islice(samples, size)):
+            yield group[0] if size == 1 else _stack(group, size)
+
+    def __len__(self) -> int:
+        """How many feeds an iteration gives; counted once, from file headers where these tell."""
+        return len(self._chosen)
+
+    def take(self, count: int) -> list[Feed]:
+        """`count` feeds drawn from the same source as `samples` are, or all where there are fewer."""
+        fewer, samples = copy(self), count * (self._batch or 1)
+        fewer.samples = min(samples, self.samples or samples)
+        fewer.__dict__.pop("_chosen", None)
+        return list(fewer)
+
+    def digest(self) -> str:
+        """SHA-256, in hex, of the set of samples used: names, dtypes, shapes and bytes after preprocessing.
+
+        It depends neither on their order nor on how they are cut into files or feeds.
+        """
+        hashes = []
+        for sample in self._samples():
+            sha = hashlib.sha256()
+            for name, array in sorted(sample.arrays.items()):
+                sha.update(f"{name!r} {array.dtype.name} {array.shape}\n".encode())
+                sha.update(array.tobytes())
+            hashes.append(sha.digest())
+        return hashlib.sha256(b"".join(sorted(hashes))).hexdigest()
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        """Samples per record. An image is one without being opened."""
+        counts = []
+        for record in self._records:
+            length = 1 if record.is_image else self._split(record, record.read(headers_only=True))[1]
+            counts.append(1 if length is None else length)
+        if not counts:
+            raise DataError("the calibration data is empty: no samples")
+        return counts
+
+    @cached_property
+    def _chosen(self) -> Sequence[int]:
+        """The numbers of the feeds to use, out of those that all samples make, ascending."""
+        size = self._batch or 1
+        total = -(-sum(self._counts) // size)
+        wanted = total if self.samples is None else -(-self.samples // size)
+        if wanted >= total:
+            return range(total)
+        edges = [i * total // wanted for i in range(wanted + 1)]
+        return [int(n) for n in np.random.default_rng(self.seed).integers(edges[:-1], edges[1:])]
+
+    def _samples(self) -> Iterator[Feed]:
+        """The chosen samples, each a feed of one row (or, where `rows` is None, a whole record)."""
+        size = self._batch or 1
+        first = 0
+        for record, count in zip_longest(self._records, self._counts):
+            if record is None or count is None:
+                raise DataError(f"the calibration data changed: it had {len(self._counts)} parts at first")
+            # The feeds that have a sample of this record; by bisection, for there may be millions to skip.
+            last, chosen = first + count, self._chosen
+            feeds = chosen[bisect_left(chosen, first // size) : bisect_left(chosen, -(-last // size))]
+            if feeds:
+                numbers = (n for feed in feeds for n in range(feed * size, feed * size + size) if first <= n < last)
+                yield from self._read(record, count, (n - first for n in numbers))
+            first = last
+
+    def _read(self, record: Record, count: int, rows: Iterable[int]) -> Iterator[Feed]:
+        arrays, length = self._split(record, record.read())
+        if (length or 1) != count:
+            raise DataError(f"{record.origin} changed: it had {count} samples at first, now {length or 1}")
+        for row in rows:
+            origin = record.origin if count == 1 else f"{record.origin}[{row}]"
+            feed = {}
+            for spec in self.inputs:
+                array = arrays[spec.name]
+                part = array if length is None else array[row : row + 1]
+                feed[spec.name] = self._sample(record, spec, part, length is not None, origin)
+            yield Feed(feed, None if length is None else 1, origin)
+
+    def _split(self, record: Record, arrays: dict[str, Array]) -> tuple[dict[str, Array], int | None]:
+        """The arrays with the batch in front and its length; or as stored, and None, where they share no batch.
+
+        Works on headers, too. Raises DataError where an array cannot be what the model takes.
+        """
+        stored, batches = {}, {}
+        for spec in self.inputs:
+            array = arrays[spec.name]
+            if array.size == 0 or array.dtype.hasobject:
+                trouble = "holds Python objects" if array.size else f"is empty, {shape_text(array.shape)}"
+                raise DataError(f"{record.origin}: the array for {spec} {trouble}; leave it out")
+            if self._has_pixels(record, spec, array):
+                stored[spec.name] = batches[spec.name] = self.preprocess.batch(array, spec, record.origin)
+                continue
+            if array.dtype.newbyteorder("=") != spec.dtype:
+                raise DataError(
+                    f"{record.origin}: input {shown(spec.name)} expected {spec.dtype}, got {array.dtype}; "
+                    f"save it with .astype(np.{spec.dtype})"
+                )
+            missing = 0 if spec.shape is None else len(spec.shape) - array.ndim
+            if missing not in (0, 1):
+                raise _misshapen(record.origin, spec, array, "save it in that shape")
+            stored[spec.name], batches[spec.name] = array, array[np.newaxis] if missing else array
+        lengths = {batch.shape[:1] for batch in batches.values()}
+        if self._batch is None or len(lengths) > 1 or lengths == {()}:
+            return stored, None
+        return batches, lengths.pop()[0]
+
+    def _has_pixels(self, record: Record, spec: InputSpec, array: Array) -> bool:
+        return record.is_image or (array.dtype == np.uint8 and self.preprocess.accepts_pixels(spec))
+
+    def _sample(self, record: Record, spec: InputSpec, part: Array, is_row: bool, origin: str) -> Array:
+        """Part of a stored array as the model takes it, preprocessed and checked."""
+        hint = "save it in that shape"
+        if self._has_pixels(record, spec, part):
+            hint = "set resize or crop so that images get the model's height and width"
+            part = np.stack([self.preprocess.apply(image, spec, origin) for image in part])
+            if len(spec.shape or part.shape) == 3:
+                part = part[0]
+        # A copy: rows of memory-mapped files and of the caller's arrays must not be changed or kept alive.
+        array = np.array(part, dtype=spec.dtype, order="C")
+        expected = spec.shape
+        if expected is not None:
+            expected = (1, *expected[1:]) if is_row else expected
+            if len(expected) != array.ndim or any(
+                dim != size for dim, size in zip(expected, array.shape, strict=True) if isinstance(dim, int)
+            ):
+                raise _misshapen(origin, spec, array, hint)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            raise DataError(f"{origin}: input {shown(spec.name)} has {array[place]} at {place}; leave it out")
+        return array
+
+
+def _misshapen(origin: str, spec: InputSpec, array: Array, hint: str) -> DataError:
+    return DataError(
+        f"{origin}: input {shown(spec.name)} expected {shape_text(spec.shape)}, got {shape_text(array.shape)}; {hint}"
+    )
+
+
+def _stack(samples: list[Feed], size: int) -> Feed:
+    """One feed of `size` rows; the last sample is repeated where there are fewer."""
+    filled = samples + samples[-1:] * (size - len(samples))
+    origin = samples[0].origin if len(samples) == 1 else f"{samples[0].origin} to {samples[-1].origin}"
+    arrays = {}
+    for name in samples[0].arrays:
+        rows = [sample.arrays[name] for sample in filled]
+        if len({row.shape for row in rows}) > 1:
+            raise DataError(f"{origin}: input {shown(name)} has samples of different shapes in a batch of {size}")
+        arrays[name] = np.concatenate(rows)
+    return Feed(arrays, len(samples), origin)
+
+
+def _complete(keys: Mapping[str, str], inputs: Sequence[InputSpec]) -> dict[str, str]:
+    """`keys` for every input, in the model's order; raises UsageError for a name that is no input."""
+    names = [spec.name for spec in inputs]
+    for name in keys:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1) or names
+            raise UsageError(f"the model has no input {shown(name)}; did you mean {shown(close[0])}?")
+    return {name: keys.get(name, name) for name in names}

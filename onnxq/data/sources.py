@@ -1,0 +1,293 @@
+"""Where calibration data lies: a path or an object in memory, as records that can be read again and again.
+
+A record is what is stored together: a file, an ONNX test_data_set folder, or a mapping in memory. It can be
+read in full, or only its headers, for counting: a header is an array of the declared shape and dtype that takes
+no memory.
+"""
+
+import math
+import os
+import re
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, ClassVar, NoReturn
+
+import numpy as np
+from numpy.lib import format as npy
+
+from onnxq.data.images import decode
+from onnxq.data.inputs import Array, reading, shown
+from onnxq.errors import DataError, UsageError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
+# A few kilobytes of .npz can declare any size. No calibration batch comes near this one.
+MAX_MEMBER_BYTES = 8 << 30
+
+
+@dataclass(frozen=True)
+class Record(ABC):
+    """`keys` maps each input's name to the key under which a file or mapping holds its array."""
+
+    keys: Mapping[str, str]
+    is_image: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def origin(self) -> str:
+        """Where this record lies, as errors name it."""
+
+    @abstractmethod
+    def read(self, headers_only: bool = False) -> dict[str, Array]:
+        """Input name -> array as stored. Raises DataError for whatever keeps it from being read."""
+
+    @property
+    def input_name(self) -> str:
+        """The model's only input, for records that hold one array."""
+        (name,) = self.keys
+        return name
+
+    def pick(self, names: Iterable[str]) -> None:
+        """Raises DataError unless every key is among the names that the record holds."""
+        held = list(names)
+        for name, key in self.keys.items():
+            if key not in held:
+                raise DataError(
+                    f"{self.origin} has no array {shown(key)} for input {shown(name)}; it has "
+                    f"{', '.join(map(shown, held)) or 'none'}. Map names with --input-key {shown(name)}=KEY"
+                )
+
+
+@dataclass(frozen=True)
+class InMemory(Record):
+    """One feed, or a batch of them, that the caller holds."""
+
+    place: str
+    value: object
+
+    @property
+    def origin(self) -> str:
+        return self.place
+
+    def read(self, headers_only: bool = False) -> dict[str, Array]:
+        value = self.value
+        if isinstance(value, np.ndarray):
+            if len(self.keys) != 1:
+                raise DataError(f"{self.origin}: got one array for inputs {_names(self.keys)}; pass a mapping")
+            return {self.input_name: value}
+        if not isinstance(value, Mapping):
+            raise DataError(f"{self.origin}: expected a mapping name -> array, got {type(value).__name__}")
+        self.pick(value)
+        arrays = {name: value[key] for name, key in self.keys.items()}
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray | np.generic):
+                kind = type(array).__name__
+                raise DataError(f"{self.origin}: input {shown(name)} is a {kind}; make it a numpy array")
+        return {name: np.asarray(array) for name, array in arrays.items()}
+
+
+@dataclass(frozen=True)
+class FileRecord(Record):
+    path: Path
+
+    @property
+    def origin(self) -> str:
+        return shown(self.path)
+
+
+class ImageFile(FileRecord):
+    is_image = True
+
+    def read(self, headers_only: bool = False) -> dict[str, Array]:
+        return {self.input_name: decode(self.path)}
+
+
+class NpyFile(FileRecord):
+    def read(self, headers_only: bool = False) -> dict[str, Array]:
+        with reading(self.path):
+            return {self.input_name: npy.open_memmap(self.path, mode="r")}
+
+
+class NpzFile(FileRecord):
+    def read(self, headers_only: bool = False) -> dict[str, Array]:
+        with reading(self.path), zipfile.ZipFile(self.path) as archive:
+            self.pick(name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy"))
+            return {name: self._member(archive, key, headers_only) for name, key in self.keys.items()}
+
+    def _member(self, archive: zipfile.ZipFile, key: str, header_only: bool) -> Array:
+        info = archive.getinfo(f"{key}.npy")
+        where = f"{self.origin}, array {shown(key)}"
+        with archive.open(info) as stream:
+            header = _npy_header(stream, where)
+            # Both are checked before numpy allocates what the header asks for.
+            if header.nbytes > MAX_MEMBER_BYTES:
+                raise DataError(f"{where} declares {header.nbytes} bytes, over {MAX_MEMBER_BYTES}; split it up")
+            if header.nbytes > info.file_size - stream.tell():
+                raise DataError(f"{where} is truncated: it declares {header.nbytes} bytes; save it again")
+        if header_only:
+            return header
+        with archive.open(info) as stream:
+            return np.asarray(npy.read_array(stream, allow_pickle=False))
+
+
+class ProtoFile(FileRecord):
+    def read(self, headers_only: bool = False) -> dict[str, Array]:
+        return {self.input_name: _load_proto(self.path)}
+
+
+class ProtoFolder(FileRecord):
+    """A test_data_set folder of ONNX: input_0.pb, input_1.pb, ... in the order of the model's inputs."""
+
+    def read(self, headers_only: bool = False) -> dict[str, Array]:
+        files = {file.name for file in self.path.glob("input_*.pb")}
+        expected = [f"input_{index}.pb" for index in range(len(self.keys))]
+        if files != set(expected):
+            raise DataError(
+                f"{self.origin}: expected {', '.join(expected)} for inputs {_names(self.keys)}, "
+                f"found {', '.join(shown(f) for f in sorted(files, key=natural_order)) or 'none'}"
+            )
+        return {name: _load_proto(self.path / file) for name, file in zip(self.keys, expected, strict=True)}
+
+
+class Feeds:
+    """The records of an iterable of mappings; reading them again iterates it again."""
+
+    def __init__(self, feeds: Iterable[object], keys: Mapping[str, str]) -> None:
+        self._feeds, self._keys = feeds, keys
+
+    def __iter__(self) -> Iterator[Record]:
+        for index, feed in enumerate(self._feeds):
+            yield InMemory(self._keys, f"feed {index}", feed)
+
+
+def open_source(source: object, keys: Mapping[str, str]) -> Iterable[Record]:
+    """The records of a path or an in-memory object, in a fixed order (folders: natural order of their paths).
+
+    Raises DataError where the path has no calibration data, UsageError where `source` is no source at all.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        with reading(path):
+            return _open_path(path, keys)
+    if isinstance(source, np.ndarray | Mapping):
+        return [InMemory(keys, "calibration data", source)]
+    if isinstance(source, Iterator):
+        raise UsageError(
+            f"calibration data is read several times, and a {type(source).__name__} only once; "
+            "pass a list, or an object whose __iter__ starts again"
+        )
+    if isinstance(source, Iterable):
+        return Feeds(source, keys)
+    raise UsageError(f"calibration data must be a path, array, mapping or list, got {type(source).__name__}")
+
+
+def natural_order(path: str | Path) -> tuple[list[list[int | str]], str]:
+    """Sort key under which 2.png comes before 10.png, folder by folder; the text itself decides 1 and 01."""
+    # A split with a group alternates text and digits, so that ints only ever meet ints.
+    parts = [
+        [int(piece) if place % 2 else piece for place, piece in enumerate(re.split("([0-9]+)", part))]
+        for part in Path(path).parts
+    ]
+    return parts, str(path)
+
+
+_KINDS: dict[str, tuple[str, type[FileRecord]]] = {
+    **dict.fromkeys(IMAGE_SUFFIXES, ("images", ImageFile)),
+    ".npy": (".npy", NpyFile),
+    ".npz": (".npz", NpzFile),
+    ".pb": (".pb", ProtoFile),
+}
+
+
+def _open_path(path: Path, keys: Mapping[str, str]) -> list[Record]:
+    if path.is_dir():
+        return _open_folder(path, keys)
+    if not path.is_file():
+        trouble = "is no regular file or folder" if path.exists() else "does not exist"
+        raise DataError(f"calibration data {shown(path)} {trouble}")
+    if path.suffix.lower() not in _KINDS:
+        raise DataError(f"calibration file {shown(path)}: expected {_EXPECTED}")
+    return [_open_file(path, keys)]
+
+
+def _open_folder(folder: Path, keys: Mapping[str, str]) -> list[Record]:
+    sets = [path for path in folder.glob("test_data_set_*") if path.is_dir()]
+    if any(folder.glob("input_*.pb")):
+        sets = [folder]
+    if sets:
+        return [ProtoFolder(keys, path) for path in sorted(sets, key=natural_order)]
+    files = sorted(_walk(folder), key=natural_order)
+    if not files:
+        raise DataError(f"no calibration files in {shown(folder)}: expected {_EXPECTED}")
+    examples: dict[str, Path] = {}
+    for file in files:
+        examples.setdefault(_KINDS[file.suffix.lower()][0], file)
+    if len(examples) > 1:
+        found = " and ".join(f"{kind} ({shown(file)})" for kind, file in examples.items())
+        raise DataError(f"{shown(folder)} mixes {found}; keep one kind of calibration files in a folder")
+    return [_open_file(file, keys) for file in files]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files with a known suffix below the folder, hidden ones left out, each real folder visited once."""
+    seen: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # a symbolic link to where we have been
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            # ONNX test data: output_0.pb is what the model answers to input_0.pb, not what it is fed.
+            answer = name.startswith("output_") and name.endswith(".pb")
+            if Path(name).suffix.lower() in _KINDS and not name.startswith(".") and not answer:
+                yield Path(place, name)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def _open_file(path: Path, keys: Mapping[str, str]) -> Record:
+    kind, record = _KINDS[path.suffix.lower()]
+    if len(keys) != 1 and record is not NpzFile:
+        raise DataError(
+            f"{shown(path)}: {kind} hold one array, and the model has inputs {_names(keys)}; "
+            "use .npz files whose keys are the input names"
+        )
+    return record(keys, path)
+
+
+def _npy_header(stream: IO[bytes], where: str) -> Array:
+    """An array of the shape and dtype that a .npy stream declares; it takes no memory."""
+    version = npy.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise DataError(f"{where}: .npy version {version} is not supported; save it with np.save")
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise DataError(f"{where} holds Python objects, which are not unpickled; save a numeric array")
+    if math.prod(shape) * dtype.itemsize >= 1 << 62:  # past what numpy can even describe
+        raise DataError(f"{where} declares the absurd shape {shape}; save it again")
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def _load_proto(path: Path) -> Array:
+    from onnx import TensorProto, numpy_helper
+
+    with reading(path):
+        tensor = TensorProto.FromString(path.read_bytes())
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise DataError(f"{shown(path)} keeps its values in another file; save them inside")
+        array: np.ndarray[Any, Any] = numpy_helper.to_array(tensor)
+        return array
+
+
+def _names(keys: Mapping[str, str]) -> str:
+    return ", ".join(map(shown, keys))
+
+
+_EXPECTED = f"images ({' '.join(IMAGE_SUFFIXES)}), .npy, .npz or test_data_set_*/input_*.pb"
