@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 import click
 
 from . import __version__
+from .analysis.inspect import inspect
 from .data import Preprocess
 from .errors import OnnxqError, OutputError, UsageError
-from .pipeline import PRESETS, Options, quantize
+from .pipeline import PRESETS, Options, open_model, quantize
 from .progress import Progress
+from .report import printable
 from .targets import TARGETS
 
 if sys.version_info >= (3, 11):
@@ -181,13 +183,8 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except OnnxqError as error:
-            click.echo(f"onnxq: error: {_printable(str(error))}", err=True)
+            click.echo(f"onnxq: error: {printable(str(error))}", err=True)
             ctx.exit(error.exit_code)
-
-
-def _printable(text: str) -> str:
-    """Names come from files: no control characters may reach the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -226,6 +223,18 @@ def quantize_command(
         _write_report(Path(report), result.report.to_json())
     if not quiet:
         click.echo(f"{output}: {result.report.to_text(verbose)}")
+
+
+@main.command("inspect", epilog=EXIT_CODES)
+@click.argument("model", type=click.Path())
+@_placement_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--verbose", "-v", is_flag=True, help="Print each layer and each node that would stay in float.")
+@_config
+def inspect_command(model: str, as_json: bool, verbose: bool, **given: Any) -> None:
+    """Show what MODEL is made of, what of it could be quantized, and what not and why."""
+    facts = inspect(*open_model(model), Options(**given))
+    click.echo(facts.to_json().rstrip() if as_json else facts.to_text(verbose))
 
 
 def _parse(given: dict[str, Any]) -> tuple[Preprocess, dict[str, str], Options]:

@@ -20,6 +20,7 @@ from .data import CalibrationData, InputSpec, Preprocess
 from .errors import ModelError, OnnxqError, OutputError, UsageError, VerificationError
 from .graph import storage
 from .graph.model import Model, Quantizer
+from .graph.opset import convert_opset
 from .numeric.metrics import Sqnr
 from .numeric.quant import Grid, QuantSpec
 from .passes.add_quantizers import AddQuantizers
@@ -27,7 +28,7 @@ from .passes.base import Context, Outcome, Pass
 from .passes.fold_batchnorm import FoldBatchNorm
 from .passes.fuse_activation import FuseActivation
 from .passes.lower_to_qdq import LowerToQdq
-from .passes.normalize import Normalize, convert_opset
+from .passes.normalize import Normalize
 from .passes.set_activation_ranges import SetActivationRanges
 from .passes.set_bias_scales import SetBiasScales
 from .passes.set_weight_ranges import SetWeightRanges
@@ -94,30 +95,29 @@ class Pipeline:
 
     passes: tuple[Pass, ...]
 
-    def run(self, model: Model, context: Context) -> tuple[Step, ...]:
-        """Apply all passes to `model`. A failing pass names itself. Raises OnnxqError."""
+    def run(self, model: Model, context: Context, original: ModelProto | None = None) -> tuple[Step, ...]:
+        """Apply all passes to `model`. A failing pass names itself. Raises OnnxqError.
+
+        original: the float model that passes must preserve the function of; `model` as it is if None.
+        """
         steps = []
-        feed = next((f.arrays for f in context.feeds), None)
-        before = _outputs(model, feed)
+        feed = next((f.arrays for f in context.feeds), None) if any(p.preserves for p in self.passes) else None
+        before = {} if feed is None else Session(original or model.to_proto()).run(feed)
         for index, step in enumerate(self.passes):
             name = type(step).__name__
             context.progress(name, index, len(self.passes))
             start = time.perf_counter()
             outcome = step.apply(model, context)
             if step.preserves and outcome.changed:
-                after = _outputs(model, feed)
+                after = {} if feed is None else Session(model.to_proto()).run(feed)
                 _refuse_change(name, before, after)
             steps.append(_step(name, step, outcome, time.perf_counter() - start))
         return tuple(steps)
 
 
-def _outputs(model: Model, feed: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
-    return {} if feed is None else Session(model.to_proto()).run(feed)
-
-
 def _refuse_change(name: str, before: dict[str, Any], after: dict[str, Any]) -> None:
     for output, x in before.items():
-        if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.shape == after[output].shape:
+        if output in after and isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.shape == after[output].shape:
             distance = Sqnr()
             distance.update(x, after[output])
             if distance.db < PRESERVED_DB and distance.noise > np.finfo(np.float32).tiny:
@@ -138,17 +138,15 @@ def prepare() -> Pipeline:
     return Pipeline((Normalize(), FoldBatchNorm()))
 
 
+def placement(options: Options) -> Pipeline:
+    """Where quantizers go."""
+    activation, weight = specs(options)
+    return Pipeline((AddQuantizers(activation, weight, options.include, options.exclude, options.tie),))
+
+
 def ptq(options: Options) -> Pipeline:
     """Post-training quantization, Figure 8."""
-    activation, weight = specs(options)
-    return Pipeline(
-        (
-            AddQuantizers(activation, weight, options.include, options.exclude, options.tie),
-            SetWeightRanges(),
-            SetActivationRanges(),
-            SetBiasScales(),
-        )
-    )
+    return Pipeline((*placement(options).passes, SetWeightRanges(), SetActivationRanges(), SetBiasScales()))
 
 
 def lowering() -> Pipeline:
@@ -287,7 +285,7 @@ class _Job:
 
     def quantize(self) -> ModelProto:
         model = load(self.proto, self.origin, self.context.target)
-        self.steps += prepare().run(model, self.context)
+        self.steps += prepare().run(model, self.context, self.proto)
         self.steps += ptq(self.options).run(model, self.context)
         self.planned = model.clone()
         self.steps += lowering().run(model, replace(self.context, feeds=()))
@@ -299,7 +297,7 @@ class _Job:
     ) -> Report:
         compared = self.feeds.take(SAMPLES)
         quality, operators = verify(written, self.proto, [(f.arrays, f.rows) for f in compared], self.context.threads)
-        placement = next(step for step in self.steps if step.name == "AddQuantizers")
+        placed = next(step for step in self.steps if step.name == "AddQuantizers")
         nodes = {node.name: node.op for node in self.planned.graph.nodes}
         return Report(
             onnxq=version("onnxq"),
@@ -309,8 +307,8 @@ class _Job:
             result=_facts(quantized, None if output is None else str(output)),
             samples=len(self.feeds),
             steps=self.steps,
-            integer_nodes=int(placement.notes[0].rpartition(" ")[2]),
-            float_nodes=tuple(FloatNode(where, nodes[where], reason) for where, reason in placement.skips),
+            integer_nodes=placed.changed,
+            float_nodes=tuple(FloatNode(where, nodes[where], reason) for where, reason in placed.skips),
             tensors=tuple(_record(self.planned, q) for q in self.planned.quantizers.values()),
             quality=quality,
             compared_samples=sum(f.rows or 1 for f in compared),

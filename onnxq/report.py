@@ -113,9 +113,13 @@ class Report:
 
     def _left_in_float(self, verbose: bool) -> list[str]:
         if verbose:
-            return [f"in float: {_safe(n.node)} ({_safe(n.op)}): {_safe(n.reason)}" for n in self.float_nodes]
+            return [
+                f"in float: {printable(n.node)} ({printable(n.op)}): {printable(n.reason)}" for n in self.float_nodes
+            ]
         groups = Counter((n.op, n.reason) for n in self.float_nodes)
-        return [f"in float: {count} {_safe(op)}: {_safe(reason)}" for (op, reason), count in groups.most_common()]
+        return [
+            f"in float: {count} {printable(op)}: {printable(reason)}" for (op, reason), count in groups.most_common()
+        ]
 
 
 def _plain(value: Any) -> Any:
@@ -129,7 +133,7 @@ def _plain(value: Any) -> Any:
 
 
 def _quality(quality: OutputQuality) -> str:
-    text = f"{_safe(quality.output)}: SQNR {_db(quality.sqnr_db)} against float"
+    text = f"{printable(quality.output)}: SQNR {_db(quality.sqnr_db)} against float"
     if quality.top1_agreement is not None:
         text += f", same top-1 on {100 * quality.top1_agreement:.1f} % of samples"
     return f"{text} (ONNX Runtime optimised against not: {_db(quality.runtime_sqnr_db)})"
@@ -147,11 +151,11 @@ def _step_lines(step: Step) -> list[str]:
     head = f"{step.name}: {step.changed} changed, {step.seconds:.2f} s"
     return [
         head,
-        *(f"  {_safe(note)}" for note in step.notes),
-        *(f"  left: {_safe(w)}: {_safe(r)}" for w, r in step.skips),
+        *(f"  {printable(note)}" for note in step.notes),
+        *(f"  left: {printable(w)}: {printable(r)}" for w, r in step.skips),
     ]
 
 
-def _safe(text: str) -> str:
+def printable(text: str) -> str:
     """Names come from the model: no control characters may reach the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
