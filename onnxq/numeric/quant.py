@@ -4,8 +4,10 @@
     dequantize  x^ = s (q - z)                                                               (5, 6)
     real range  [s (qmin - z), s (qmax - z)]
 
-s: scale, float32, > 0.  z: zero point, an integer of the grid; z = 0 for symmetric signed grids.
-Both are scalars, or vectors along `axis` for per-channel quantization.
+s: scale, float32, > 0.  z: zero point, an integer of the grid; z = 0 for symmetric signed grids (7, 8) and for
+symmetric unsigned ones of one-tailed tensors (8b). Scales may be restricted to powers of two (section 2.2.2).
+Both are scalars; or vectors along `axis` for per-channel quantization; or of the tensor's own rank, with one entry
+for each `block` elements along `axis`.
 
 Bit-exact with ONNX QuantizeLinear and DequantizeLinear as ONNX Runtime runs them: division by the float32
 scale, rounding half to even, then the zero point, then clipping.
@@ -39,18 +41,27 @@ class Grid:
 
     @property
     def qmin(self) -> int:
-        lowest = -(2 ** (self.bits - 1)) if self.signed else 0
-        return lowest + int(self.narrow)
+        return (-(1 << (self.bits - 1)) if self.signed else 0) + self.narrow
 
     @property
     def qmax(self) -> int:
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return (1 << (self.bits - self.signed)) - 1
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
         """The smallest numpy integer type that holds the grid; narrower grids are simulated inside it."""
         width = next(w for w in (8, 16, 32) if self.bits <= w)
         return np.dtype(f"{'int' if self.signed else 'uint'}{width}")
+
+    @property
+    def stored_bits(self) -> int:
+        """Width of the ONNX type that stores the grid: 4, 8, 16 or 32; `dtype` holds 4-bit integers in 8 bits."""
+        return next(w for w in (4, 8, 16, 32) if self.bits <= w)
+
+    @property
+    def fills_its_type(self) -> bool:
+        """Whether the stored type clips where the grid ends; narrower grids need help with that."""
+        return self.bits == self.stored_bits
 
     def __str__(self) -> str:
         return f"{'int' if self.signed else 'uint'}{self.bits}{' narrow' if self.narrow else ''}"
@@ -62,76 +73,98 @@ class QuantSpec:
 
     symmetric: zero point at the middle of the grid (0 where it is signed), range [-a, a].
     per_channel: one scale for each slice along the quantizer's axis instead of one for the tensor.
+    one_tailed: a symmetric signed grid turns unsigned, zero point 0, where the tensor has no negative values (8b).
+    power_of_two: scales are powers of two.
+    block: one scale for each so many elements along the quantizer's axis (weights only).
     """
 
     grid: Grid
     symmetric: bool
     per_channel: bool = False
+    one_tailed: bool = False
+    power_of_two: bool = False
+    block: int | None = None
 
     def __str__(self) -> str:
-        symmetry = "symmetric" if self.symmetric else "asymmetric"
-        return f"{self.grid} {symmetry} {'per channel' if self.per_channel else 'per tensor'}"
+        granularity = "per channel" if self.per_channel else "per tensor"
+        words = [
+            str(self.grid),
+            "symmetric" if self.symmetric else "asymmetric",
+            f"blocks of {self.block}" if self.block else granularity,
+        ]
+        return " ".join(words + ["power of two"] * self.power_of_two)
 
 
 @dataclass(frozen=True)
 class QuantParams:
-    """The answer: `scale` float32 and `zero_point` of the grid's type, both of shape () or (C,).
+    """The answer: `scale` float32 and `zero_point` of the grid's type, both (), (C,) or, in blocks, (..., K/b, ...).
 
-    axis: the dimension of the tensor that the vectors run along; None for one scale per tensor.
+    axis: the dimension of the tensor that the vectors or blocks run along; None for one scale per tensor.
     """
 
     grid: Grid
     scale: FloatArray
     zero_point: Array
     axis: int | None = None
+    block: int | None = None
 
     def quantize(self, x: FloatArray) -> Array:
         """`x` of any shape -> integers of the grid's type, same shape. Not-a-number is refused (ValueError)."""
         if np.isnan(x).any():
             raise ValueError("cannot quantize not-a-number")
-        scale, zero_point = self._broadcast(x.ndim)
+        scale, zero_point = self._broadcast(x.shape)
         with np.errstate(over="ignore"):  # a huge value over a tiny scale: clipped below like any other
             q = np.rint(x.astype(np.float32) / scale) + zero_point
-        return np.clip(q, self.grid.qmin, self.grid.qmax).astype(self.grid.dtype)
+        if self.grid.bits == 32:
+            q = np.float64(q)  # float32 has no 2**31 - 1, and the integer type no 2**31
+        clipped: Array = np.clip(q, self.grid.qmin, self.grid.qmax).astype(self.grid.dtype)
+        return clipped
 
     def dequantize(self, q: Array) -> NDArray[np.float32]:
         """Integers of any shape -> float32, same shape."""
-        scale, zero_point = self._broadcast(q.ndim)
+        scale, zero_point = self._broadcast(q.shape)
         return np.asarray((q.astype(np.float32) - zero_point) * scale, np.float32)
 
     def fake(self, x: FloatArray) -> NDArray[np.float32]:
         """`x` rounded to the grid, float32: what the integer network sees of it."""
         return self.dequantize(self.quantize(x))
 
-    def _broadcast(self, ndim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        scale, zero_point = np.float32(self.scale), np.float32(self.zero_point)
+    def _broadcast(self, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scale and zero point in shapes that broadcast against a tensor of this shape."""
+        scale, zero_point = np.asarray(self.scale, np.float32), np.asarray(self.zero_point, np.float32)
         if self.axis is None:
-            return np.asarray(scale), np.asarray(zero_point)
-        shape = [1] * ndim
-        shape[self.axis] = -1
-        return np.reshape(scale, shape), np.reshape(zero_point, shape)
+            return scale, zero_point
+        if self.block is not None:
+            within = np.arange(shape[self.axis]) // self.block
+            return scale.take(within, self.axis), zero_point.take(within, self.axis)
+        vector = [-1 if axis == self.axis % len(shape) else 1 for axis in range(len(shape))]
+        return scale.reshape(vector), zero_point.reshape(vector)
 
     @classmethod
-    def from_range(
-        cls, lo: FloatArray, hi: FloatArray, spec: QuantSpec, axis: int | None = None
-    ) -> QuantParams:
-        """Scale and zero point of the grid that spans [lo, hi] (scalars or (C,)), widened to contain zero.
+    def from_range(cls, lo: FloatArray, hi: FloatArray, spec: QuantSpec, axis: int | None = None) -> QuantParams:
+        """Scale and zero point of the grid that spans [lo, hi] (both of the scale's shape), widened to contain zero.
 
         Zero is always represented exactly: zero padding and Relu depend on it. An empty range gets a scale
-        from the widest of the other channels, or 1 where all are empty.
+        from the widest of the other channels, or 1 where all are empty. Powers of two are rounded up.
         """
         lo, hi = np.minimum(np.float64(lo), 0.0), np.maximum(np.float64(hi), 0.0)
         grid = spec.grid
+        unsigned = spec.one_tailed and spec.symmetric and not lo.any()
+        if unsigned:
+            grid = Grid(grid.bits, signed=False)
         if spec.symmetric:
-            middle = 0 if grid.signed else 2 ** (grid.bits - 1)
+            middle = 0 if grid.signed or unsigned else 2 ** (grid.bits - 1)
             scale = np.maximum(hi, -lo) / (grid.qmax - middle)
         else:
             # Halved first: hi - lo of two float32 extremes still fits, but not after the division is moved out.
             scale = hi / (grid.qmax - grid.qmin) - lo / (grid.qmax - grid.qmin)
         scale = np.where(scale > 0, scale, np.max(scale, initial=0.0) or 1.0)
         scale = np.asarray(np.clip(scale, SMALLEST_SCALE, np.finfo(np.float32).max), np.float32)
+        if spec.power_of_two:
+            mantissa, exponent = np.frexp(scale)  # scale = mantissa 2^exponent, 0.5 <= mantissa < 1
+            scale = np.ldexp(np.float32(1), np.minimum(exponent - (mantissa == 0.5), 127))
         if spec.symmetric:
             zero_point = np.full(scale.shape, middle)
         else:
             zero_point = np.clip(grid.qmin - np.rint(lo / np.float64(scale)), grid.qmin, grid.qmax)
-        return cls(grid, scale, np.asarray(zero_point, grid.dtype), axis)
+        return cls(grid, scale, np.asarray(zero_point, grid.dtype), axis, spec.block)

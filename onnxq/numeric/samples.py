@@ -19,23 +19,50 @@ S = TypeVar("S", bound="Statistic")
 
 @dataclass(frozen=True)
 class Samples:
-    """Weighted values per channel: `values` and `counts` (C, n); `lo` and `hi` (C,), the exact extremes."""
+    """Weighted values per channel: `values` and `counts` (C, n); `lo` and `hi` (C,), the exact extremes.
+
+    widths: (C, n), where values are the middles of bins; None where they are exact.
+    vectors: (m, K), vectors of logits for cross-entropy ranges; None elsewhere.
+    """
 
     values: NDArray[np.float64]
     counts: NDArray[np.float64]
     lo: NDArray[np.float64]
     hi: NDArray[np.float64]
+    widths: NDArray[np.float64] | None = None
+    vectors: NDArray[np.floating] | None = None
 
     @classmethod
-    def of_weights(cls, weight: FloatArray, axis: int | None) -> Samples:
-        """Every weight counts once. `axis`: the channel axis, or None for the whole tensor as one channel."""
-        rows = np.float64(weight.reshape(1, -1) if axis is None else _rows(weight, axis))
+    def of_weights(cls, weight: FloatArray, axis: int | None, block: int | None = None) -> Samples:
+        """Every weight counts once. `axis`: the channel axis, or None for the whole tensor as one channel.
+
+        block: each run of so many weights along `axis` is a channel, in the order of the scales, the last one of a
+        line filled up with zeros.
+        """
+        if block is not None and axis is not None:
+            rows = np.float64(_blocks(weight, axis, block))
+        else:
+            rows = np.float64(weight.reshape(1, -1) if axis is None else _rows(weight, axis))
         return cls(rows, np.ones_like(rows), rows.min(axis=1, initial=0.0), rows.max(axis=1, initial=0.0))
+
+    def channel(self, index: int) -> Samples:
+        """One channel alone."""
+        part = slice(index, index + 1)
+        widths = None if self.widths is None else self.widths[part]
+        return Samples(self.values[part], self.counts[part], self.lo[part], self.hi[part], widths, self.vectors)
 
 
 def _rows(x: FloatArray, axis: int) -> FloatArray:
     """`x` of any shape -> (C, n) with the channel axis first."""
     return np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
+
+
+def _blocks(x: FloatArray, axis: int, block: int) -> FloatArray:
+    """`x` of any shape -> (number of blocks, block), blocks in C order of an array with one entry a block."""
+    padding = [(0, -x.shape[axis] % block if i == axis else 0) for i in range(x.ndim)]
+    lines = np.moveaxis(np.pad(x, padding), axis, -1)
+    blocks = lines.reshape(*lines.shape[:-1], -1, block)
+    return np.moveaxis(blocks, -2, axis).reshape(-1, block)
 
 
 class Statistic(Protocol):
