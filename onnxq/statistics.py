@@ -53,7 +53,7 @@ def save(statistics: Statistics, path: str | os.PathLike[str]) -> None:
     arrays: dict[str, np.ndarray] = {}
     for index, (name, statistic) in enumerate(sorted(statistics.tensors.items())):
         histogram = statistic.histogram if isinstance(statistic, Logits) else statistic
-        header["tensors"].append({"name": name, "top": histogram.top, "logits": isinstance(statistic, Logits)})
+        header["tensors"].append({"name": name, "logits": isinstance(statistic, Logits)})
         arrays[f"{index}_extremes"] = np.array([histogram.extremes.lo, histogram.extremes.hi])
         filled = np.flatnonzero(histogram.counts)
         arrays[f"{index}_bins"], arrays[f"{index}_counts"] = filled, histogram.counts[filled]
@@ -88,7 +88,7 @@ def load(path: str | os.PathLike[str]) -> Statistics:
 
 def _statistic(arrays: Any, index: int, facts: Mapping[str, Any]) -> Logits | Histogram:
     lo, hi = arrays[f"{index}_extremes"]
-    histogram = Histogram(MinMax(float(lo), float(hi)), int(facts["top"]))
+    histogram = Histogram(MinMax(float(lo), float(hi)))
     histogram.counts[arrays[f"{index}_bins"]] = arrays[f"{index}_counts"]
     if not facts["logits"]:
         return histogram

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxq.numeric.histogram import BINS, OCTAVES, Histogram, compress
+from onnxq.numeric.histogram import BINS, Histogram, compress
 from onnxq.numeric.logits import KEPT, Logits
 from onnxq.numeric.samples import Samples
 
@@ -21,7 +21,7 @@ def collect(parts: list[np.ndarray]) -> Histogram:
 
 
 def same(a: Histogram, b: Histogram) -> bool:
-    return a.top == b.top and a.extremes == b.extremes and bool((a.counts == b.counts).all())
+    return a.extremes == b.extremes and bool((a.counts == b.counts).all())
 
 
 @given(batches, st.randoms(use_true_random=False))
@@ -42,13 +42,12 @@ def test_every_value_lies_in_its_bin(parts: list[np.ndarray]) -> None:
     if not values.size:
         return
     assert samples.counts.sum() == values.size
-    largest = np.abs(values).max()
     low = samples.values[0] - (samples.widths[0] if samples.widths is not None else 0) / 2
     for value in values:
-        if abs(value) > max(largest * 2.0 ** (1 - OCTAVES), 2.0**-125):  # what is smaller counts as zero
+        if abs(value) >= 2.0**-126:  # subnormals have wider bins
             nearest = np.flatnonzero(low <= value)[-1] if value > 0 else np.flatnonzero(low < value)[-1]
             assert abs(samples.values[0][nearest] - value) <= samples.widths[0][nearest] / 2
-            assert samples.widths[0][nearest] <= abs(value) / BINS
+            assert samples.widths[0][nearest] <= abs(value) / 128
 
 
 def test_extremes_are_exact_and_zero_has_a_bin_of_its_own() -> None:
@@ -77,7 +76,7 @@ def test_memory_does_not_depend_on_what_was_seen() -> None:
     small, large = collect([np.ones(1, np.float32)]), Histogram()
     for exponent in range(-30, 30):
         large.update(np.random.default_rng(0).standard_normal(1000).astype(np.float32) * 2.0**exponent)
-    assert small.counts.nbytes == large.counts.nbytes == 8 * (2 * OCTAVES * BINS + 1)
+    assert small.counts.nbytes == large.counts.nbytes == 8 * BINS
 
 
 def test_compress_keeps_small_and_per_channel_weights_exact() -> None:
