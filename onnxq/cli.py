@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from . import __version__
 from .analysis.inspect import inspect
 from .data import Preprocess
 from .errors import OnnxqError, OutputError, UsageError
+from .graph.storage import replacing
 from .pipeline import PRESETS, Options, open_model, quantize
 from .progress import Progress
 from .report import printable
@@ -75,23 +77,50 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: str | None) -
             table = tomllib.load(file)
     except OSError as error:
         raise click.UsageError(f"--config {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or UnicodeDecodeError
         raise click.UsageError(f"--config {path}: not valid TOML: {error}") from None
-    table |= table.pop("preprocess", {})
-    known = {p.name: p for p in ctx.command.params if isinstance(p, click.Option) and p.name not in ("config", "help")}
+    preprocess = table.pop("preprocess", {})
+    if not isinstance(preprocess, dict):
+        raise click.UsageError(f"--config {path}: 'preprocess' must be a table, [preprocess]")
+    known = _long_names(ctx.command)
     defaults = {}
-    for key, value in table.items():
-        name = key.replace("-", "_")
+    for key, value in (table | preprocess).items():
+        name = key.replace("_", "-")
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0].replace('_', '-')!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else ""
             raise click.UsageError(f"--config {path}: unknown key {key!r}{hint}")
-        if name == "input_key" and isinstance(value, dict):
-            value = [f"{k}={v}" for k, v in value.items()]
-        if known[name].multiple and isinstance(value, str):
-            value = [value]
-        defaults[name] = value
+        option, negated = known[name]
+        assert option.name is not None
+        defaults[option.name] = _as_typed(option, negated, value, f"--config {path}: {key!r}")
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _long_names(command: click.Command) -> dict[str, tuple[click.Option, bool]]:
+    """Names of long options without dashes -> option, and whether the name switches it off."""
+    options = [p for p in command.params if isinstance(p, click.Option) and p.name not in ("config", "help")]
+    return {
+        name[2:]: (option, negated)
+        for option in options
+        for negated, names in ((False, option.opts), (True, option.secondary_opts))
+        for name in names
+        if name.startswith("--")
+    }
+
+
+def _as_typed(option: click.Option, negated: bool, value: Any, where: str) -> Any:
+    """A TOML value as it would stand on the command line, so that it is parsed and refused alike."""
+    if option.is_flag:
+        if not isinstance(value, bool):
+            raise click.UsageError(f"{where} must be true or false, got {value!r}")
+        return value != negated
+    if option.name == "input_key" and isinstance(value, dict):
+        return [f"{k}={v}" for k, v in value.items()]
+    values = value if isinstance(value, list) else [value]
+    if isinstance(value, dict) or any(isinstance(v, (dict, list, bool)) for v in values):
+        raise click.UsageError(f"{where} cannot be {value!r}")
+    texts = [str(v) for v in values]
+    return texts if option.multiple or isinstance(value, list) else texts[0]
 
 
 def _options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
@@ -185,6 +214,9 @@ class _Group(click.Group):
         except OnnxqError as error:
             click.echo(f"onnxq: error: {printable(str(error))}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("onnxq: interrupted, nothing was written", err=True)
+            ctx.exit(130)
 
 
 @click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -194,12 +226,12 @@ def main() -> None:
 
 
 @main.command("quantize", epilog=EXIT_CODES)
-@click.argument("model", type=click.Path())
-@click.argument("output", type=click.Path())
+@click.argument("model", type=click.Path(readable=False))
+@click.argument("output", type=click.Path(readable=False))
 @click.option(
     "--calib",
     required=True,
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Calibration data: a folder of images, .npy, .npz or test_data_set_*/*.pb, or one such file.",
 )
 @_data_options
@@ -214,19 +246,21 @@ def quantize_command(
 ) -> None:
     """Quantize MODEL with calibration data and write the verified result to OUTPUT."""
     preprocess, keys, options = _parse(given)
-    _refuse_same_files(model, output, report)
-    with Progress(enabled=not quiet) as progress:
+    _refuse_same_files(model, output, report, calib)
+    with ExitStack() as stack:
+        report_file = None if report is None else stack.enter_context(replacing(report))
+        progress = stack.enter_context(Progress(enabled=not quiet))
         result = quantize(
             model, calib, output=output, options=options, preprocess=preprocess, input_keys=keys, progress=progress
         )
-    if report is not None:
-        _write_report(Path(report), result.report.to_json())
+        if report_file is not None:
+            report_file.write_text(result.report.to_json(), encoding="utf-8")
     if not quiet:
         click.echo(f"{output}: {result.report.to_text(verbose)}")
 
 
 @main.command("inspect", epilog=EXIT_CODES)
-@click.argument("model", type=click.Path())
+@click.argument("model", type=click.Path(readable=False))
 @_placement_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--verbose", "-v", is_flag=True, help="Print each layer and each node that would stay in float.")
@@ -251,21 +285,12 @@ def _parse(given: dict[str, Any]) -> tuple[Preprocess, dict[str, str], Options]:
     return preprocess, keys, Options(**given)
 
 
-def _refuse_same_files(model: str, output: str, report: str | None) -> None:
-    if report is None:
-        return
-    path = Path(report).resolve()
-    if path in (Path(model).resolve(), Path(output).resolve()):
-        raise OutputError(f"--report {report}: this is the model itself; choose another name")
-    if not path.parent.is_dir():
-        raise OutputError(f"--report {report}: no such folder: {path.parent}")
-
-
-def _write_report(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"--report {path}: cannot be written: {error.strerror}") from None
+def _refuse_same_files(model: str, output: str, report: str | None, calib: str) -> None:
+    if Path(output).resolve() == Path(calib).resolve():
+        raise OutputError(f"{output}: the output is the calibration data itself; choose another name")
+    for path in (model, output, calib):
+        if report is not None and Path(report).resolve() == Path(path).resolve():
+            raise OutputError(f"--report {report}: this is {path} itself; choose another name")
 
 
 if __name__ == "__main__":

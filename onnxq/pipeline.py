@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -80,6 +81,9 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise UsageError(f"{name.replace('_', '-')} must be at least {lowest}, got {value}")
+        for name in ("include", "exclude", "tie"):
+            if isinstance(getattr(self, name), str):
+                raise UsageError(f"{name} must be a list of strings, got {getattr(self, name)!r}")
         for op in self.tie:
             _one_of("tie", op, ("Add", "Concat"))
 
@@ -237,7 +241,8 @@ def quantize(
             keys=input_keys,
             seed=options.seed,
         )
-        job = _Job(proto, origin, feeds, options, progress)
+        where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
+        job = _Job(proto, origin, feeds, options, progress, input_keys or {}, where)
         quantized = job.quantize()
         if target_path is None:
             folder = stack.enter_context(storage.scratch_folder())
@@ -253,7 +258,7 @@ def _open_output(
     if output is None:
         return None
     path = Path(output)
-    if not isinstance(model, ModelProto) and path.exists() and Path(model).exists() and path.samefile(model):
+    if not isinstance(model, ModelProto) and os.path.exists(path) and os.path.exists(model) and path.samefile(model):
         raise OutputError(f"{path}: the output is the input model itself; choose another name")
     return stack.enter_context(storage.replacing(path))
 
@@ -267,6 +272,8 @@ class _Job:
     feeds: CalibrationData
     options: Options
     progress: Callable[[str, int, int], None] | None
+    input_keys: Mapping[str, str]
+    calibration: str | None
     context: Context = field(init=False)
     steps: tuple[Step, ...] = ()
     planned: Model = field(init=False)
@@ -287,6 +294,8 @@ class _Job:
         model = load(self.proto, self.origin, self.context.target)
         self.steps += prepare().run(model, self.context, self.proto)
         self.steps += ptq(self.options).run(model, self.context)
+        if not model.quantizers:
+            raise ModelError(f"{self.origin}: nothing to quantize: {_reasons(self._placed(), model)}")
         self.planned = model.clone()
         self.steps += lowering().run(model, replace(self.context, feeds=()))
         model.graph.producer_name, model.graph.producer_version = "onnxq", version("onnxq")
@@ -296,13 +305,18 @@ class _Job:
         self, quantized: ModelProto, written: Path, output: str | os.PathLike[str] | None, seconds: float
     ) -> Report:
         compared = self.feeds.take(SAMPLES)
-        quality, operators = verify(written, self.proto, [(f.arrays, f.rows) for f in compared], self.context.threads)
-        placed = next(step for step in self.steps if step.name == "AddQuantizers")
+        verdict = verify(written, self.proto, [(f.arrays, f.rows) for f in compared], self.context.threads)
+        placed = self._placed()
         nodes = {node.name: node.op for node in self.planned.graph.nodes}
         return Report(
             onnxq=version("onnxq"),
             onnxruntime=version("onnxruntime"),
-            options=asdict(self.options),
+            options={
+                **asdict(self.options),
+                "preprocess": asdict(self.feeds.preprocess),
+                "input_keys": dict(self.input_keys),
+                "calibration": self.calibration,
+            },
             source=_facts(self.proto, self.origin),
             result=_facts(quantized, None if output is None else str(output)),
             samples=len(self.feeds),
@@ -310,17 +324,26 @@ class _Job:
             integer_nodes=placed.changed,
             float_nodes=tuple(FloatNode(where, nodes[where], reason) for where, reason in placed.skips),
             tensors=tuple(_record(self.planned, q) for q in self.planned.quantizers.values()),
-            quality=quality,
+            quality=verdict.quality,
             compared_samples=sum(f.rows or 1 for f in compared),
-            runtime_operators=operators,
-            warnings=(),
+            runtime_operators=dict(verdict.operators),
+            warnings=verdict.warnings,
             seconds=seconds,
         )
+
+    def _placed(self) -> Step:
+        return next(step for step in self.steps if step.name == "AddQuantizers")
+
+
+def _reasons(placed: Step, model: Model) -> str:
+    operators = {node.name: node.op for node in model.graph.nodes}
+    counts = Counter(f"{operators[where]}: {reason}" for where, reason in placed.skips)
+    return "; ".join(f"{count} {text}" for text, count in counts.most_common()) or "no node computes float32"
 
 
 def load(proto: ModelProto, origin: str, target: Target) -> Model:
     """A model to work on, at an operator set that the target's quantized operators need."""
-    return Model.from_proto(convert_opset(proto, target.min_opset, origin), origin)
+    return Model.from_proto(convert_opset(proto, target.min_opset, origin, target.max_opset), origin)
 
 
 def _facts(proto: ModelProto, path: str | None) -> ModelFacts:

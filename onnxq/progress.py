@@ -1,31 +1,26 @@
-"""Progress bars on a terminal, nothing elsewhere."""
+"""One line of progress on a terminal, gone when the work is done; nothing elsewhere."""
 
 from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any
 
 import click
 
+WIDTH = 30
+ERASE_LINE = "\r\x1b[K"
+
 
 class Progress:
-    """Called with (label, done, total); draws a bar per label on standard error if that is a terminal."""
+    """Called with (label, done, total); draws a bar on standard error if that is a terminal."""
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled and sys.stderr.isatty()
-        self._label = ""
-        self._bar: Any = None
+        self._shown = ""
 
     def __call__(self, label: str, done: int, total: int) -> None:
-        if not self.enabled:
-            return
-        if label != self._label:
-            self._close()
-            self._label = label
-            self._bar = click.progressbar(length=max(total, 1), label=f"{label:<24}", file=sys.stderr)
-            self._bar.__enter__()
-        self._bar.update(done - self._bar.pos)
+        share = done / max(total, 1)
+        self._show(f"{label:<32} [{'#' * round(WIDTH * share):-<{WIDTH}}] {share:4.0%}")
 
     def __enter__(self) -> Progress:
         return self
@@ -33,9 +28,9 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        self._show("")
 
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar = None
+    def _show(self, text: str) -> None:
+        if self.enabled and text != self._shown:
+            click.echo(f"{ERASE_LINE}{text}", nl=False, err=True)
+            self._shown = text

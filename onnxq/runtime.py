@@ -51,8 +51,8 @@ class Session:
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         if optimized_path is not None:
             options.optimized_model_filepath = str(optimized_path)
-        source = model.SerializeToString() if isinstance(model, ModelProto) else os.fspath(model)
         try:
+            source = model.SerializeToString() if isinstance(model, ModelProto) else os.fspath(model)
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise EngineError(f"ONNX Runtime cannot load the model: {_message(error)}") from None
@@ -111,13 +111,12 @@ def collect(
         idle.put(statistics)
 
     def observe(feed: tuple[Arrays, int | None]) -> None:
-        arrays, rows = feed
-        batch = max((a.shape[0] for a in arrays.values() if a.ndim), default=1)
         statistics = idle.get()
-        for name, value in session.run(arrays).items():
-            padded = rows is not None and rows < batch and value.ndim and value.shape[0] == batch
-            statistics[name].update(value[:rows] if padded else value)
-        idle.put(statistics)
+        try:
+            for name, value in session.run(feed[0]).items():
+                statistics[name].update(without_padding(value, *feed))
+        finally:
+            idle.put(statistics)  # after a failure too: other workers may be waiting for it
 
     for _ in parallel_map(observe, feeds, threads, in_flight):
         pass
@@ -125,6 +124,14 @@ def collect(
     for other in workers[1:]:
         total = {name: total[name].merge(other[name]) for name in total}
     return total
+
+
+def without_padding(value: Any, arrays: Arrays, rows: int | None) -> Any:
+    """An output for the feed `arrays`, cut to its first `rows` rows where it has the batch that was filled up."""
+    batch = max((a.shape[0] for a in arrays.values() if a.ndim), default=1)
+    if rows is None or rows >= batch or not isinstance(value, np.ndarray) or value.shape[:1] != (batch,):
+        return value
+    return value[:rows]
 
 
 def optimized_graph(model: Source) -> onnx.GraphProto:
@@ -137,4 +144,4 @@ def optimized_graph(model: Source) -> onnx.GraphProto:
     return graph
 
 
-__all__: Sequence[str] = ("Session", "collect", "default_threads", "optimized_graph", "parallel_map")
+__all__: Sequence[str] = ("Session", "collect", "default_threads", "optimized_graph", "parallel_map", "without_padding")

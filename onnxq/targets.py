@@ -3,7 +3,8 @@
 A rule says, for one operator: which inputs go onto a grid, whether the integer kernel needs its output on one too,
 and when the operator stays in float although its type has a kernel. The rules for ONNX Runtime were found by
 feeding QDQ models of each operator to ONNX Runtime 1.32 and reading the graph that it then runs
-(`tests/test_targets.py` repeats that), not from a list.
+(`tests/test_targets.py` repeats that), not from a list. Pad keeps its grid like all data movement, but 1.32 pads in
+float between DequantizeLinear and QuantizeLinear, which is exact.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 
 import onnx_graphsurgeon as gs
 
-from .graph.ops import ONNX_DOMAINS, LinearLayer, linear_layer, preserves_grid
+from .graph.ops import ONNX_DOMAINS, LinearLayer, is_op, linear_layer, preserves_grid
 from .numeric.quant import Grid, QuantSpec
 
 Condition = Callable[[gs.Node], str | None]
@@ -50,7 +51,7 @@ class OpRule:
 class Target:
     """A tool-chain: its types, its rules by operator, and the activations that it fuses into the operator before.
 
-    min_opset: what its quantized operators need.  bias_bits: width of the integer bias.
+    min_opset, max_opset: where its quantized operators exist.  bias_bits: width of the integer bias.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Target:
     rules: Mapping[str, OpRule]
     fused: frozenset[str] = frozenset()
     min_opset: int = 13
+    max_opset: int | None = None
     bias_bits: int = 32
 
     def rule(self, node: gs.Node) -> OpRule | str:
@@ -86,6 +88,13 @@ def _ort_linear(node: gs.Node) -> str | None:
     return layer if isinstance(layer, str) else None
 
 
+def _ort_mask(node: gs.Node) -> str | None:
+    readers = node.outputs[0].outputs
+    if readers and all(is_op(reader, "Softmax") for reader in readers):
+        return "it masks or biases attention: scores beside -10000 or -inf fit no 8-bit grid"
+    return None
+
+
 def _is_matrix(layer: LinearLayer) -> bool:
     return len(layer.weight.shape) == 2
 
@@ -93,6 +102,7 @@ def _is_matrix(layer: LinearLayer) -> bool:
 _MOVEMENT = OpRule("movement", grid="same")
 _POOLING = OpRule("elementwise", grid="same")
 _ELEMENTWISE = OpRule("elementwise")
+_MASKING = OpRule("elementwise", refuses=_ort_mask)
 
 ORT = Target(
     name="ort",
@@ -104,10 +114,10 @@ ORT = Target(
         "Conv": OpRule("linear", refuses=_ort_linear),
         "Gemm": OpRule("linear", output="free", refuses=_ort_linear),
         "MatMul": OpRule("linear", output="free", refuses=_ort_linear, per_channel=_is_matrix),
-        "Add": _ELEMENTWISE,
+        "Add": _MASKING,
         "Mul": _ELEMENTWISE,
         "Concat": _ELEMENTWISE,
-        "Where": _ELEMENTWISE,
+        "Where": _MASKING,
         "LeakyRelu": _ELEMENTWISE,
         "Sigmoid": OpRule("elementwise", fixed=(0.0, 1.0)),
         "Softmax": OpRule("elementwise", fixed=(0.0, 1.0)),
@@ -122,6 +132,7 @@ ORT = Target(
         ),
     },
     fused=frozenset({"Relu", "Clip"}),
+    max_opset=27,
 )  # fmt: skip
 
 TARGETS: Mapping[str, Target] = {target.name: target for target in (ORT,)}

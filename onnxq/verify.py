@@ -1,7 +1,7 @@
 """Is the written model what it claims to be? Asked before it replaces anything.
 
 The full ONNX checker; loading in ONNX Runtime; running with its optimisations off (the arithmetic as written) and on
-(integer kernels), which must agree; and the distance of its outputs from the float model's.
+(integer kernels), which must agree; and the distance of its outputs from the float model's, which must be finite.
 """
 
 from __future__ import annotations
@@ -16,12 +16,25 @@ import onnx
 from onnx import ModelProto
 
 from .errors import EngineError, VerificationError
+from .graph.storage import first_line
 from .numeric.metrics import Sqnr
 from .report import OutputQuality
-from .runtime import Session, optimized_graph, parallel_map
+from .runtime import Session, optimized_graph, parallel_map, without_padding
 
 AGREEMENT_MARGIN_DB = 3.0
+LOW_SQNR_DB = 10.0
 SAMPLES = 32
+
+Feeds = Iterable[tuple[Mapping[str, np.ndarray], int | None]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """quality: of each output that can be compared.  operators: how many nodes of which ONNX Runtime runs."""
+
+    quality: tuple[OutputQuality, ...]
+    operators: Mapping[str, int]
+    warnings: tuple[str, ...]
 
 
 @dataclass
@@ -53,55 +66,81 @@ def _finite(db: float) -> float | None:
     return None if np.isposinf(db) else max(db, -200.0)
 
 
-def verify(
-    written: Path, original: ModelProto, feeds: Iterable[tuple[Mapping[str, np.ndarray], int | None]], threads: int
-) -> tuple[tuple[OutputQuality, ...], dict[str, int]]:
+def verify(written: Path, original: ModelProto, feeds: Feeds, threads: int) -> Verdict:
     """Check the model file `written` against the float model on some feeds (arrays, rows).
 
-    Returns the quality of each floating-point output, and how many nodes of which operator ONNX Runtime runs.
-    Raises VerificationError where the model is invalid, does not load or run, or where ONNX Runtime's rewriting
-    changes its outputs by more than quantization did.
+    Raises VerificationError where the model is invalid, does not load or run, gives infinity or not-a-number where
+    the float model does not, or where ONNX Runtime's rewriting changes its outputs by more than quantization did.
     """
+    _check(written, original)
+    reference = Session(original)
     try:
-        onnx.checker.check_model(str(written), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise VerificationError(f"the quantized model is not valid ONNX, and was not written: {error}") from None
-    try:
-        sessions = Session(original), Session(written), Session(written, optimize=True)
+        sessions = reference, Session(written), Session(written, optimize=True)
         comparisons = _compare(sessions, feeds, threads)
         operators = Counter(node.op_type for node in optimized_graph(written).node)
     except EngineError as error:
         raise VerificationError(f"the quantized model does not run, and was not written: {error}") from None
+    for name, comparison in comparisons.items():
+        _refuse_damage(name, comparison)
     quality = tuple(comparison.record(name) for name, comparison in comparisons.items())
-    for output in quality:
-        _refuse_disagreement(output)
-    return quality, dict(operators.most_common())
+    return Verdict(quality, dict(operators.most_common()), tuple(_warnings(reference.outputs, quality)))
 
 
-def _compare(
-    sessions: tuple[Session, Session, Session],
-    feeds: Iterable[tuple[Mapping[str, np.ndarray], int | None]],
-    threads: int,
-) -> dict[str, _Comparison]:
+def _check(written: Path, original: ModelProto) -> None:
+    try:
+        onnx.checker.check_model(str(written), full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise VerificationError(
+            f"the quantized model is not valid ONNX, and was not written: {first_line(error)}"
+        ) from None
+    except onnx.shape_inference.InferenceError as error:
+        if _infers(original):  # models that declare wrong shapes are common, and run
+            raise VerificationError(
+                f"the quantized model's shapes do not fit, so it was not written: {first_line(error)}"
+            ) from None
+
+
+def _infers(proto: ModelProto) -> bool:
+    try:
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    except onnx.shape_inference.InferenceError:
+        return False
+    return True
+
+
+def _compare(sessions: tuple[Session, Session, Session], feeds: Feeds, threads: int) -> dict[str, _Comparison]:
     comparisons: dict[str, _Comparison] = {}
-    runs = parallel_map(lambda feed: ([s.run(feed[0]) for s in sessions], feed[1]), feeds, threads)
-    for (reference, plain, optimised), rows in runs:
+    for feed, (reference, plain, optimised) in parallel_map(
+        lambda feed: (feed, [session.run(feed[0]) for session in sessions]), feeds, threads
+    ):
         for name, x in reference.items():
-            outputs = [x, plain[name], optimised[name]]
-            if all(isinstance(o, np.ndarray) and o.dtype.kind == "f" for o in outputs) and x.ndim:
-                outputs = [o[:rows] for o in outputs]
-                if len({o.shape for o in outputs}) == 1:  # the number of detections may differ
-                    comparisons.setdefault(name, _Comparison()).update(*outputs)
+            outputs = [without_padding(o, *feed) for o in (x, plain[name], optimised[name])]
+            comparable = all(isinstance(o, np.ndarray) and o.dtype.kind == "f" for o in outputs)
+            if comparable and len({o.shape for o in outputs}) == 1:  # the number of detections may differ
+                comparisons.setdefault(name, _Comparison()).update(*outputs)
     return comparisons
 
 
-def _refuse_disagreement(output: OutputQuality) -> None:
-    if output.runtime_sqnr_db is None:
-        return
-    quality = np.inf if output.sqnr_db is None else output.sqnr_db
-    if output.runtime_sqnr_db < min(quality, 30.0) - AGREEMENT_MARGIN_DB:
+def _warnings(outputs: Iterable[str], quality: Iterable[OutputQuality]) -> Iterable[str]:
+    compared = {output.output: output.sqnr_db for output in quality}
+    for name in outputs:
+        if name not in compared:
+            yield f"output {name!r} was not compared: it holds no floats, or another number of them each time"
+    for name, db in compared.items():
+        if db is not None and db < LOW_SQNR_DB:
+            yield f"output {name!r} is far from the float model's (SQNR {db:.1f} dB): measure the accuracy"
+
+
+def _refuse_damage(output: str, comparison: _Comparison) -> None:
+    quality, runtime = comparison.quality, comparison.runtime
+    if not np.isfinite(quality.noise):
         raise VerificationError(
-            f"output {output.output!r}: ONNX Runtime's optimised integer kernels do not agree with the model as"
-            f" written (SQNR {output.runtime_sqnr_db:.1f} dB between them, {quality:.1f} dB against float), so the"
+            f"output {output!r} of the quantized model holds infinity or not-a-number where the float model's does"
+            " not, so the model was not written"
+        )
+    if runtime.db < min(quality.db, 30.0) - AGREEMENT_MARGIN_DB:
+        raise VerificationError(
+            f"output {output!r}: ONNX Runtime's optimised integer kernels do not agree with the model as"
+            f" written (SQNR {runtime.db:.1f} dB between them, {quality.db:.1f} dB against float), so the"
             " model was not written; on a CPU without VNNI, int8 products of more than 7 bits saturate"
         )

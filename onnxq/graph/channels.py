@@ -40,12 +40,24 @@ def by_input(layer: LinearLayer, vector: Vector) -> NDArray[np.float64]:
     return _along(vector, _input_axis(layer), len(layer.weight.shape))
 
 
+def pairs(layer: LinearLayer) -> NDArray[np.float64]:
+    """The weight as (g, Cout/g, Cin/g, taps): all weights that join an output with an input channel of its group."""
+    weight = np.asarray(layer.weight.values, np.float64)
+    if is_op(layer.node, "ConvTranspose"):
+        split = weight.reshape(layer.groups, -1, *weight.shape[1:])
+        return np.swapaxes(split, 1, 2).reshape(*split.shape[:1], split.shape[2], split.shape[1], -1)
+    if is_op(layer.node, "Conv"):
+        return weight.reshape(layer.groups, -1, weight.shape[1], int(np.prod(weight.shape[2:], dtype=int)))
+    matrix = np.moveaxis(weight, (layer.axis, _input_axis(layer)), (0, 1))
+    return matrix.reshape(1, *matrix.shape[:2], -1)
+
+
 def response(layer: LinearLayer, constant: Vector) -> Vector:
     """W c, (Cout,): what an input that is constant over space, (Cin,), adds to each output where nothing is padded.
 
     For Conv, Gemm and MatMul with a matrix; other layers answer such an input with one that varies (ValueError).
     """
-    weight = np.float64(layer.weight.values)
+    weight = np.asarray(layer.weight.values, np.float64)
     if is_op(layer.node, "ConvTranspose") or (is_op(layer.node, "MatMul") and weight.ndim > 2):
         raise ValueError(f"{layer.node.op} does not answer a constant with a constant")
     product = weight * by_input(layer, constant)
@@ -78,7 +90,7 @@ def set_weight(model: Model, layer: LinearLayer, values: NDArray[np.float64]) ->
     """A new weight for this layer only, under the old name where no one else reads the old one."""
     old = layer.weight
     new = np.asarray(values, old.dtype)
-    if len(old.outputs) == 1:
+    if model.sole_consumer(old) is layer.node:
         old.values = new
     else:
         edit.replace_input(layer.node, old, edit.constant(model, old.name, new))

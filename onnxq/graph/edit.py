@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -72,14 +73,14 @@ def drop_dangling(model: Model) -> int:
 
 
 def name_nodes(nodes: Iterable[gs.Node]) -> None:
-    """Give every node a name of its own, so that options and reports can speak of it."""
+    """Give every node a name of its own, so that options and reports can speak of it; names that are one stay."""
     nodes = list(nodes)
-    taken: set[str] = set()
+    taken = {node.name for node in nodes}
+    seen = {""}
     for node in nodes:
-        stem = node.name or (f"{node.op}_{node.outputs[0].name}" if node.outputs else node.op)
-        name, count = stem, 0
-        while name in taken:
-            count += 1
-            name = f"{stem}_{count}"
-        taken.add(name)
-        node.name = name
+        if not node.name or node.name in seen:
+            stem = node.name or (f"{node.op}_{node.outputs[0].name}" if node.outputs else node.op)
+            candidates = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(1)))
+            node.name = next(name for name in candidates if name not in taken)
+        taken.add(node.name)
+        seen.add(node.name)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from ..errors import ModelError
 from ..numeric.quant import QuantParams, QuantSpec
@@ -27,6 +27,7 @@ class Quantizer:
     grid_of: the tensor whose grid this one keeps (data movement, pooling, tied inputs of Add and Concat).
     widened_by: other tensors whose statistics count too, since their quantizers share this one's grid.
     fixed: a range known beforehand, such as (0, 1) after Softmax.
+    method: how its range is set, where that differs from the pass's.
     readers: names of the nodes that read a weight through this quantizer; others read it in float.
     """
 
@@ -37,6 +38,7 @@ class Quantizer:
     grid_of: str | None = None
     widened_by: tuple[str, ...] = ()
     fixed: tuple[float, float] | None = None
+    method: str | None = None
     readers: tuple[str, ...] = ()
 
     def answered(self, params: QuantParams) -> Quantizer:
@@ -75,9 +77,13 @@ class Model:
     @classmethod
     def from_proto(cls, proto: ModelProto, origin: str = "model") -> Model:
         """Raises ModelError for content that graph surgeon would drop without a word."""
-        model = cls(gs.import_onnx(proto), origin, header=_header_of(proto))
-        _refuse_losses(proto, model, origin)
-        return model
+        _refuse_losses(proto, origin)
+        graph = gs.import_onnx(proto)
+        graph.functions.clear()  # kept as they are in the header
+        for value, tensor in zip(proto.graph.output, graph.outputs, strict=True):
+            if tensor.shape is None and value.type.tensor_type.HasField("shape"):
+                tensor.shape = ()  # graph surgeon takes a scalar's shape for none at all
+        return cls(graph, origin, header=_header_of(proto))
 
     def to_proto(self) -> ModelProto:
         """The float model as it stands, with the metadata of the original; quantizers are not part of it."""
@@ -127,18 +133,27 @@ def tensor_names(graph: gs.Graph) -> Iterator[str]:
                 yield from tensor_names(value)
 
 
+def nodes_of(graph: GraphProto) -> Iterator[NodeProto]:
+    """All nodes of a serialized graph, those in subgraphs included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from nodes_of(inner)
+
+
 def extract(proto: ModelProto, outputs: Iterable[str]) -> ModelProto:
-    """The part of a model that computes `outputs`, any of its tensors, in their order; the inputs all stay.
+    """The part of a model that computes `outputs`, any of its tensors, each once; the inputs all stay.
 
     Raises KeyError for a name that nothing produces. Types of new outputs are left for the runtime to infer.
     """
-    outputs = list(outputs)
+    outputs = list(dict.fromkeys(outputs))
     needed, nodes = set(outputs), []
     for node in reversed(proto.graph.node):
         if needed.intersection(node.output):
             nodes.append(node)
             needed.update(node.input)
-            needed.update(_captured(node))
+            needed.update(captured(node))
     part = ModelProto()
     part.CopyFrom(_without_graph(proto))
     part.graph.name = proto.graph.name or "extract"
@@ -147,7 +162,8 @@ def extract(proto: ModelProto, outputs: Iterable[str]) -> ModelProto:
     part.graph.initializer.extend(t for t in proto.graph.initializer if t.name in needed)
     part.graph.sparse_initializer.extend(t for t in proto.graph.sparse_initializer if t.values.name in needed)
     known = {v.name: v for v in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output)}
-    made = {name for node in nodes for name in node.output} | set(known)
+    made = {name for node in nodes for name in node.output}
+    made |= {v.name for v in (*proto.graph.input, *proto.graph.initializer)}
     for name in outputs:
         if name not in made:
             raise KeyError(name)
@@ -155,17 +171,14 @@ def extract(proto: ModelProto, outputs: Iterable[str]) -> ModelProto:
     return part
 
 
-def _captured(node: onnx.NodeProto) -> set[str]:
+def captured(node: NodeProto) -> set[str]:
     """Names that the node's subgraphs read; some are their own, which does no harm."""
-    graphs = [a.g for a in node.attribute if a.HasField("g")]
-    graphs += [g for a in node.attribute for g in a.graphs]
-    names: set[str] = set()
-    for graph in graphs:
-        names.update(output.name for output in graph.output)
-        for inner in graph.node:
-            names.update(inner.input)
-            names.update(_captured(inner))
-    return names
+    return {
+        name
+        for attribute in node.attribute
+        for graph in (attribute.g, *attribute.graphs)
+        for name in (*(o.name for o in graph.output), *(i for inner in nodes_of(graph) for i in inner.input))
+    }
 
 
 def _without_graph(proto: ModelProto) -> ModelProto:
@@ -176,16 +189,18 @@ def _without_graph(proto: ModelProto) -> ModelProto:
 
 
 def _header_of(proto: ModelProto) -> ModelProto:
-    """What graph surgeon does not carry: metadata, model version and domain, documentation."""
-    header = ModelProto(domain=proto.domain, model_version=proto.model_version, doc_string=proto.doc_string)
+    """What graph surgeon does not carry, or not unchanged: metadata, documentation, functions."""
+    header = ModelProto(ir_version=proto.ir_version, domain=proto.domain, model_version=proto.model_version)
+    header.doc_string = proto.doc_string
     header.metadata_props.extend(proto.metadata_props)
+    header.functions.extend(proto.functions)
     return header
 
 
-def _refuse_losses(proto: ModelProto, model: Model, origin: str) -> None:
-    """Graph surgeon skips attributes of types that it does not know and cannot write optional types back."""
-    for node, kept in zip(proto.graph.node, model.graph.nodes, strict=True):
-        lost = {a.name for a in node.attribute} - set(kept.attrs)
+def _refuse_losses(proto: ModelProto, origin: str) -> None:
+    """Graph surgeon skips attributes of some types without a word, fails on others, and cannot write some types."""
+    for node in nodes_of(proto.graph):
+        lost = [a.name for a in node.attribute if not _is_carried(a)]
         if lost:
             raise ModelError(
                 f"{origin}: node {node.name or node.output[0]!r} ({node.op_type}) has attributes of a type that"
@@ -193,5 +208,18 @@ def _refuse_losses(proto: ModelProto, model: Model, origin: str) -> None:
             )
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         kind = value.type.WhichOneof("value")
-        if kind not in (None, "tensor_type", "sequence_type", "sparse_tensor_type"):
+        if kind == "sequence_type" and not value.type.sequence_type.elem_type.HasField("tensor_type"):
+            kind = "sequence_type of other than tensors"
+        if kind not in (None, "tensor_type", "sequence_type"):
             raise ModelError(f"{origin}: tensor {value.name!r} is of {kind}, which is not supported")
+
+
+def _is_carried(attribute: AttributeProto) -> bool:
+    kinds = AttributeProto
+    try:
+        text = [s.decode() for s in (attribute.s, *attribute.strings)]
+    except UnicodeDecodeError:
+        return False
+    if attribute.type in (kinds.INTS, kinds.FLOATS, kinds.STRINGS):
+        return bool(attribute.ints or attribute.floats or text[1:])  # an empty list loses its type
+    return attribute.type in (kinds.FLOAT, kinds.INT, kinds.STRING, kinds.TENSOR, kinds.GRAPH)

@@ -124,20 +124,19 @@ def _with_added_bias(node: gs.Node, weight: gs.Constant) -> LinearLayer:
 def channel_vector(constant: gs.Constant, channels: int, axis: int, ndim: int | None) -> np.ndarray | None:
     """A constant that broadcasts along one axis of a tensor, as float64 (C,); None where it is anything else.
 
-    axis: the channel axis of that tensor, 1 or -1.  ndim: its rank, None where unknown (then only axis -1 and
-    single values can be told).
+    axis: the channel axis of that tensor, 1 or -1.  ndim: its rank, None where unknown (at least 1).
     """
-    values = np.float64(constant.values)
-    if values.size == 1 and (ndim is None or values.ndim <= ndim):
-        return np.full(channels, values.reshape(()))
-    if axis == -1:
-        fits = values.shape[-1:] == (channels,) and values.size == channels
-        return values.reshape(-1) if fits and (ndim is None or values.ndim <= ndim) else None
-    if ndim is None or values.ndim > ndim:
+    values = np.asarray(constant.values, np.float64)
+    if values.ndim > (1 if ndim is None else ndim):
         return None
-    padded = (1,) * (ndim - values.ndim) + values.shape
-    expected = tuple(channels if i == axis else 1 for i in range(ndim))
-    return values.reshape(-1) if padded == expected else None
+    if values.size == 1:
+        return np.full(channels, values.reshape(()))
+    if axis != -1 and ndim is None:
+        return None
+    shape = [1] * (ndim or 1)
+    shape[axis] = channels
+    padded = (1,) * (len(shape) - values.ndim) + values.shape
+    return values.reshape(-1) if padded == tuple(shape) else None
 
 
 def _constant_input(node: gs.Node, index: int) -> np.ndarray | None:
@@ -153,9 +152,7 @@ def _moves_any(node: gs.Node) -> bool:
 
 def _moves_resize(node: gs.Node) -> bool:
     mode = node.attrs.get("mode", "nearest")
-    return bool(
-        mode == "nearest" and node.attrs.get("coordinate_transformation_mode") != "tf_crop_and_resize"
-    )
+    return bool(mode == "nearest" and node.attrs.get("coordinate_transformation_mode") != "tf_crop_and_resize")
 
 
 def _moves_pad(node: gs.Node) -> bool:

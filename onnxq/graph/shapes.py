@@ -1,19 +1,24 @@
-"""Types and shapes of inner tensors, from ONNX's shape inference."""
+"""Types and shapes of inner tensors, from ONNX's shape inference, and arithmetic on shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
+import google.protobuf.message
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from onnx import ModelProto
+
+from .ops import is_op
 
 
 def infer_shapes(proto: ModelProto) -> ModelProto:
     """The model with all types and shapes that ONNX can tell; as it was where inference fails altogether."""
     try:
         return onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+    except (onnx.shape_inference.InferenceError, google.protobuf.message.EncodeError, ValueError, RuntimeError):
         return proto
 
 
@@ -48,3 +53,34 @@ def _bytes(value: onnx.ValueInfoProto) -> int | None:
     except (KeyError, TypeError):
         return None
     return int(np.prod([d.dim_value for d in kind.shape.dim], dtype=np.int64)) * itemsize
+
+
+Dim: TypeAlias = "int | str | None"
+"""A dimension: its length, the name of a dynamic one, None where nothing is known."""
+
+
+def shape_elements(tensor: gs.Tensor) -> list[Dim] | None:
+    """Elements of an integer tensor of rank 0 or 1 that is computed from shapes; None if it is no such tensor."""
+    if isinstance(tensor, gs.Constant):
+        is_shape = tensor.dtype == np.int64 and len(tensor.shape) < 2
+        return [int(v) for v in np.ravel(tensor.values)] if is_shape else None
+    node = tensor.inputs[0] if tensor.inputs else gs.Node("")
+    if is_op(node, "Shape") and node.inputs[0].shape is not None:
+        dims = [None if isinstance(d, int) and d < 0 else d for d in node.inputs[0].shape]
+        return dims[slice(node.attrs.get("start", 0), node.attrs.get("end"))]
+    if is_op(node, "Concat"):
+        parts = [shape_elements(t) for t in node.inputs]
+        return None if None in parts else [d for part in parts for d in part or ()]
+    if not is_op(node, "Gather", "Slice", "Unsqueeze") or not all(isinstance(t, gs.Constant) for t in node.inputs[1:]):
+        return None
+    source, constants = shape_elements(node.inputs[0]), [t.values for t in node.inputs[1:]]
+    if source is None:
+        return None
+    if is_op(node, "Gather"):
+        fits = constants[0].ndim < 2 and all(-len(source) <= i < len(source) for i in constants[0].flat)
+        return [source[int(i)] for i in constants[0].flat] if fits else None
+    if is_op(node, "Slice"):
+        start, stop = int(constants[0][0]), int(constants[1][0])
+        step = int(constants[3][0]) if len(constants) > 3 else 1
+        return source[start:stop:step] if step > 0 else None
+    return source if node.inputs[0].shape is not None and len(node.inputs[0].shape) == 0 else None

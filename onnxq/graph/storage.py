@@ -11,9 +11,10 @@ from pathlib import Path
 
 import google.protobuf.message
 import onnx
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 
 from ..errors import AlreadyQuantizedError, ModelError, OutputError
+from .model import nodes_of
 
 LARGEST_PROTOBUF = 2**31 - 2**20
 """Bytes that still fit one protobuf file; larger models keep their tensors in a second file beside it."""
@@ -27,16 +28,14 @@ _INTEGER_OPS = {
 def read(path: str | os.PathLike[str]) -> ModelProto:
     """The model at `path`, external data included, past the ONNX checker. Raises ModelError."""
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, calm about names that are too long
         raise ModelError(f"{path}: no such file")
     if path.is_dir():
         raise ModelError(f"{path}: expected an .onnx file, got a folder")
     try:
-        proto = onnx.load(path, load_external_data=False)
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
     except google.protobuf.message.DecodeError:
-        raise ModelError(
-            f"{path}: not an ONNX model, or a truncated one (protobuf cannot be parsed)"
-        ) from None
+        raise ModelError(f"{path}: not an ONNX model, or a truncated one (protobuf cannot be parsed)") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
     if not proto.HasField("graph") or not proto.opset_import:
@@ -59,16 +58,27 @@ def _load_external(proto: ModelProto, path: Path) -> None:
 def check(proto: ModelProto, origin: str) -> None:
     """Raise ModelError where the ONNX checker rejects the model, or where it is quantized already."""
     try:
-        if proto.ByteSize() < LARGEST_PROTOBUF:
-            onnx.checker.check_model(proto)
-    except onnx.checker.ValidationError as error:
+        onnx.checker.check_model(proto if proto.ByteSize() < LARGEST_PROTOBUF else _without_weights(proto))
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:  # the latter for damaged names
         raise ModelError(f"{origin}: not a valid ONNX model: {first_line(error)}") from None
-    for node in proto.graph.node:
+    for node in nodes_of(proto.graph):
         if node.op_type in _INTEGER_OPS:
             raise AlreadyQuantizedError(
                 f"{origin}: already quantized: node {node.name or node.output[0]!r} is {node.op_type};"
                 " start from the float model"
             )
+
+
+def _without_weights(proto: ModelProto) -> ModelProto:
+    """The model with initializers as inputs: what the checker, which serializes it, can look at in one piece."""
+    inputs = {v.name: v for v in proto.graph.input}
+    for tensor in proto.graph.initializer:
+        value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        inputs.setdefault(tensor.name, value)
+    graph = GraphProto(name=proto.graph.name, node=proto.graph.node, input=inputs.values(), output=proto.graph.output)
+    return ModelProto(
+        ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions, graph=graph
+    )
 
 
 def first_line(error: BaseException) -> str:
@@ -84,9 +94,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises OutputError, before the block runs, where `path` cannot be written.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise OutputError(f"{path}: expected a file to write the model to, got a folder")
-    if path.exists() and not os.access(path, os.W_OK):
+    if os.path.exists(path) and not os.access(path, os.W_OK):
         raise OutputError(f"{path}: not writable")
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -94,9 +104,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OutputError(f"{path}: cannot be written: {path.parent}: {error.strerror}") from None
     try:
         yield folder / path.name
-        # Tensors beside the model first: a model whose data is missing must never be seen.
-        for file in sorted(folder.iterdir(), key=lambda f: f.name == path.name):
-            os.replace(file, path.parent / file.name)
+        try:
+            # Tensors beside the model first: a model whose data is missing must never be seen.
+            for file in sorted(folder.iterdir(), key=lambda f: f.name == path.name):
+                os.replace(file, path.parent / file.name)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -118,6 +131,7 @@ def write(proto: ModelProto, path: Path) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         else:
-            onnx.save_model(proto, path, save_as_external_data=True, location=f"{path.name}.data")
+            onnx.save_model(proto, path, "protobuf", save_as_external_data=True, location=f"{path.name}.data")
+            onnx.load_external_data_for_model(proto, str(path.parent))  # saving took them out of `proto`
     except OSError as error:
         raise OutputError(f"{path.name}: cannot be written: {error.strerror}") from None

@@ -116,7 +116,7 @@ class QuantParams:
         with np.errstate(over="ignore"):  # a huge value over a tiny scale: clipped below like any other
             q = np.rint(x.astype(np.float32) / scale) + zero_point
         if self.grid.bits == 32:
-            q = np.float64(q)  # float32 has no 2**31 - 1, and the integer type no 2**31
+            q = np.asarray(q, np.float64)  # float32 has no 2**31 - 1, and the integer type no 2**31
         clipped: Array = np.clip(q, self.grid.qmin, self.grid.qmax).astype(self.grid.dtype)
         return clipped
 
@@ -147,7 +147,7 @@ class QuantParams:
         Zero is always represented exactly: zero padding and Relu depend on it. An empty range gets a scale
         from the widest of the other channels, or 1 where all are empty. Powers of two are rounded up.
         """
-        lo, hi = np.minimum(np.float64(lo), 0.0), np.maximum(np.float64(hi), 0.0)
+        lo, hi = np.minimum(np.asarray(lo, np.float64), 0.0), np.maximum(np.asarray(hi, np.float64), 0.0)
         grid = spec.grid
         unsigned = spec.one_tailed and spec.symmetric and not lo.any()
         if unsigned:
@@ -156,8 +156,7 @@ class QuantParams:
             middle = 0 if grid.signed or unsigned else 2 ** (grid.bits - 1)
             scale = np.maximum(hi, -lo) / (grid.qmax - middle)
         else:
-            # Halved first: hi - lo of two float32 extremes still fits, but not after the division is moved out.
-            scale = hi / (grid.qmax - grid.qmin) - lo / (grid.qmax - grid.qmin)
+            scale = (hi - lo) / (grid.qmax - grid.qmin)
         scale = np.where(scale > 0, scale, np.max(scale, initial=0.0) or 1.0)
         scale = np.asarray(np.clip(scale, SMALLEST_SCALE, np.finfo(np.float32).max), np.float32)
         if spec.power_of_two:
@@ -166,5 +165,5 @@ class QuantParams:
         if spec.symmetric:
             zero_point = np.full(scale.shape, middle)
         else:
-            zero_point = np.clip(grid.qmin - np.rint(lo / np.float64(scale)), grid.qmin, grid.qmax)
+            zero_point = np.clip(grid.qmin - np.rint(lo / np.asarray(scale, np.float64)), grid.qmin, grid.qmax)
         return cls(grid, scale, np.asarray(zero_point, grid.dtype), axis, spec.block)

@@ -20,11 +20,14 @@ coarser and finer than the bins alike.
 
 from __future__ import annotations
 
+import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
 from .histogram import compress
 from .quant import QuantParams, QuantSpec
 from .samples import Samples
@@ -56,10 +59,12 @@ def cross_entropy(samples: Samples, spec: QuantSpec) -> Range:
     """The range that least disturbs the classes' probabilities; `samples` holds vectors of logits (m, classes)."""
     if samples.vectors is None:
         raise ValueError("cross-entropy ranges need vectors of logits")
-    logits = np.float64(samples.vectors)
+    logits = np.asarray(samples.vectors, np.float64)
     probabilities = np.exp(_log_softmax(logits))
     return _search(
-        lambda p: np.array([-(probabilities * _log_softmax(np.float64(p.fake(logits)))).sum()]), samples, spec
+        lambda p: np.array([-(probabilities * _log_softmax(np.asarray(p.fake(logits), np.float64))).sum()]),
+        samples,
+        spec,
     )
 
 
@@ -96,6 +101,37 @@ METHODS: Mapping[str, RangeMethod] = {
 }
 
 
+DEFAULTS: Mapping[str, float | None] = {**dict.fromkeys(METHODS), "percentile": 99.99, "bn": 6.0}
+"""Names of all methods, with the default of the value that may follow a colon: `percentile:99.9`, `bn:4`."""
+
+
+def parse_method(text: str) -> tuple[str, float | None]:
+    """`name` or `name:value` -> name and value. Raises UsageError."""
+    name, colon, value = text.partition(":")
+    if name not in DEFAULTS:
+        close = difflib.get_close_matches(name, DEFAULTS, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(DEFAULTS)}"
+        raise UsageError(f"range method {text!r} is unknown{hint}")
+    if not colon:
+        return name, DEFAULTS[name]
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    upper = 100.0 if name == "percentile" else math.inf
+    if DEFAULTS[name] is None or not 0 < number <= upper:
+        raise UsageError(f"range method {text!r}: expected percentile:P with 0 < P <= 100, or bn:ALPHA with ALPHA > 0")
+    return name, number
+
+
+def set_range(text: str, samples: Samples, spec: QuantSpec) -> Range:
+    """The range by the method that `text` names; `bn` needs moments, and is `batchnorm` below."""
+    name, value = parse_method(text)
+    if name == "percentile":
+        return percentile(samples, spec, value or 100.0)
+    return METHODS[name](samples, spec)
+
+
 def batchnorm(mean: Vector, std: Vector, bounds: tuple[float, float], alpha: float = 6.0) -> Range:
     """The range that BatchNorm's moments foretell, without data (18, 19), for the whole tensor, (1,) each.
 
@@ -108,8 +144,8 @@ def batchnorm(mean: Vector, std: Vector, bounds: tuple[float, float], alpha: flo
 
 def squared_error(samples: Samples, params: QuantParams) -> Vector:
     """Total squared quantization error per channel, (C,), float64."""
-    scale = np.float64(params.scale).reshape(-1, 1)
-    zero_point = np.float64(params.zero_point).reshape(-1, 1)
+    scale = np.asarray(params.scale, np.float64).reshape(-1, 1)
+    zero_point = np.asarray(params.zero_point, np.float64).reshape(-1, 1)
     lowest, highest = params.grid.qmin - zero_point, params.grid.qmax - zero_point
     t = samples.values / scale
     if samples.widths is None:

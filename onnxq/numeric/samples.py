@@ -40,9 +40,9 @@ class Samples:
         line filled up with zeros.
         """
         if block is not None and axis is not None:
-            rows = np.float64(_blocks(weight, axis, block))
+            rows = np.asarray(_blocks(weight, axis, block), np.float64)
         else:
-            rows = np.float64(weight.reshape(1, -1) if axis is None else _rows(weight, axis))
+            rows = np.asarray(weight.reshape(1, -1) if axis is None else _rows(weight, axis), np.float64)
         return cls(rows, np.ones_like(rows), rows.min(axis=1, initial=0.0), rows.max(axis=1, initial=0.0))
 
     def channel(self, index: int) -> Samples:

@@ -12,11 +12,12 @@ A tensor has one quantizer, however many nodes read it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..errors import UsageError
@@ -29,7 +30,7 @@ from .base import Context, Outcome, Skip
 
 @dataclass(frozen=True)
 class AddQuantizers:
-    """Plan `Model.quantizers` for the target.
+    """Plan `Model.quantizers` for the target. What changes are the nodes that will run in integers.
 
     activation, weight: specs instead of the target's.  include, exclude: patterns (glob) of node names or
     operator types; only what is included and not excluded is quantized.  tie: operator types whose inputs and
@@ -47,14 +48,17 @@ class AddQuantizers:
         self._refuse_idle_patterns(model)
         target = context.target
         target = replace(target, activation=self.activation or target.activation, weight=self.weight or target.weight)
-        chosen, skips = _Choice(model, target, self).run()
-        placement = _Placement(model, target, chosen)
+        choice = _Choice(model, target, self)
+        chosen, skips = choice.run()
+        placement = _Placement(model, target, chosen, choice.fused)
         placement.place()
         for node, _ in chosen:
             if node.op in self.tie:
                 placement.tie(node)
         model.quantizers.update(placement.quantizers)
-        return Outcome(len(placement.quantizers), tuple(skips), (f"nodes in integers: {len(chosen)}",))
+        moved_in_float = sum(r.kind == "movement" and not placement.keeps_grid(n) for n, r in chosen)
+        notes = (f"tensors on grids: {len(placement.quantizers)}",)
+        return Outcome(len(chosen) - moved_in_float, tuple(skips), notes)
 
     def _refuse_idle_patterns(self, model: Model) -> None:
         for option, patterns in (("include", self.include), ("exclude", self.exclude)):
@@ -79,14 +83,6 @@ def _matches(node: gs.Node, pattern: str) -> bool:
     return fnmatchcase(node.name, pattern) or fnmatchcase(node.op, pattern)
 
 
-def _activation_behind(model: Model, tensor: gs.Tensor, target: Target) -> gs.Tensor:
-    """Output of the activation that the target fuses with the operator computing `tensor`, or `tensor` itself."""
-    node = model.sole_consumer(tensor)
-    if node is not None and node.op in target.fused and clip_bounds(node) is not None:
-        return node.outputs[0]
-    return tensor
-
-
 def _data_inputs(node: gs.Node, rule: OpRule) -> list[gs.Tensor]:
     """The tensors that must be on grids when the node runs in integers; linear layers' weights are not among them."""
     if rule.kind == "movement" or rule.grid == "same":
@@ -101,15 +97,17 @@ class _Choice:
 
     def __init__(self, model: Model, target: Target, options: AddQuantizers) -> None:
         self.model, self.target, self.options = model, target, options
-        self.integer: set[int] = {id(t) for t in model.graph.inputs if is_float(t)}  # tensors
-        self.inputs = set(self.integer)
-        self.fused: set[int] = set()  # nodes
+        self.integer: set[int] = {id(t) for t in model.graph.inputs if is_float(t)}  # tensors, by identity
+        self.inputs = set(self.integer)  # those that are but inputs of the model, moved at most
+        self.weights = {id(layer.weight) for layer in _layers(model)}
+        self.fused: dict[int, gs.Tensor] = {}  # tensor -> output of the activation that its producer fuses
+        self.fused_nodes: set[int] = set()
 
     def run(self) -> tuple[list[tuple[gs.Node, OpRule]], list[Skip]]:
         chosen, skips = [], []
         biases = {id(layer.bias_node) for layer in _layers(self.model) if layer.bias_node is not layer.node}
         for node in self.model.graph.nodes:
-            if id(node) in biases:
+            if id(node) in biases or id(node) in self.fused_nodes:
                 continue
             rule = self.options.unwanted(node) or self._rule(node)
             if isinstance(rule, OpRule):
@@ -121,8 +119,6 @@ class _Choice:
 
     def _rule(self, node: gs.Node) -> OpRule | str:
         """The rule by which the node is quantized, or why it is not; empty where that is not worth a word."""
-        if id(node) in self.fused:
-            return ""
         rule = self.target.rule(node)
         if isinstance(rule, str):
             return rule
@@ -134,6 +130,11 @@ class _Choice:
         if rule.kind == "elementwise":
             if not any(id(t) in self.integer - self.inputs for t in data):
                 return "none of its inputs is computed in integers"
+            for constant in (t for t in data if isinstance(t, gs.Constant)):
+                if id(constant) in self.weights:
+                    return f"{constant.name!r} is the weight of a linear layer, which has a grid of its own"
+                if not np.isfinite(constant.values).all():
+                    return f"constant {constant.name!r} holds infinity or not-a-number"
             if self.model.is_output(node.outputs[0]):
                 return "it computes an output of the model, which keeps float precision"
         return rule
@@ -143,11 +144,21 @@ class _Choice:
         layer = linear_layer(node) if rule.kind == "linear" else None
         if isinstance(layer, LinearLayer):
             outputs = [layer.output]
-        for tensor in outputs:
-            behind = _activation_behind(self.model, tensor, self.target)
-            self.integer.update((id(tensor), id(behind)))
-            if behind is not tensor:
-                self.fused.add(id(behind.inputs[0]))
+        self.integer.update(map(id, outputs))
+        if rule.kind == "movement":
+            if id(node.inputs[0]) in self.inputs:
+                self.inputs.update(map(id, outputs))
+            return
+        activation = self.model.sole_consumer(outputs[0])
+        if activation is not None and self._fuses(activation):
+            self.fused[id(outputs[0])] = activation.outputs[0]
+            self.fused_nodes.add(id(activation))
+            self.integer.add(id(activation.outputs[0]))
+
+    def _fuses(self, node: gs.Node) -> bool:
+        if any(_matches(node, pattern) for pattern in self.options.exclude):
+            return False
+        return node.op in self.target.fused and clip_bounds(node) is not None
 
 
 def _layers(model: Model) -> Iterator[LinearLayer]:
@@ -155,7 +166,7 @@ def _layers(model: Model) -> Iterator[LinearLayer]:
 
 
 def _computes_floats(node: gs.Node) -> bool:
-    return any(is_float(t) for t in (*node.inputs, *node.outputs) if not isinstance(t, gs.Constant))
+    return any(t.dtype in (np.float16, np.float32, np.float64) for t in node.outputs if t.dtype is not None)
 
 
 @dataclass
@@ -165,6 +176,7 @@ class _Placement:
     model: Model
     target: Target
     chosen: list[tuple[gs.Node, OpRule]]
+    fused: Mapping[int, gs.Tensor]
     quantizers: dict[str, Quantizer] = field(default_factory=dict)
 
     def place(self) -> None:
@@ -176,7 +188,7 @@ class _Placement:
             layer = linear_layer(node) if rule.kind == "linear" else None
             if isinstance(layer, LinearLayer):
                 self._weight(layer, rule)
-            if rule.output == "grid":
+            if rule.output == "grid" or self._ends_in_activation(node):
                 self._output(node, rule)
         self._follow_movement()
         self._in_graph_order()
@@ -200,10 +212,16 @@ class _Placement:
             known = replace(known, spec=replace(spec, per_channel=False), axis=None)
         self.quantizers[name] = replace(known, readers=(*known.readers, *reader))
 
+    def _ends_in_activation(self, node: gs.Node) -> bool:
+        """Kernels that can write float cannot where an activation is fused behind them, but for the model's output."""
+        layer = linear_layer(node)
+        output = layer.output if isinstance(layer, LinearLayer) else node.outputs[0]
+        return id(output) in self.fused and not self.model.is_output(self.fused[id(output)])
+
     def _output(self, node: gs.Node, rule: OpRule) -> None:
         layer = linear_layer(node) if rule.kind == "linear" else None
         output = layer.output if isinstance(layer, LinearLayer) else node.outputs[0]
-        behind = _activation_behind(self.model, output, self.target)
+        behind = self.fused.get(id(output), output)
         self._activation(behind)
         quantizer = self.quantizers[behind.name]
         if rule.fixed is not None and behind is output:
@@ -229,7 +247,9 @@ class _Placement:
 
     def tie(self, node: gs.Node) -> None:
         """Let all inputs and the output of `node` share one grid, wide enough for all."""
-        names = [t.name for t in (*node.inputs, _activation_behind(self.model, node.outputs[0], self.target))]
+        output = node.outputs[0]
+        tensors = (*node.inputs, self.fused.get(id(output), output))
+        names = [t.name for t in tensors if not isinstance(t, gs.Constant)]
         roots = dict.fromkeys(self.root(name) for name in names if name in self.quantizers)
         leader, *others = roots
         members = self.quantizers[leader].widened_by
@@ -237,6 +257,10 @@ class _Placement:
             members += (other, *self.quantizers[other].widened_by)
             self.quantizers[other] = replace(self.quantizers[other], grid_of=leader, widened_by=(), fixed=None)
         self.quantizers[leader] = replace(self.quantizers[leader], widened_by=members, fixed=None)
+
+    def keeps_grid(self, node: gs.Node) -> bool:
+        """Whether what a node of data movement writes is on the grid of what it reads."""
+        return any(t.name in self.quantizers for t in node.outputs)
 
     def root(self, name: str) -> str:
         """The tensor whose own quantizer decides the grid of `name`."""

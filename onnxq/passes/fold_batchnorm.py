@@ -74,15 +74,15 @@ def _fold_behind(model: Model, node: gs.Node) -> str | None:
     layer = layer_ending_in(x)
     if isinstance(layer, str):
         return layer
-    affine = _affine(node, layer.channels, layer.output_axis, _output_rank(layer))
+    affine = _affine(model, node, layer.channels, layer.output_axis, _rank(layer, layer.input))
     if isinstance(affine, str):
         return affine
     if any(model.sole_consumer(t) is None for t in (layer.node.outputs[0], layer.output)):
         return f"the output of {layer.node.name!r} is read elsewhere too"
-    if len(layer.weight.outputs) > 1:
-        return f"weight {layer.weight.name!r} is shared"
-    bias = np.zeros(layer.channels) if layer.bias is None else np.float64(layer.bias.values)
-    weight = np.float64(layer.weight.values) * channels.by_output(layer, affine.a)
+    if (reason := _refuses(model, layer)) is not None:
+        return reason
+    bias = np.zeros(layer.channels) if layer.bias is None else np.asarray(layer.bias.values, np.float64)
+    weight = np.asarray(layer.weight.values, np.float64) * channels.by_output(layer, affine.a)
     bias = affine.a * bias + affine.c
     if not _fits_float32(weight, bias):
         return "folded weights would not be finite in float32"
@@ -107,13 +107,17 @@ def _fold_before(model: Model, node: gs.Node) -> str | None:
     layer = linear_layer(heart)
     if isinstance(layer, str):
         return f"behind it, {layer}"
-    if layer.input is not node.outputs[0]:
-        return "behind it, it is not the layer's input"
-    if len(layer.weight.outputs) > 1:
-        return f"weight {layer.weight.name!r} is shared"
-    affine = _affine(node, channels.input_channels(layer), layer.output_axis, _output_rank(layer))
+    if layer.output is not heart.outputs[0] and model.is_output(heart.outputs[0]):
+        return f"the output of {heart.name!r} is read elsewhere too"
+    if (reason := _refuses(model, layer)) is not None:
+        return reason
+    count, axis, ndim = channels.input_channels(layer), layer.output_axis, _rank(layer, x)
+    affine = _affine(model, node, count, axis, ndim)
     if isinstance(affine, str):
         return affine
+    same_shape = x.shape is not None and len(x.shape) == ndim and x.shape[axis] == count
+    if not is_op(node, "BatchNormalization") and not same_shape:
+        return "its input is not known to have the shape of its output"
     shift = np.zeros(layer.channels)
     if affine.c.any():
         if is_op(layer.node, "Conv") and channels.pads(layer.node):
@@ -122,8 +126,8 @@ def _fold_before(model: Model, node: gs.Node) -> str | None:
             shift = channels.response(layer, affine.c)
         except ValueError as error:
             return f"behind it, {error}"
-    weight = np.float64(layer.weight.values) * channels.by_input(layer, affine.a)
-    bias = shift if layer.bias is None else np.float64(layer.bias.values) + shift
+    weight = np.asarray(layer.weight.values, np.float64) * channels.by_input(layer, affine.a)
+    bias = shift if layer.bias is None else np.asarray(layer.bias.values, np.float64) + shift
     if not _fits_float32(weight, bias):
         return "folded weights would not be finite in float32"
     channels.set_weight(model, layer, weight)
@@ -143,10 +147,19 @@ def _mapped_input(node: gs.Node) -> gs.Tensor | None:
     return variables[0]
 
 
-def _affine(node: gs.Node, count: int, axis: int, ndim: int | None) -> Affine | str:
+def _refuses(model: Model, layer: LinearLayer) -> str | None:
+    """Why the weight must stay as it is, or None."""
+    if model.sole_consumer(layer.weight) is None:
+        return f"weight {layer.weight.name!r} is shared"
+    if layer.weight.dtype != np.float32:
+        return f"weight {layer.weight.name!r} is not float32"
+    return None
+
+
+def _affine(model: Model, node: gs.Node, count: int, axis: int, ndim: int | None) -> Affine | str:
     """The map of `node` on a tensor of rank `ndim` with `count` channels along `axis`; the reason if it is none."""
     if is_op(node, "BatchNormalization"):
-        return _batchnorm(node, count, axis, ndim)
+        return _batchnorm(model, node, count, axis, ndim)
     vector = channel_vector(next(t for t in node.inputs if isinstance(t, gs.Constant)), count, axis, ndim)
     if vector is None:
         return "its constant is not one value a channel"
@@ -161,14 +174,14 @@ def _affine(node: gs.Node, count: int, axis: int, ndim: int | None) -> Affine | 
     return Affine(one, -vector) if subtracted else Affine(-one, vector)
 
 
-def _batchnorm(node: gs.Node, count: int, axis: int, ndim: int | None) -> Affine | str:
+def _batchnorm(model: Model, node: gs.Node, count: int, axis: int, ndim: int | None) -> Affine | str:
     if not all(isinstance(t, gs.Constant) for t in node.inputs[1:5]):
         return "its parameters are not constant"
-    if node.attrs.get("training_mode", 0) or len([t for t in node.outputs if t.outputs]) > 1:
+    if node.attrs.get("training_mode", 0) or any(t.outputs or model.is_output(t) for t in node.outputs[1:]):
         return "it is in training mode"
     if axis == -1 and ndim != 2:
         return "it normalizes another axis than the layer's channels"
-    gamma, beta, mean, variance = (np.float64(t.values) for t in node.inputs[1:5])
+    gamma, beta, mean, variance = (np.asarray(t.values, np.float64) for t in node.inputs[1:5])
     if gamma.shape != (count,):
         return f"it has {gamma.size} channels, the layer {count}"
     denominator = variance + node.attrs.get("epsilon", 1e-5)
@@ -178,9 +191,9 @@ def _batchnorm(node: gs.Node, count: int, axis: int, ndim: int | None) -> Affine
     return Affine(a, beta - a * mean, Moments(beta, np.abs(gamma)))
 
 
-def _output_rank(layer: LinearLayer) -> int | None:
-    """Rank of the layer's input and output, which for all but MatMul is that of its weight."""
-    return rank(layer.input) if is_op(layer.node, "MatMul") else len(layer.weight.shape)
+def _rank(layer: LinearLayer, x: gs.Tensor) -> int | None:
+    """Rank of the layer's input and output: that of its weight, but for MatMul that of what it reads, `x`."""
+    return rank(x) if is_op(layer.node, "MatMul") else len(layer.weight.shape)
 
 
 def _fits_float32(*arrays: NDArray[np.float64]) -> bool:

@@ -79,8 +79,8 @@ class _Lowering:
         integers = self._variable(f"{tensor.name}_quantized", params.grid.dtype, shape)
         scale, zero_point = self._parameters(tensor.name, params)
         nodes = [
-            gs.Node("QuantizeLinear", f"{tensor.name}_quantize", {}, [source, scale, zero_point], [integers]),
-            gs.Node("DequantizeLinear", f"{tensor.name}_dequantize", {}, [integers, scale, zero_point], [target]),
+            gs.Node("QuantizeLinear", inputs=[source, scale, zero_point], outputs=[integers]),
+            gs.Node("DequantizeLinear", inputs=[integers, scale, zero_point], outputs=[target]),
         ]
         if source.inputs:
             self.behind.setdefault(id(source.inputs[0]), []).extend(nodes)
@@ -89,8 +89,7 @@ class _Lowering:
 
     def weight(self, tensor: gs.Constant, quantizer: Quantizer) -> None:
         params = _answer(quantizer)
-        wanted = set(quantizer.readers)
-        readers = [n for n in self.model.consumers(tensor) if not wanted or n.name in wanted]
+        readers = [n for n in self.model.consumers(tensor) if n.name in quantizer.readers and id(n) in self.order]
         self._constant(tensor, params, np.asarray(params.quantize(tensor.values)), readers)
 
     def bias(self, layer: LinearLayer) -> None:
@@ -101,7 +100,6 @@ class _Lowering:
         if scale.size not in (1, layer.channels):
             scale = np.tile(scale, layer.groups)
         scale = np.float32(np.broadcast_to(scale, (layer.channels,)) if weight.axis is not None else scale)
-        scale = np.maximum(scale, np.finfo(np.float32).tiny)
         integers = np.rint(np.float64(layer.bias.values) / np.float64(scale))
         integers = np.clip(integers, BIAS_GRID.qmin, BIAS_GRID.qmax).astype(np.int32)
         params = QuantParams(BIAS_GRID, scale, np.zeros(scale.shape, np.int32), None if scale.ndim == 0 else 0)
@@ -116,6 +114,7 @@ class _Lowering:
             nodes.append(node)
             nodes += self.behind.get(id(node), ())
         self.model.graph.nodes = nodes
+        edit.name_nodes(nodes)
 
     def _constant(self, old: gs.Constant, params: QuantParams, values: np.ndarray, readers: list[gs.Node]) -> None:
         """Let `readers` read `values`, dequantized, instead of `old`."""
@@ -123,9 +122,7 @@ class _Lowering:
         target = self._variable(f"{old.name}_dequantized", old.dtype, old.shape)
         inputs = [integers, *self._parameters(old.name, params)]
         attributes = {} if params.axis is None else {"axis": params.axis}
-        node = gs.Node(
-            "DequantizeLinear", target.name.replace("dequantized", "dequantize"), attributes, inputs, [target]
-        )
+        node = gs.Node("DequantizeLinear", attrs=attributes, inputs=inputs, outputs=[target])
         for reader in readers:
             edit.replace_input(reader, old, target)
         first = min(readers, key=lambda reader: self.order[id(reader)])

@@ -5,72 +5,30 @@ Works on the protobuf where ONNX's own tools do (version conversion, shape infer
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from ..errors import EngineError, ModelError
+from ..errors import EngineError
 from ..graph import edit
 from ..graph.model import Model, extract
 from ..graph.ops import ONNX_DOMAINS, is_op
-from ..graph.shapes import infer_shapes
+from ..graph.shapes import infer_shapes, shape_elements
 from ..runtime import Session
 from .base import Context, Outcome, Skip
 
 LARGEST_FOLDED = 2**22
-"""Elements: folding a ConstantOfShape or Expand into something larger would bloat the file."""
-
-OLDEST_OPSET = 7
+"""Elements: folding a ConstantOfShape or Expand into something larger, and than its inputs, would bloat the file."""
 
 _NEVER_FOLDED = {
-    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Constant",
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout",
+    "Constant",
 }  # fmt: skip
-
-
-def convert_opset(proto: ModelProto, lowest: int, origin: str) -> ModelProto:
-    """The model at operator set `lowest` or, where it is there already, as it is. Raises ModelError."""
-    opset = next((o.version for o in proto.opset_import if o.domain in ONNX_DOMAINS), None)
-    if opset is None:
-        raise ModelError(
-            f"{origin}: imports no ai.onnx operator set, so there is nothing that can be quantized"
-        )
-    newest = onnx.defs.onnx_opset_version()
-    if not OLDEST_OPSET <= opset <= newest:
-        raise ModelError(
-            f"{origin}: operator set {opset} is not supported; expected {OLDEST_OPSET} to {newest}"
-        )
-    if opset >= lowest:
-        return proto
-    try:
-        converted = onnx.version_converter.convert_version(_with_initializer_inputs(proto), lowest)
-    except Exception as error:  # the converter raises RuntimeError and its own types
-        raise ModelError(
-            f"{origin}: operator set {opset} cannot be converted to {lowest}, which the target needs:"
-            f" {' '.join(str(error).split())[:300]}; export the model again at opset {lowest} or later"
-        ) from None
-    inputs = {i.name for i in proto.graph.initializer}
-    kept = [i for i in converted.graph.input if i.name not in inputs]
-    del converted.graph.input[:]
-    converted.graph.input.extend(kept)
-    converted.ir_version = max(converted.ir_version, 7)
-    return converted
-
-
-def _with_initializer_inputs(proto: ModelProto) -> ModelProto:
-    """IR version 3, which the converter assumes, lists initializers among the inputs."""
-    copy = ModelProto()
-    copy.CopyFrom(proto)
-    listed = {i.name for i in copy.graph.input}
-    for tensor in copy.graph.initializer:
-        if tensor.name not in listed:
-            copy.graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            )
-    return copy
 
 
 @dataclass(frozen=True)
@@ -89,9 +47,7 @@ class Normalize:
         while folded := _fold_constants(model) + _fold_shapes(model):
             counts["constant expressions folded"] += folded
             _infer(model)
-        counts["Gemm attributes folded"] = sum(
-            _plain_gemm(model, n) for n in model.graph.nodes if is_op(n, "Gemm")
-        )
+        counts["Gemm attributes folded"] = sum(_plain_gemm(model, n) for n in model.graph.nodes if is_op(n, "Gemm"))
         counts["dangling nodes removed"] = edit.drop_dangling(model)
         _drop_unused_domains(model)
         edit.name_nodes(model.graph.nodes)
@@ -120,13 +76,18 @@ def _lift_constants(model: Model) -> int:
 
 def _constant_value(node: gs.Node) -> np.ndarray | None:
     ((attribute, value),) = node.attrs.items() or ((None, None),)
-    if attribute == "value" and isinstance(value, gs.Constant):
+    if attribute == "value" and isinstance(value, gs.Constant) and _is_plain(value.dtype):
         return np.asarray(value.values)
     if attribute in ("value_float", "value_floats"):
         return np.asarray(value, np.float32)
     if attribute in ("value_int", "value_ints"):
         return np.asarray(value, np.int64)
-    return None  # strings and sparse tensors take no part in quantization
+    return None  # sparse, or a type that numpy lacks
+
+
+def _is_plain(dtype: object) -> bool:
+    """Whether numpy has the type: others (strings, bfloat16, int4) graph surgeon writes back wrongly, if at all."""
+    return isinstance(dtype, np.dtype) and dtype.kind in "biufc"
 
 
 def _remove_no_ops(model: Model) -> int:
@@ -150,13 +111,15 @@ def _is_false(tensor: gs.Tensor) -> bool:
 
 
 def _infer(model: Model) -> None:
-    """Write what shape inference finds into the graph's tensors."""
+    """Write what shape inference finds into the graph's tensors, but over nothing that inputs and outputs declare."""
     proto = infer_shapes(model.to_proto())
     inferred = {t.name: t for t in gs.import_onnx(proto).tensors().values() if isinstance(t, gs.Variable)}
+    declared = {t.name for t in (*model.graph.inputs, *model.graph.outputs) if t.shape is not None}
     for name, tensor in model.graph.tensors().items():
         if isinstance(tensor, gs.Variable) and name in inferred:
             tensor.dtype = tensor.dtype if tensor.dtype is not None else inferred[name].dtype
-            tensor.shape = inferred[name].shape if inferred[name].shape is not None else tensor.shape
+            if name not in declared and inferred[name].shape is not None:
+                tensor.shape = inferred[name].shape
 
 
 def _fold_constants(model: Model) -> int:
@@ -169,21 +132,27 @@ def _fold_constants(model: Model) -> int:
             known.update(t.name for t in node.outputs)
     if not chosen:
         return 0
-    wanted = [t for node in chosen for t in node.outputs if t.name]
-    try:
-        part = extract(model.to_proto(), [t.name for t in wanted])
-        del part.graph.input[:]
-        values = Session(part).run({})
-    except EngineError:
-        return 0  # ONNX Runtime lacks a kernel: the nodes stay, which is no loss of function
+    values = _evaluate(model.to_proto(), chosen)
     folded = []
     for node in chosen:
-        results = [values[t.name] for t in node.outputs if t.name]
-        if all(isinstance(r, np.ndarray) and r.size <= LARGEST_FOLDED for r in results):
+        results = [values[t.name] for t in node.outputs if t.name in values]
+        if results and all(isinstance(r, np.ndarray) and _is_plain(r.dtype) for r in results):
             _replace_outputs(model, node, results)
             folded.append(node)
     edit.remove(model, folded)
     return len(folded)
+
+
+def _evaluate(proto: ModelProto, nodes: list[gs.Node]) -> dict[str, np.ndarray]:
+    """Outputs of nodes that need no input. Where ONNX Runtime lacks a kernel they are left out, which is no loss."""
+    part = extract(proto, [t.name for node in nodes for t in node.outputs if t.name])
+    del part.graph.input[:]
+    try:
+        return Session(part).run({})
+    except EngineError:
+        if len(nodes) == 1:
+            return {}
+    return {name: value for node in nodes for name, value in _evaluate(proto, [node]).items()}
 
 
 def _foldable(node: gs.Node, known: set[str]) -> bool:
@@ -193,7 +162,14 @@ def _foldable(node: gs.Node, known: set[str]) -> bool:
         and bool(node.inputs)
         and all(not t.name or t.name in known for t in node.inputs)
         and not any(isinstance(v, gs.Graph) for v in node.attrs.values())
+        and _size(node.outputs) <= max(LARGEST_FOLDED, _size(node.inputs))
     )
+
+
+def _size(tensors: Iterable[gs.Tensor]) -> int:
+    """Number of elements, as far as shapes are known."""
+    shapes = [t.shape for t in tensors if t.shape is not None]
+    return sum(math.prod(shape) for shape in shapes if all(isinstance(d, int) for d in shape))
 
 
 def _replace_outputs(model: Model, node: gs.Node, values: list[np.ndarray]) -> None:
@@ -206,41 +182,33 @@ def _replace_outputs(model: Model, node: gs.Node, values: list[np.ndarray]) -> N
 
 
 def _fold_shapes(model: Model) -> int:
-    """Shape of a tensor with fixed dimensions, and elements of Shape that are fixed where others are not."""
-    folded = []
+    """Arithmetic on shapes whose elements are fixed, and Reshape to a shape that keeps dimensions of its input."""
+    folded, changed = [], 0
     for node in model.graph.nodes:
-        if not is_op(node, "Shape", "Gather", "Slice") or model.is_output(node.outputs[0]):
+        if is_op(node, "Reshape") and _keep_dimensions(model, node):
+            changed += 1
+        if not is_op(node, "Shape", "Gather", "Slice", "Concat") or model.is_output(node.outputs[0]):
             continue
-        dims = _shape_elements(node)
+        dims = shape_elements(node.outputs[0])
         if dims is not None and all(isinstance(d, int) for d in dims):
             value = np.asarray(dims, np.int64)
             scalar = is_op(node, "Gather") and np.ndim(node.inputs[1].values) == 0
             _replace_outputs(model, node, [value.reshape(()) if scalar else value])
             folded.append(node)
     edit.remove(model, folded)
-    return len(folded)
+    return changed + len(folded)
 
 
-def _shape_elements(node: gs.Node) -> list[int | str | None] | None:
-    """Dimensions that the node computes, where it is Shape, or Gather or Slice of one with constant indices."""
-    if is_op(node, "Shape"):
-        dims = node.inputs[0].shape
-        return None if dims is None else list(dims)[slice(node.attrs.get("start", 0), node.attrs.get("end"))]
-    if not node.inputs[0].inputs or not is_op(node.inputs[0].inputs[0], "Shape"):
-        return None
-    dims = _shape_elements(node.inputs[0].inputs[0])
-    if dims is None or not all(isinstance(t, gs.Constant) for t in node.inputs[1:] if t.name):
-        return None
-    if is_op(node, "Gather"):
-        try:
-            return [dims[int(i)] for i in np.ravel(node.inputs[1].values)]
-        except IndexError:
-            return None
-    if len(node.inputs) > 3 and np.any(node.inputs[3].values != 0):
-        return None
-    start, stop = (int(np.ravel(node.inputs[i].values)[0]) for i in (1, 2))
-    step = int(np.ravel(node.inputs[4].values)[0]) if len(node.inputs) > 4 else 1
-    return dims[start:stop:step] if step > 0 else None
+def _keep_dimensions(model: Model, node: gs.Node) -> bool:
+    """`x.reshape(x.shape[0], -1)` as exporters write it, with Shape, Gather and Concat, becomes a shape of [0, -1]."""
+    dims, shape = shape_elements(node.inputs[1]), node.inputs[0].shape
+    if isinstance(node.inputs[1], gs.Constant) or dims is None or shape is None or node.attrs.get("allowzero", 0):
+        return False
+    dims = [0 if isinstance(d, str) and i < len(shape) and d == shape[i] else d for i, d in enumerate(dims)]
+    if not all(isinstance(d, int) for d in dims):
+        return False
+    node.inputs[1] = edit.constant(model, f"{node.inputs[1].name}_kept", np.asarray(dims, np.int64))
+    return True
 
 
 def _plain_gemm(model: Model, node: gs.Node) -> bool:
@@ -249,14 +217,14 @@ def _plain_gemm(model: Model, node: gs.Node) -> bool:
     weight = node.inputs[1]
     alpha, beta = node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0)
     if alpha != 1.0 and isinstance(weight, gs.Constant):
-        scaled = np.asarray(np.float64(weight.values) * alpha, weight.dtype)
+        scaled = np.asarray(np.asarray(weight.values, np.float64) * alpha, weight.dtype)
         node.inputs[1] = edit.constant(model, f"{weight.name}_alpha", scaled)
         node.attrs["alpha"] = 1.0
         changed = True
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if isinstance(bias, gs.Constant) and isinstance(weight, gs.Constant):
         channels = weight.shape[0 if node.attrs.get("transB", 0) else 1]
-        values = np.asarray(np.float64(bias.values) * beta, bias.dtype)
+        values = np.asarray(np.asarray(bias.values, np.float64) * beta, bias.dtype)
         if values.size == 1 or values.shape == (1, channels):
             values = np.broadcast_to(values.reshape(-1), (channels,))
         if beta != 1.0 or values.shape != tuple(bias.shape):
@@ -267,21 +235,17 @@ def _plain_gemm(model: Model, node: gs.Node) -> bool:
 
 
 def _drop_unused_domains(model: Model) -> None:
-    used = {node.domain or "" for graph in _graphs(model.graph) for node in graph.nodes} | {""}
-    used |= {function.domain for function in model.graph.functions}
+    graphs = (model.graph, *model.graph.subgraphs(recursive=True))
+    used = {node.domain for graph in graphs for node in graph.nodes}
+    for function in model.header.functions:
+        used |= {function.domain, *(o.domain for o in function.opset_import)}
     imports = model.graph.import_domains
     model.graph.import_domains = [o for o in imports if o.domain in used or o.domain in ONNX_DOMAINS]
 
 
-def _graphs(graph: gs.Graph) -> list[gs.Graph]:
-    return [graph, *graph.subgraphs(recursive=True)]
-
-
 def _observe_types(model: Model, context: Context) -> tuple[Skip, ...]:
     """Types that shape inference could not tell (operators of other domains, say), as ONNX Runtime sees them."""
-    unknown = [
-        t for t in model.graph.tensors().values() if isinstance(t, gs.Variable) and t.dtype is None and t.name
-    ]
+    unknown = [t for t in model.graph.tensors().values() if isinstance(t, gs.Variable) and t.dtype is None and t.name]
     if not unknown:
         return ()
     names = [t.name for t in unknown]

@@ -7,7 +7,8 @@ int32 range that leaves the accumulator its room, the weight scale is raised to
 
     s_w >= |b| / (2^30 s_x)
 
-which costs precision only in weights that are negligible beside the bias.
+which costs precision only in weights that are negligible beside the bias. Nor may s_x s_w itself be too small for a
+normal float32.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 
 from ..graph.model import Model, Quantizer
 from ..graph.ops import LinearLayer, linear_layer
-from ..numeric.quant import FloatArray
+from ..numeric.quant import SMALLEST_SCALE, FloatArray
 from .base import Context, Outcome
 
 LARGEST_BIAS = 2.0**30
@@ -42,7 +43,10 @@ def _fit(model: Model, layer: LinearLayer | str) -> str | None:
     x, weight = model.quantizers.get(layer.input.name), model.quantizers.get(layer.weight.name)
     if x is None or weight is None or x.params is None or weight.params is None:
         return None
-    lowest = np.abs(np.float64(layer.bias.values)) / (LARGEST_BIAS * np.float64(x.params.scale))
+    if layer.node.name not in weight.readers:
+        return None
+    lowest = np.maximum(np.abs(np.float64(layer.bias.values)) / LARGEST_BIAS, 2 * SMALLEST_SCALE)
+    lowest = lowest / np.float64(x.params.scale)
     scale = _raised(weight, layer, lowest)
     if np.array_equal(scale, weight.params.scale):
         return None

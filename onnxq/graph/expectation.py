@@ -1,0 +1,61 @@
+"""What a linear layer answers to an input of which only the mean of each channel is known.
+
+With mu (Cin,) the mean of the input, constant over space, and V any array of the weight's shape (W, or an error of W),
+
+    E[V x]_o = sum_i mu_i sum_t q_t V_oit                                                    (25 to 27)
+
+q_t: at which share of the output positions tap t reads an input and not the zeros that Conv pads with; for
+ConvTranspose, where an output position sees only some of the taps, 1 / (product of strides). It is 1 for Gemm and
+MatMul, and where spatial sizes are not known.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from . import channels
+from .ops import LinearLayer, is_op
+
+Vector = NDArray[np.float64]
+
+
+def expected_response(layer: LinearLayer, values: NDArray[np.float64], mean: Vector) -> Vector:
+    """E[V x], (Cout,). values: V, of the weight's shape. mean: (Cin,)."""
+    weighted = values * coverage(layer) * channels.by_input(layer, mean)
+    if is_op(layer.node, "ConvTranspose"):
+        grouped = weighted.reshape(layer.groups, -1, *weighted.shape[1:])
+        return np.asarray(grouped.sum(axis=(1, *range(3, grouped.ndim))).reshape(-1))
+    return np.asarray(weighted.sum(axis=tuple(i for i in range(values.ndim) if i != layer.axis)))
+
+
+def coverage(layer: LinearLayer) -> NDArray[np.float64]:
+    """q, in a shape that broadcasts against the weight."""
+    node, ndim = layer.node, len(layer.weight.shape)
+    if is_op(node, "ConvTranspose"):
+        return np.full((1,) * ndim, 1 / np.prod(node.attrs.get("strides", [1]), dtype=float))
+    shares = np.ones((1,) * ndim)
+    if not is_op(node, "Conv") or not channels.pads(node):
+        return shares
+    for axis in range(2, ndim):
+        share = _axis_coverage(node, int(layer.weight.shape[axis]), axis - 2, ndim - 2)
+        if share is not None:
+            shares = shares * share.reshape([-1 if i == axis else 1 for i in range(ndim)])
+    return shares
+
+
+def _axis_coverage(node: gs.Node, taps: int, axis: int, axes: int) -> Vector | None:
+    """Share of the output positions along one spatial axis where each tap reads an input; None where sizes are open."""
+    sizes = [None if t.shape is None else t.shape[axis + 2] for t in (node.inputs[0], node.outputs[0])]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    length, positions = sizes
+    stride, dilation = (node.attrs.get(name, [1] * axes)[axis] for name in ("strides", "dilations"))
+    padded = max((positions - 1) * stride + (taps - 1) * dilation + 1 - length, 0)
+    same = node.attrs.get("auto_pad", "NOTSET")
+    begin = node.attrs.get("pads", [0] * 2 * axes)[axis]
+    if same != "NOTSET":
+        begin = padded // 2 if same == "SAME_UPPER" else padded - padded // 2
+    reads = np.arange(positions)[:, None] * stride - begin + np.arange(taps) * dilation
+    return np.asarray(((reads >= 0) & (reads < length)).mean(axis=0))

@@ -1,0 +1,126 @@
+"""Raising a model to the operator set that a target needs.
+
+ONNX's own converter does it, but for what it gets wrong or drops (each found by running models before and after):
+
+    Upsample, Resize before 11   read x / scale; the converter leaves Resize's default, half pixels
+    Hardmax before 13            takes the maximum over all trailing axes; the converter leaves the last one alone
+    Scan before 9                has a batch axis; the converter leaves it
+    functions of the model       are dropped; they are inlined first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import onnx.inliner
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from ..errors import ModelError
+from .model import nodes_of
+from .ops import ONNX_DOMAINS
+
+OLDEST_OPSET = 7
+
+
+def convert_opset(proto: ModelProto, lowest: int, origin: str, highest: int | None = None) -> ModelProto:
+    """The model at an operator set from `lowest` to `highest`, as it is where it is at one already. ModelError."""
+    opset = next((o.version for o in proto.opset_import if o.domain in ONNX_DOMAINS), None)
+    if opset is None:
+        raise ModelError(f"{origin}: imports no ai.onnx operator set, so there is nothing that can be quantized")
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise ModelError(f"{origin}: operator set {opset} is not supported; expected {OLDEST_OPSET} to {newest}")
+    wanted = min(max(opset, lowest), highest or newest)
+    if opset == wanted:
+        return proto
+    try:
+        if proto.functions:
+            proto = onnx.inliner.inline_local_functions(proto, convert_version=True)
+        sampling = _sampling(proto, opset)
+        _refuse_unconverted(proto, opset)
+        converted = onnx.version_converter.convert_version(_with_initializer_inputs(proto), wanted)
+        for node in nodes_of(converted.graph):
+            if node.op_type == "Resize" and node.output[0] in sampling:
+                _set_attributes(node, sampling[node.output[0]])
+        _drop_initializer_inputs(converted)
+        needed = onnx.helper.find_min_ir_version_for(list(converted.opset_import), ignore_unknown=True)
+        converted.ir_version = max(converted.ir_version, needed, 4)
+        onnx.checker.check_model(converted)
+    except Exception as error:  # the converter raises RuntimeError and its own types
+        raise ModelError(
+            f"{origin}: operator set {opset} cannot be converted to {wanted}, which the target needs:"
+            f" {' '.join(str(error).split())[:300]}; export the model again at opset {wanted}"
+        ) from None
+    return converted
+
+
+def _sampling(proto: ModelProto, opset: int) -> dict[str, dict[str, str]]:
+    """Output name -> attributes of the Resize that samples as this Upsample, or Resize of opset 10, does."""
+    if opset > 10:
+        return {}
+    constants = {t.name: t for t in proto.graph.initializer}
+    for node in nodes_of(proto.graph):
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            constants[node.output[0]] = node.attribute[0].t
+    return {
+        node.output[0]: {"coordinate_transformation_mode": "asymmetric", **_rounding(node, constants)}
+        for node in nodes_of(proto.graph)
+        if node.op_type in ("Upsample", "Resize") and node.domain in ONNX_DOMAINS
+    }
+
+
+def _rounding(node: NodeProto, constants: Mapping[str, onnx.TensorProto]) -> dict[str, str]:
+    """Nearest neighbours: the pixel at or before x / scale when growing, the one at or behind it when shrinking."""
+    mode = next((a.s for a in node.attribute if a.name == "mode"), b"nearest")
+    if mode != b"nearest":
+        return {}
+    if node.op_type == "Upsample":
+        return {"nearest_mode": "floor"}
+    scales = constants.get(node.input[1])
+    values = None if scales is None else numpy_helper.to_array(scales)
+    if values is not None and np.all(values >= 1):
+        return {"nearest_mode": "floor"}
+    if values is not None and np.all(values <= 1):
+        return {"nearest_mode": "ceil"}
+    reason = "computed scales" if values is None else "scales above and below 1"
+    raise ValueError(f"Resize of {node.input[0]!r} to nearest neighbours has {reason}")
+
+
+def _refuse_unconverted(proto: ModelProto, opset: int) -> None:
+    """Raise ValueError where a node's meaning would change unnoticed."""
+    for node in nodes_of(proto.graph):
+        if node.domain not in ONNX_DOMAINS:
+            continue
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        if node.op_type == "Hardmax" and opset < 13 and axis != -1:
+            raise ValueError(f"Hardmax {node.output[0]!r} takes the maximum over several axes")
+        if node.op_type == "Scan" and opset < 9:
+            raise ValueError(f"Scan {node.output[0]!r} has a batch axis")
+
+
+def _set_attributes(node: NodeProto, values: Mapping[str, str]) -> None:
+    kept = [a for a in node.attribute if a.name not in values]
+    kept += [onnx.helper.make_attribute(name, value) for name, value in values.items()]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def _with_initializer_inputs(proto: ModelProto) -> ModelProto:
+    """IR version 3, which the converter assumes, lists initializers among the inputs."""
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    listed = {i.name for i in copy.graph.input}
+    for tensor in copy.graph.initializer:
+        if tensor.name not in listed:
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            copy.graph.input.append(value)
+    return copy
+
+
+def _drop_initializer_inputs(proto: ModelProto) -> None:
+    constant = {t.name for t in proto.graph.initializer}
+    kept = [i for i in proto.graph.input if i.name not in constant]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)

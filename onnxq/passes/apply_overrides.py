@@ -1,0 +1,161 @@
+"""Exceptions to what target and preset say, tensor by tensor: mixed precision written down by the user.
+
+Overrides apply in order, later ones over earlier ones. A tensor that keeps another's grid (data movement, pooling,
+ties) has none of its own to change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+from ..errors import UsageError
+from ..graph.model import Model, Quantizer
+from ..graph.ops import LinearLayer, linear_layer
+from ..numeric.quant import Grid, QuantSpec
+from ..numeric.ranges import parse_method
+from .base import Context, Outcome
+
+
+@dataclass(frozen=True)
+class Override:
+    """What to do differently with some tensors; None leaves a thing as it is.
+
+    tensor: glob of tensor names; or node: glob of node names or operator types, for the weights that they read and
+    the activations that they compute. keep_float: no quantizer at all. range: (lo, hi) instead of a method.
+    """
+
+    tensor: str | None = None
+    node: str | None = None
+    bits: int | None = None
+    symmetric: bool | None = None
+    per_channel: bool | None = None
+    power_of_two: bool | None = None
+    block: int | None = None
+    method: str | None = None
+    range: tuple[float, float] | None = None
+    keep_float: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.tensor is None) == (self.node is None):
+            raise UsageError("an override names either a tensor or a node (a glob of names)")
+        if all(getattr(self, f.name) in (None, False) for f in fields(self) if f.name not in ("tensor", "node")):
+            raise UsageError(f"the override of {self.place} changes nothing")
+        if self.bits is not None and not 2 <= self.bits <= 16:
+            raise UsageError(f"the override of {self.place}: bits must be 2 to 16, got {self.bits}")
+        if self.block is not None and self.block < 1:
+            raise UsageError(f"the override of {self.place}: block must be at least 1, got {self.block}")
+        if self.range is not None and not (len(self.range) == 2 and self.range[0] < self.range[1]):
+            raise UsageError(f"the override of {self.place}: range must be [lo, hi] with lo < hi, got {self.range}")
+        if self.method is not None:
+            parse_method(self.method)
+
+    @property
+    def place(self) -> str:
+        return f"tensor {self.tensor!r}" if self.tensor is not None else f"node {self.node!r}"
+
+
+@dataclass(frozen=True)
+class ApplyOverrides:
+    """Change the wishes of planned quantizers."""
+
+    overrides: tuple[Override, ...] = ()
+    preserves: ClassVar[bool | None] = None
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        changed = sum(_apply(model, override) for override in self.overrides)
+        return Outcome(changed)
+
+
+def _apply(model: Model, override: Override) -> int:
+    matched = [name for name in _names(model, override) if name in model.quantizers]
+    own = [name for name in matched if model.quantizers[name].grid_of is None]
+    if not own:
+        hint = "`onnxq inspect -v` lists nodes and weights, a report all tensors on grids"
+        if matched:
+            hint = f"{matched[0]!r} keeps the grid of {model.quantizers[matched[0]].grid_of!r}: override that one"
+        raise UsageError(f"the override of {override.place} matches no quantized tensor with a grid of its own; {hint}")
+    for name in own:
+        if override.keep_float:
+            _drop(model, name)
+        else:
+            model.quantizers[name] = _changed(model, model.quantizers[name], override)
+    return len(own)
+
+
+def _names(model: Model, override: Override) -> list[str]:
+    if override.tensor is not None:
+        return [name for name in model.quantizers if fnmatchcase(name, override.tensor)]
+    assert override.node is not None
+    names = []
+    for node in model.graph.nodes:
+        if fnmatchcase(node.name, override.node) or fnmatchcase(node.op, override.node):
+            names += [t.name for t in node.inputs if isinstance(t, gs.Constant)]
+            names += [t.name for t in node.outputs]
+            names += _behind(model, node)
+    return list(dict.fromkeys(names))
+
+
+def _behind(model: Model, node: gs.Node) -> list[str]:
+    """The output of the bias and activation behind a node, where its own output is not on a grid."""
+    names = []
+    layer = linear_layer(node)
+    tensor = layer.output if isinstance(layer, LinearLayer) else node.outputs[0]
+    while tensor.name not in model.quantizers and (reader := model.sole_consumer(tensor)) is not None:
+        if reader.op not in ("Relu", "Clip", "Add"):
+            break
+        tensor = reader.outputs[0]
+        names.append(tensor.name)
+    return names
+
+
+def _drop(model: Model, name: str) -> None:
+    """Remove a quantizer and those that keep its grid."""
+    gone = {name}
+    while followers := {n for n, q in model.quantizers.items() if q.grid_of in gone} - gone:
+        gone |= followers
+    for follower in gone:
+        del model.quantizers[follower]
+
+
+def _changed(model: Model, quantizer: Quantizer, override: Override) -> Quantizer:
+    spec = quantizer.spec
+    symmetric = spec.symmetric if override.symmetric is None else override.symmetric
+    per_channel = spec.per_channel if override.per_channel is None else override.per_channel
+    weight = isinstance(model.graph.tensors()[quantizer.tensor], gs.Constant)
+    if per_channel and not weight:
+        raise UsageError(f"the override of {override.place}: activations have one scale a tensor, not per channel")
+    if override.block is not None and not weight:
+        raise UsageError(f"the override of {override.place}: only weights can be quantized in blocks")
+    signed = spec.grid.signed if override.symmetric is None or weight else symmetric
+    grid = Grid(override.bits or spec.grid.bits, signed, narrow=spec.grid.narrow and symmetric)
+    power_of_two = spec.power_of_two if override.power_of_two is None else override.power_of_two
+    new = QuantSpec(
+        grid,
+        symmetric,
+        per_channel,
+        spec.one_tailed or (symmetric and not weight),
+        power_of_two,
+        override.block or spec.block,
+    )
+    return replace(
+        quantizer,
+        spec=new,
+        axis=_axis(model, quantizer, new),
+        method=override.method or quantizer.method,
+        fixed=override.range or (None if override.method else quantizer.fixed),
+    )
+
+
+def _axis(model: Model, quantizer: Quantizer, spec: QuantSpec) -> int | None:
+    """The axis that channels, or blocks, run along, from the first layer that reads the weight."""
+    if not (spec.per_channel or spec.block):
+        return None
+    for node in model.graph.nodes:
+        layer = linear_layer(node)
+        if isinstance(layer, LinearLayer) and layer.weight.name == quantizer.tensor:
+            return layer.reduction_axis if spec.block else layer.axis
+    return quantizer.axis

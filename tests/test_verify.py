@@ -1,0 +1,190 @@
+import numpy as np
+import onnx
+import pytest
+from graphs import model, weights
+from onnx import numpy_helper
+from quantized import quantized, samples
+
+import onnxq
+from onnxq import pipeline, verify
+from onnxq.errors import EngineError, VerificationError
+from onnxq.graph import storage
+from onnxq.runtime import Session
+
+MLP = """(float[N,3] x) => (float[N,7] y) <float[3,5] w, float[5] b, float[5,7] v>
+    { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v) }"""
+
+
+def feeds(proto, count=4):
+    return [(feed, 1) for feed in samples(proto, count)]
+
+
+def written(proto, folder):
+    path = folder / "model.onnx"
+    storage.write(proto, path)
+    return path
+
+
+def replace_weight(proto, name, values):
+    tensor = next(t for t in proto.graph.initializer if t.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
+
+
+@pytest.fixture
+def pair():
+    proto = model(MLP)
+    return proto, quantized(proto)
+
+
+def test_a_good_model_passes_with_its_figures(pair, tmp_path):
+    proto, result = pair
+    verdict = verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+    (quality,) = verdict.quality
+    assert quality.output == "y"
+    assert 25 < quality.sqnr_db < 70
+    assert quality.top1_agreement is not None
+    assert verdict.operators["QGemm"] == 2
+    assert verdict.warnings == ()
+
+
+def test_identical_outputs_have_no_figure(pair, tmp_path):
+    proto, _ = pair
+    (quality,) = verify.verify(written(proto, tmp_path), proto, feeds(proto), 1).quality
+    assert (quality.sqnr_db, quality.runtime_sqnr_db, quality.top1_agreement) == (None, quality.runtime_sqnr_db, 1)
+
+
+def test_figures_are_those_of_all_samples_together(pair, tmp_path):
+    proto, result = pair
+    path = written(result, tmp_path)
+    (quality,) = verify.verify(path, proto, feeds(proto), 2).quality
+    float_model, integer_model = Session(proto), Session(path)
+    pairs = [(float_model.run(f)["y"], integer_model.run(f)["y"]) for f, _ in feeds(proto)]
+    signal = sum(np.square(np.float64(x)).sum() for x, _ in pairs)
+    noise = sum(np.square(np.float64(x) - y).sum() for x, y in pairs)
+    assert quality.sqnr_db == pytest.approx(10 * np.log10(signal / noise))
+    assert quality.top1_agreement == np.mean([x.argmax() == y.argmax() for x, y in pairs])
+
+
+def test_an_invalid_model_is_refused(pair, tmp_path):
+    proto, result = pair
+    result.graph.node[-1].output[0] = "elsewhere"
+    with pytest.raises(VerificationError, match="not valid ONNX"):
+        verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+
+
+def test_shapes_that_do_not_fit_are_refused(pair, tmp_path):
+    proto, result = pair
+    result.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 8
+    with pytest.raises(VerificationError, match="shapes do not fit"):
+        verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+
+
+def test_wrong_shapes_that_the_float_model_declares_too_are_not_our_fault():
+    proto = model(MLP, check=False)
+    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 8
+    quantized(proto)
+
+
+def test_a_model_that_does_not_load_is_refused(pair, tmp_path):
+    proto, result = pair
+    node = next(n for n in result.graph.node if n.op_type == "Gemm")
+    node.domain = "unheard.of"
+    result.opset_import.append(onnx.helper.make_opsetid("unheard.of", 1))
+    with pytest.raises(VerificationError, match="does not run"):
+        verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+
+
+def test_a_float_model_that_does_not_load_is_not_blamed_on_the_result(pair, tmp_path):
+    proto, result = pair
+    proto.graph.node[0].domain = "unheard.of"
+    with pytest.raises(EngineError):
+        verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+
+
+def test_outputs_that_are_not_finite_are_refused(pair, tmp_path):
+    proto, result = pair
+    replace_weight(result, "v_scale", np.full_like(weights(result)["v_scale"], np.inf))
+    with pytest.raises(VerificationError, match="'y' of the quantized model holds infinity or not-a-number"):
+        verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+
+
+def test_infinities_of_the_float_model_itself_are_accepted(tmp_path):
+    proto = model("(float[N,3] x) => (float[N,?] y) <float[3,5] w> { a = MatMul(x, w) r = Relu(a) y = Log(r) }")
+    verdict = verify.verify(written(quantized(proto), tmp_path), proto, feeds(proto), 1)
+    assert verdict.quality[0].sqnr_db is not None
+
+
+def test_a_result_far_from_the_float_model_gets_a_warning(pair, tmp_path):
+    proto, result = pair
+    replace_weight(result, "v_scale", -weights(result)["v_scale"])
+    verdict = verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+    assert verdict.warnings[0].startswith("output 'y' is far from the float model's (SQNR -6.0 dB)")
+
+
+def test_an_output_without_floats_is_named(tmp_path):
+    proto = model("(float[N,3] x) => (int64[N] y) <float[3,5] w> { a = MatMul(x, w) y = ArgMax<keepdims=0,axis=1>(a) }")
+    verdict = verify.verify(written(quantized(proto), tmp_path), proto, feeds(proto), 1)
+    assert verdict.quality == ()
+    assert verdict.warnings[0].startswith("output 'y' was not compared")
+
+
+def test_rows_that_fill_up_a_batch_do_not_count_but_an_output_without_batch_counts_in_full(tmp_path):
+    proto = model("(float[4,3] x) => (float[4,?] y, float[?,4] z) <float[3,5] w> { y = MatMul(x, w) z = Transpose(y) }")
+    result = quantized(proto, [{"x": np.ones((4, 3), np.float32)}])
+    feed = {"x": np.float32([[1, 1, 1], [1, 0, 1], [9, 9, 9], [9, 9, 9]])}
+    one = verify.verify(written(result, tmp_path), proto, [(feed, 2)], 1).quality
+    all_rows = verify.verify(written(result, tmp_path), proto, [(feed, None)], 1).quality
+    assert one[0].sqnr_db > all_rows[0].sqnr_db + 10  # 9 lies outside the calibrated range
+    assert one[1].sqnr_db == all_rows[1].sqnr_db
+
+
+def disagreeing(run):
+    """Session.run, wrong where ONNX Runtime has optimised the graph."""
+
+    def wrong(self, feed):
+        outputs = run(self, feed)
+        return {name: -x for name, x in outputs.items()} if self.optimised else outputs
+
+    return wrong
+
+
+@pytest.fixture
+def wrong_kernels(monkeypatch):
+    start, run = Session.__init__, Session.run
+
+    def init(self, model, *, optimize=False, **options):
+        self.optimised = optimize
+        start(self, model, optimize=optimize, **options)
+
+    monkeypatch.setattr(Session, "__init__", init)
+    monkeypatch.setattr(Session, "run", disagreeing(run))
+
+
+def test_integer_kernels_that_compute_something_else_are_refused(pair, tmp_path, wrong_kernels):
+    proto, result = pair
+    with pytest.raises(VerificationError, match="optimised integer kernels do not agree"):
+        verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+
+
+@pytest.mark.usefixtures("wrong_kernels")
+def test_nothing_is_written_where_verification_fails(tmp_path):
+    output = tmp_path / "out.onnx"
+    output.write_bytes(b"precious")
+    proto = model(MLP)
+    with pytest.raises(VerificationError):
+        onnxq.quantize(proto, samples(proto), output=output)
+    assert output.read_bytes() == b"precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.onnx"]
+
+
+def test_a_corrupted_file_is_refused_and_nothing_is_written(tmp_path, monkeypatch):
+    def corrupt(proto, path):
+        proto.graph.node[-1].input[0] = "nothing"
+        storage_write(proto, path)
+
+    storage_write = storage.write
+    monkeypatch.setattr(pipeline.storage, "write", corrupt)
+    proto = model(MLP)
+    with pytest.raises(VerificationError, match="not valid ONNX"):
+        onnxq.quantize(proto, samples(proto), output=tmp_path / "out.onnx")
+    assert list(tmp_path.iterdir()) == []
