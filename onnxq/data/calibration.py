@@ -57,10 +57,10 @@ class CalibrationData:
         image files are; all other arrays have the input's dtype and are taken as they are.
     inputs: the model's inputs, in order.
     preprocess: how images become inputs.
-    samples: use only so many, one drawn at random from each of that many equal stretches of all there are, so
-        that data sorted by class stays representative. Files without one are not read.
+    samples: use only so many, one from each of that many equal stretches of all there are, so that data sorted
+        by class stays representative. Files without one are not read.
     keys: input name -> key in .npz files and mappings, where these differ.
-    seed: of the draw.
+    seed: of the draw from each stretch; None: always the first.
 
     A feed has one sample where the model's batch dimension is dynamic or 1. Where all inputs fix it to B > 1, B
     successive samples make a feed, the last one is filled by repeating its last sample, and `samples` chooses
@@ -81,7 +81,7 @@ class CalibrationData:
         preprocess: Preprocess | None = None,
         samples: int | None = None,
         keys: Mapping[str, str] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         if not inputs:
             raise UsageError("the model has no inputs, so it cannot be calibrated")
@@ -152,6 +152,8 @@ class CalibrationData:
         if wanted >= total:
             return range(total)
         edges = [i * total // wanted for i in range(wanted + 1)]
+        if self.seed is None:
+            return edges[:-1]
         return [int(n) for n in np.random.default_rng(self.seed).integers(edges[:-1], edges[1:])]
 
     def _samples(self) -> Iterator[Feed]:
