@@ -40,7 +40,7 @@ def convert_opset(proto: ModelProto, lowest: int, origin: str, highest: int | No
             proto = onnx.inliner.inline_local_functions(proto, convert_version=True)
         sampling = _sampling(proto, opset)
         _refuse_unconverted(proto, opset)
-        converted = onnx.version_converter.convert_version(_with_initializer_inputs(proto), wanted)
+        converted = onnx.version_converter.convert_version(_as_converter_expects(proto), wanted)
         for node in nodes_of(converted.graph):
             if node.op_type == "Resize" and node.output[0] in sampling:
                 _set_attributes(node, sampling[node.output[0]])
@@ -107,10 +107,13 @@ def _set_attributes(node: NodeProto, values: Mapping[str, str]) -> None:
     node.attribute.extend(kept)
 
 
-def _with_initializer_inputs(proto: ModelProto) -> ModelProto:
-    """IR version 3, which the converter assumes, lists initializers among the inputs."""
+def _as_converter_expects(proto: ModelProto) -> ModelProto:
+    """Initializers among the inputs, as in IR version 3, and the standard domain without a name."""
     copy = ModelProto()
     copy.CopyFrom(proto)
+    for imported in copy.opset_import:
+        if imported.domain in ONNX_DOMAINS:
+            imported.domain = ""
     listed = {i.name for i in copy.graph.input}
     for tensor in copy.graph.initializer:
         if tensor.name not in listed:

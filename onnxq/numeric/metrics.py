@@ -18,7 +18,7 @@ class Sqnr:
 
     def update(self, reference: FloatArray, other: FloatArray) -> None:
         """Two arrays of one shape. Where both are the same infinity or both not-a-number they agree."""
-        x, y = np.float64(reference), np.float64(other)
+        x, y = np.asarray(reference, np.float64), np.asarray(other, np.float64)
         same = (x == y) | (np.isnan(x) & np.isnan(y))
         self.signal += float(np.square(x[np.isfinite(x)]).sum())
         with np.errstate(invalid="ignore", over="ignore"):
