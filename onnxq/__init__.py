@@ -7,9 +7,11 @@ print(result.report.to_text())
 
 from importlib.metadata import version as _version
 
+from .api import Result, calibrate, quantize
 from .data import CalibrationData, Preprocess
 from .errors import OnnxqError
-from .pipeline import Options, Result, quantize
+from .options import Options
+from .passes.apply_overrides import Override
 from .report import Report
 from .targets import TARGETS
 
@@ -20,9 +22,11 @@ __all__ = [
     "CalibrationData",
     "OnnxqError",
     "Options",
+    "Override",
     "Preprocess",
     "Report",
     "Result",
     "__version__",
+    "calibrate",
     "quantize",
 ]

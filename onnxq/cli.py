@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,18 +11,17 @@ import click
 
 from . import __version__
 from .analysis.inspect import inspect
+from .api import calibrate, open_model, quantize
+from .config import overrides_of, read_config
 from .data import Preprocess
 from .errors import OnnxqError, OutputError, UsageError
 from .graph.storage import replacing
-from .pipeline import PRESETS, Options, open_model, quantize
+from .options import PRESETS, Options
 from .progress import Progress
 from .report import printable
 from .targets import TARGETS
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+_CALIB = "Calibration data: a folder of images, .npy, .npz or test_data_set_*/*.pb, or one such file."
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -68,61 +65,6 @@ class _Size(click.ParamType[Any]):
         return self.fail(f"{value!r} is not a size like 224 or 240x320", param, ctx)
 
 
-def _read_config(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
-    """Make the values of a TOML file the defaults of this command: the command line wins over the file."""
-    if path is None:
-        return
-    try:
-        with open(path, "rb") as file:
-            table = tomllib.load(file)
-    except OSError as error:
-        raise click.UsageError(f"--config {path}: {error.strerror}") from None
-    except ValueError as error:  # TOMLDecodeError, or UnicodeDecodeError
-        raise click.UsageError(f"--config {path}: not valid TOML: {error}") from None
-    preprocess = table.pop("preprocess", {})
-    if not isinstance(preprocess, dict):
-        raise click.UsageError(f"--config {path}: 'preprocess' must be a table, [preprocess]")
-    known = _long_names(ctx.command)
-    defaults = {}
-    for key, value in (table | preprocess).items():
-        name = key.replace("_", "-")
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise click.UsageError(f"--config {path}: unknown key {key!r}{hint}")
-        option, negated = known[name]
-        assert option.name is not None
-        defaults[option.name] = _as_typed(option, negated, value, f"--config {path}: {key!r}")
-    ctx.default_map = {**(ctx.default_map or {}), **defaults}
-
-
-def _long_names(command: click.Command) -> dict[str, tuple[click.Option, bool]]:
-    """Names of long options without dashes -> option, and whether the name switches it off."""
-    options = [p for p in command.params if isinstance(p, click.Option) and p.name not in ("config", "help")]
-    return {
-        name[2:]: (option, negated)
-        for option in options
-        for negated, names in ((False, option.opts), (True, option.secondary_opts))
-        for name in names
-        if name.startswith("--")
-    }
-
-
-def _as_typed(option: click.Option, negated: bool, value: Any, where: str) -> Any:
-    """A TOML value as it would stand on the command line, so that it is parsed and refused alike."""
-    if option.is_flag:
-        if not isinstance(value, bool):
-            raise click.UsageError(f"{where} must be true or false, got {value!r}")
-        return value != negated
-    if option.name == "input_key" and isinstance(value, dict):
-        return [f"{k}={v}" for k, v in value.items()]
-    values = value if isinstance(value, list) else [value]
-    if isinstance(value, dict) or any(isinstance(v, (dict, list, bool)) for v in values):
-        raise click.UsageError(f"{where} cannot be {value!r}")
-    texts = [str(v) for v in values]
-    return texts if option.multiple or isinstance(value, list) else texts[0]
-
-
 def _options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     def apply(function: F) -> F:
         for decorator in reversed(decorators):
@@ -137,10 +79,12 @@ _config = click.option(
     type=click.Path(dir_okay=False),
     is_eager=True,
     expose_value=False,
-    callback=_read_config,
+    callback=read_config,
     help="TOML file with any of these options by name (image options may stand in a table [preprocess]);"
     " the command line wins over it.",
 )
+
+_METHODS = "minmax, mse, percentile[:P], entropy"
 
 _data_options = _options(
     click.option("--samples", type=click.IntRange(min=1), help="Use N calibration samples, spread over all [all]."),
@@ -169,12 +113,25 @@ _data_options = _options(
 
 _placement_options = _options(
     click.option("--target", type=click.Choice(sorted(TARGETS)), default="ort", show_default=True),
-    click.option("--preset", type=click.Choice(sorted(PRESETS)), default="w8a8", show_default=True),
+    click.option(
+        "--preset",
+        default="w8a8",
+        show_default=True,
+        metavar="wNaM",
+        help=f"Bits of weights and activations: {', '.join(PRESETS)}, ...; wN or aM alone: the rest stays float.",
+    ),
     click.option(
         "--per-channel/--per-tensor",
         default=True,
         show_default=True,
         help="One weight scale per output channel, or one per weight tensor.",
+    ),
+    click.option("--symmetric-activations", is_flag=True, help="Zero point 0; unsigned where nothing is negative."),
+    click.option("--asymmetric-weights", is_flag=True, help="Weights with zero points."),
+    click.option("--power-of-two", is_flag=True, help="All scales are powers of two."),
+    click.option("--block-size", type=click.IntRange(min=1), help="One weight scale for each N weights of a channel."),
+    click.option(
+        "--every-kernel", is_flag=True, help="Use integer kernels even where they are slower than float ones."
     ),
     click.option(
         "--include", multiple=True, metavar="GLOB", help="Quantize only these nodes or operators; repeatable."
@@ -184,6 +141,16 @@ _placement_options = _options(
     ),
     click.option(
         "--tie", multiple=True, type=click.Choice(["Add", "Concat"]), help="Inputs of these share a grid; repeatable."
+    ),
+)
+
+_range_options = _options(
+    click.option("--weight-range", default="mse", show_default=True, help=f"How weight ranges are set: {_METHODS}."),
+    click.option(
+        "--activation-range", default="mse", show_default=True, help="The same for activations, and bn[:ALPHA]."
+    ),
+    click.option(
+        "--logits-range", default="cross-entropy", show_default=True, help="The same for a classifier's logits."
     ),
 )
 
@@ -228,35 +195,78 @@ def main() -> None:
 @main.command("quantize", epilog=EXIT_CODES)
 @click.argument("model", type=click.Path(readable=False))
 @click.argument("output", type=click.Path(readable=False))
+@click.option("--calib", type=click.Path(readable=False), help=_CALIB)
 @click.option(
-    "--calib",
-    required=True,
+    "--stats",
+    multiple=True,
     type=click.Path(readable=False),
-    help="Calibration data: a folder of images, .npy, .npz or test_data_set_*/*.pb, or one such file.",
+    help="Statistics of `onnxq calibrate` instead of running the model; repeatable, they are merged.",
 )
 @_data_options
 @_placement_options
+@_range_options
 @_run_options
 @click.option("--report", type=click.Path(dir_okay=False), help="Write everything about the run to this JSON file.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 @click.option("--verbose", "-v", is_flag=True, help="Print each step and each node left in float.")
 @_config
 def quantize_command(
-    model: str, output: str, calib: str, report: str | None, quiet: bool, verbose: bool, **given: Any
+    model: str,
+    output: str,
+    calib: str | None,
+    stats: tuple[str, ...],
+    report: str | None,
+    quiet: bool,
+    verbose: bool,
+    **given: Any,
 ) -> None:
     """Quantize MODEL with calibration data and write the verified result to OUTPUT."""
+    if calib is None and not stats:
+        raise click.UsageError("Missing option '--calib' (or '--stats').")
     preprocess, keys, options = _parse(given)
-    _refuse_same_files(model, output, report, calib)
+    _refuse_same_files(output, report, model, *stats, *([calib] if calib is not None else []))
     with ExitStack() as stack:
         report_file = None if report is None else stack.enter_context(replacing(report))
         progress = stack.enter_context(Progress(enabled=not quiet))
         result = quantize(
-            model, calib, output=output, options=options, preprocess=preprocess, input_keys=keys, progress=progress
+            model,
+            calib,
+            output=output,
+            statistics=stats,
+            options=options,
+            preprocess=preprocess,
+            input_keys=keys,
+            progress=progress,
         )
         if report_file is not None:
             report_file.write_text(result.report.to_json(), encoding="utf-8")
     if not quiet:
         click.echo(f"{output}: {result.report.to_text(verbose)}")
+
+
+@main.command("calibrate", epilog=EXIT_CODES)
+@click.argument("model", type=click.Path(readable=False))
+@click.argument("output", type=click.Path(readable=False))
+@click.option("--calib", required=True, type=click.Path(readable=False), help=_CALIB)
+@_data_options
+@_run_options
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+@_config
+def calibrate_command(model: str, output: str, calib: str, quiet: bool, **given: Any) -> None:
+    """Collect statistics of MODEL's activations and write them to OUTPUT, an .npz file for `quantize --stats`.
+
+    Parts of the calibration data may be collected apart, on several machines.
+    """
+    preprocess, keys, options = _parse(given)
+    _refuse_same_files(output, None, model, calib)
+    with Progress(enabled=not quiet) as progress:
+        found = calibrate(
+            model, calib, output, options=options, preprocess=preprocess, input_keys=keys, progress=progress
+        )
+    if not quiet:
+        click.echo(
+            f"{output}: {len(found.tensors)} tensors over {len(found.samples)} samples, digest {found.digest[:16]}"
+        )
 
 
 @main.command("inspect", epilog=EXIT_CODES)
@@ -267,7 +277,8 @@ def quantize_command(
 @_config
 def inspect_command(model: str, as_json: bool, verbose: bool, **given: Any) -> None:
     """Show what MODEL is made of, what of it could be quantized, and what not and why."""
-    facts = inspect(*open_model(model), Options(**given))
+    options = Options(**given, overrides=overrides_of(click.get_current_context()))
+    facts = inspect(*open_model(model), options)
     click.echo(facts.to_json().rstrip() if as_json else facts.to_text(verbose))
 
 
@@ -282,13 +293,15 @@ def _parse(given: dict[str, Any]) -> tuple[Preprocess, dict[str, str], Options]:
             raise UsageError(f"--input-key {pair!r} is not of the form INPUT=KEY")
         keys[name] = key
     given["batch_size"], given["threads"] = given["batch_size"] or 0, given["threads"] or 0
-    return preprocess, keys, Options(**given)
+    return preprocess, keys, Options(**given, overrides=overrides_of(click.get_current_context()))
 
 
-def _refuse_same_files(model: str, output: str, report: str | None, calib: str) -> None:
-    if Path(output).resolve() == Path(calib).resolve():
-        raise OutputError(f"{output}: the output is the calibration data itself; choose another name")
-    for path in (model, output, calib):
+def _refuse_same_files(output: str, report: str | None, model: str, *data: str) -> None:
+    """The model itself is left to `quantize`, which knows links."""
+    for path in data:
+        if Path(output).resolve() == Path(path).resolve():
+            raise OutputError(f"{output}: the output is the calibration data itself; choose another name")
+    for path in (model, output, *data):
         if report is not None and Path(report).resolve() == Path(path).resolve():
             raise OutputError(f"--report {report}: this is {path} itself; choose another name")
 

@@ -1,7 +1,8 @@
 """Activation statistics on disk: collected once or in parts, merged, and used for any bits and any method.
 
-The file is an .npz without pickles: for each tensor its histogram (and logit vectors), and a JSON header with the hash
-of the graph that was run and one SHA-256 for each sample. Merging refuses files of another graph, and the same samples twice.
+The file is an .npz without pickles: for each tensor its histogram (and logit vectors), and a JSON header with the
+hash of the graph that was run and one SHA-256 for each sample. Merging refuses files of another graph, and the same
+samples twice.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ class Statistics:
     def digest(self) -> str:
         """SHA-256, in hex, of the set of samples, as `CalibrationData.digest` gives it."""
         return hashlib.sha256(b"".join(bytes.fromhex(s) for s in self.samples)).hexdigest()
+
+    def cover(self, samples: Iterable[str]) -> bool:
+        """Whether they were collected on all of these samples, given by their SHA-256."""
+        return set(samples) <= set(self.samples)
 
 
 def graph_hash(proto: ModelProto) -> str:

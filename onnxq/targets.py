@@ -15,7 +15,7 @@ from typing import Literal
 
 import onnx_graphsurgeon as gs
 
-from .graph.ops import ONNX_DOMAINS, LinearLayer, is_op, linear_layer, preserves_grid
+from .graph.ops import ONNX_DOMAINS, LinearLayer, is_depthwise, is_op, linear_layer, preserves_grid
 from .numeric.quant import Grid, QuantSpec
 
 Condition = Callable[[gs.Node], str | None]
@@ -36,6 +36,7 @@ class OpRule:
     grid: `same` where the output shares the grid of the first input, `own` otherwise.
     fixed: the output's range where it is known without data.
     refuses: the reason why this very node has no integer kernel, or None.
+    slow: the reason why its integer kernel does not pay, or None.
     per_channel: whether the kernel takes one weight scale a channel for this layer.
     """
 
@@ -44,6 +45,7 @@ class OpRule:
     grid: Literal["own", "same"] = "own"
     fixed: tuple[float, float] | None = None
     refuses: Condition = _always
+    slow: Condition = _always
     per_channel: Callable[[LinearLayer], bool] = lambda layer: True
 
 
@@ -52,6 +54,7 @@ class Target:
     """A tool-chain: its types, its rules by operator, and the activations that it fuses into the operator before.
 
     min_opset, max_opset: where its quantized operators exist.  bias_bits: width of the integer bias.
+    quantizes_float_weights: whether it does so by itself where the tensors around a float layer are on grids.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Target:
     fused: frozenset[str] = frozenset()
     min_opset: int = 13
     max_opset: int | None = None
+    quantizes_float_weights: bool = False
     bias_bits: int = 32
 
     def rule(self, node: gs.Node) -> OpRule | str:
@@ -95,6 +99,44 @@ def _ort_mask(node: gs.Node) -> str | None:
     return None
 
 
+def _ort_slow_conv(node: gs.Node) -> str | None:
+    """Measured on x86 with VNNI: 3 input channels take 3 times as long as in float, a depthwise Conv at the size of
+    the image 2 to 5 times; together with the conversions behind they cost MobileNets more than the rest gains."""
+    layer = linear_layer(node)
+    if isinstance(layer, LinearLayer) and (_starts_separable(layer) or _follows_start(layer)):
+        return "the first layers of a depthwise-separable network are faster in float"
+    return None
+
+
+def _starts_separable(layer: LinearLayer) -> bool:
+    """A Conv on an image whose only reader is depthwise."""
+    behind = layer.output
+    while len(behind.outputs) == 1 and is_op(behind.outputs[0], "Relu", "Clip"):
+        behind = behind.outputs[0].outputs[0]
+    readers = [linear_layer(reader) for reader in behind.outputs]
+    return (
+        layer.groups == 1
+        and int(layer.weight.shape[1]) < 4
+        and len(readers) == 1
+        and isinstance(readers[0], LinearLayer)
+        and is_depthwise(readers[0])
+    )
+
+
+def _follows_start(layer: LinearLayer) -> bool:
+    source = layer.input
+    while source.inputs and is_op(source.inputs[0], "Relu", "Clip"):
+        source = source.inputs[0].inputs[0]
+    before = linear_layer(source.inputs[0]) if source.inputs else ""
+    return is_depthwise(layer) and isinstance(before, LinearLayer) and _starts_separable(before)
+
+
+def _ort_slow_matmul(node: gs.Node) -> str | None:
+    if any(isinstance(t, gs.Constant) for t in node.inputs):
+        return None
+    return "the product of two activations is faster in float, with its Softmax and scaling"
+
+
 def _is_matrix(layer: LinearLayer) -> bool:
     return len(layer.weight.shape) == 2
 
@@ -111,9 +153,9 @@ ORT = Target(
     activation=QuantSpec(Grid(8, signed=False), symmetric=False),
     weight=QuantSpec(Grid(8, signed=True, narrow=True), symmetric=True, per_channel=True),
     rules={
-        "Conv": OpRule("linear", refuses=_ort_linear),
+        "Conv": OpRule("linear", refuses=_ort_linear, slow=_ort_slow_conv),
         "Gemm": OpRule("linear", output="free", refuses=_ort_linear),
-        "MatMul": OpRule("linear", output="free", refuses=_ort_linear, per_channel=_is_matrix),
+        "MatMul": OpRule("linear", "free", refuses=_ort_linear, slow=_ort_slow_matmul, per_channel=_is_matrix),
         "Add": _MASKING,
         "Mul": _ELEMENTWISE,
         "Concat": _ELEMENTWISE,
@@ -132,6 +174,7 @@ ORT = Target(
         ),
     },
     fused=frozenset({"Relu", "Clip"}),
+    quantizes_float_weights=True,
     max_opset=27,
 )  # fmt: skip
 

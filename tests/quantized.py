@@ -11,15 +11,16 @@ import numpy as np
 from onnx import ModelProto
 
 import onnxq
+from onnxq.api import input_specs
 from onnxq.data import CalibrationData
 from onnxq.graph.model import Model, Quantizer
+from onnxq.options import Options
 from onnxq.passes.add_quantizers import AddQuantizers
 from onnxq.passes.base import Context, Outcome
 from onnxq.passes.normalize import Normalize
 from onnxq.passes.set_activation_ranges import SetActivationRanges
 from onnxq.passes.set_bias_scales import SetBiasScales
 from onnxq.passes.set_weight_ranges import SetWeightRanges
-from onnxq.pipeline import input_specs
 from onnxq.runtime import optimized_graph
 
 
@@ -34,10 +35,11 @@ def context(proto: ModelProto, feeds: Any = None, **fields: Any) -> Context:
 
 
 def planned(proto: ModelProto, **options: Any) -> tuple[Model, Outcome]:
-    """The model with quantizers placed, and what `AddQuantizers(**options)` says of it."""
+    """The model with quantizers placed wherever there is a kernel, and what `AddQuantizers(**options)` says of it."""
+    wishes = {"activation": Options().activation, "weight": Options().weight, "every_kernel": True}
     model = graphs.wrapped(proto)
     Normalize().apply(model, Context())
-    return model, AddQuantizers(**options).apply(model, Context())
+    return model, AddQuantizers(**{**wishes, **options}).apply(model, Context())
 
 
 def plan(proto: ModelProto, **options: Any) -> dict[str, Quantizer]:
@@ -53,13 +55,14 @@ def reasons(outcome: Outcome) -> dict[str, str]:
 def answered(proto: ModelProto, feeds: Any = None, **options: Any) -> Model:
     """The model with quantizers placed and their ranges set."""
     model, _ = planned(proto, **options)
-    for step in (SetWeightRanges(), SetActivationRanges(), SetBiasScales()):
+    for step in (SetWeightRanges("minmax"), SetActivationRanges("minmax"), SetBiasScales()):
         step.apply(model, context(proto, feeds))
     return model
 
 
 def quantized(proto: ModelProto, feeds: Any = None, **settings: Any) -> ModelProto:
-    """What `onnxq.quantize` makes of it, verification included."""
+    """What `onnxq.quantize` makes of it wherever there is a kernel, verification included."""
+    settings = {"every_kernel": True, "weight_range": "minmax", "activation_range": "minmax", **settings}
     return onnxq.quantize(proto, samples(proto) if feeds is None else feeds, **settings).model
 
 

@@ -240,7 +240,7 @@ def test_a_truncated_file(place):
     ("options", "message"),
     [
         (["--target", "tpu"], "'tpu' is not 'ort'"),
-        (["--preset", "w1a1"], "'w1a1' is not"),
+        (["--preset", "w1a1"], "'w1a1' is unknown"),
         (["--samples", "0"], "0 is not in the range"),
         (["--samples", "many"], "not a valid integer"),
         (["--threads", "-1"], "-1 is not in the range"),

@@ -14,7 +14,7 @@ from graphs import model
 from PIL import Image
 
 import onnxq
-from onnxq import cli
+from onnxq import Override, cli, config
 from onnxq.graph import storage
 
 NET = """(float[N,3,8,8] x) => (float[N,?] y) <float[4,3,3,3] w, float[4,4,3,3] u, float[5,4] v> {
@@ -220,12 +220,24 @@ def test_all_options_in_a_file(place):
         include = ["Conv", "Add"]
         exclude = "*_b"
         tie = ["Add"]
+        every-kernel = true
+        symmetric-activations = true
+        asymmetric-weights = true
+        power-of-two = true
+        block-size = 2
+        weight-range = "minmax"
+        activation-range = "percentile:99.9"
+        logits-range = "mse"
         batch-size = 2
         threads = 1
         max_memory = 100
         report = {str(place / "report.json")!r}
         quiet = true
         verbose = false
+
+        [[override]]
+        node = "Conv_a"
+        bits = 7
 
         [preprocess]
         layout = "nchw"
@@ -241,9 +253,12 @@ def test_all_options_in_a_file(place):
     result = invoke("quantize", place / "in.onnx", place / "out.onnx", "--config", place / "onnxq.toml")
     assert (result.exit_code, result.output) == (0, "")
     options = json.loads((place / "report.json").read_text())["options"]
+    override = {**dict.fromkeys(Override.__dataclass_fields__), "node": "Conv_a", "bits": 7, "keep_float": False}
     assert options == {
         "target": "ort", "preset": "w8a8", "per_channel": False, "include": ["Conv", "Add"], "exclude": ["*_b"],
-        "tie": ["Add"], "samples": 3, "seed": 5, "batch_size": 2, "threads": 1, "max_memory": 100,
+        "tie": ["Add"], "every_kernel": True, "symmetric_activations": True, "asymmetric_weights": True,
+        "power_of_two": True, "block_size": 2, "weight_range": "minmax", "activation_range": "percentile:99.9",
+        "logits_range": "mse", "overrides": [override], "samples": 3, "seed": 5, "batch_size": 2, "threads": 1, "max_memory": 100,
         "input_keys": {"x": "pixels"}, "calibration": str(place / "calib.npz"),
         "preprocess": {
             "layout": "nchw", "color": "bgr", "resize": [9, 10], "crop": 8, "interpolation": "nearest",
@@ -253,7 +268,7 @@ def test_all_options_in_a_file(place):
 
 
 def test_every_option_can_stand_in_a_file():
-    names = cli._long_names(cli.quantize_command)
+    names = config._long_names(cli.quantize_command)
     options = [p for p in cli.quantize_command.params if isinstance(p, cli.click.Option)]
     assert {option.name for option, _ in names.values()} == {o.name for o in options} - {"config", "help"}
 
@@ -370,7 +385,7 @@ def test_a_bug_is_not_dressed_up_and_leaves_nothing_behind(place, monkeypatch):
     def fail(*arguments, **options):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("onnxq.pipeline.storage.write", fail)
+    monkeypatch.setattr("onnxq.api.storage.write", fail)
     result = quantize(place, "--report", place / "report.json")
     assert result.exit_code == 1
     assert isinstance(result.exception, ZeroDivisionError)

@@ -19,7 +19,9 @@ LEVELS = [
     {"passes.base", "verify"},
     {"layerwise"},
     {"passes"},
-    {"pipeline"},
+    {"options"},
+    {"pipeline", "config"},
+    {"api"},
     {"analysis"},
     {"cli"},
 ]

@@ -9,12 +9,13 @@ from graphs import assert_same_function, model
 from quantized import samples
 
 import onnxq
+from onnxq.api import input_specs
 from onnxq.data import Preprocess
 from onnxq.errors import DataError, ModelError, UsageError, VerificationError
 from onnxq.graph import storage
+from onnxq.options import Options
 from onnxq.passes.base import Context, Outcome
-from onnxq.pipeline import Options, Pipeline, input_specs, load, prepare
-from onnxq.targets import ORT
+from onnxq.pipeline import Pipeline, load, prepare
 
 NET = """(float[N,3,H,W] x) => (float[N,?] y)
     <float[4,3,3,3] w, float[4] b, float[4] g, float[4] h, float[4] m, float[4] var, float[5,4] v, float[5] c> {
@@ -238,11 +239,11 @@ class Broken:
 
 def test_a_pass_that_changes_the_function_is_caught(net, data):
     with pytest.raises(VerificationError, match=r"Broken changed the float model's output 'y' \(SQNR 4.*bug in onnxq"):
-        Pipeline((Broken(),)).run(load(net, "net", ORT), Context(feeds=feeds_of(net, data)))
+        Pipeline((Broken(),)).run(load(net, "net", Options()), Context(feeds=feeds_of(net, data)))
 
 
 def test_preparation_keeps_the_function(net, data):
-    work = load(net, "net", ORT)
+    work = load(net, "net", Options())
     prepare().run(work, Context(feeds=feeds_of(net, data)))
     assert_same_function(net, work.to_proto(), 1e-5, {"x": data[:1]})
 
@@ -258,7 +259,7 @@ def test_a_failure_in_the_middle_leaves_nothing_behind(net, data, tmp_path, monk
         def apply(self, model, context):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("onnxq.pipeline.lowering", lambda: Pipeline((Interrupted(),)))
+    monkeypatch.setattr("onnxq.api.lowering", lambda: Pipeline((Interrupted(),)))
     (tmp_path / "out.onnx").write_bytes(b"precious")
     with pytest.raises(KeyboardInterrupt):
         onnxq.quantize(net, data, output=tmp_path / "out.onnx")

@@ -6,7 +6,7 @@ from onnx import numpy_helper
 from quantized import quantized, samples
 
 import onnxq
-from onnxq import pipeline, verify
+from onnxq import api, verify
 from onnxq.errors import EngineError, VerificationError
 from onnxq.graph import storage
 from onnxq.runtime import Session
@@ -183,7 +183,7 @@ def test_a_corrupted_file_is_refused_and_nothing_is_written(tmp_path, monkeypatc
         storage_write(proto, path)
 
     storage_write = storage.write
-    monkeypatch.setattr(pipeline.storage, "write", corrupt)
+    monkeypatch.setattr(api.storage, "write", corrupt)
     proto = model(MLP)
     with pytest.raises(VerificationError, match="not valid ONNX"):
         onnxq.quantize(proto, samples(proto), output=tmp_path / "out.onnx")

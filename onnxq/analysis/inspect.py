@@ -11,11 +11,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
+from ..api import input_specs
 from ..data import InputSpec
 from ..graph.model import Model
 from ..graph.ops import LinearLayer, is_float, linear_layer
+from ..options import Options
 from ..passes.base import Context
-from ..pipeline import Options, input_specs, load, placement, prepare
+from ..pipeline import load, placement, prepare
 from ..report import FloatNode, printable
 from ..targets import TARGETS
 
@@ -60,7 +62,7 @@ class Inspection:
         opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in self.opsets.items())
         types = ", ".join(f"{count:,} {dtype}" for dtype, count in self.parameter_types.items())
         lines = [
-            f"{self.model}: IR version {self.ir_version}, operator sets {opsets}, producer {self.producer or 'unknown'}",
+            f"{self.model}: IR version {self.ir_version}, operator sets {opsets}, producer {self.producer or '?'}",
             *(f"input  {text}" for text in self.inputs),
             *(f"output {text}" for text in self.outputs),
             f"parameters {self.parameters:,}" + (f" ({types})" if types else ""),
@@ -82,15 +84,14 @@ def inspect(proto: ModelProto, origin: str, options: Options | None = None) -> I
     """What the checked model `proto` holds, and what would be quantized. Raises ModelError or EngineError."""
     options = options or Options()
     context = Context(target=TARGETS[options.target])
-    model = load(proto, origin, context.target)
+    model = load(proto, origin, options)
     prepare().run(model, context)
-    (step,) = placement(options).run(model, context)
+    step = placement(options).run(model, context)[0]
     nodes = {node.name: node.op for node in model.graph.nodes}
     dtypes = Counter[str]()
     for constant in model.initializers():
-        dtypes[str(np.dtype(constant.dtype)) if isinstance(constant.dtype, (np.dtype, type)) else "other"] += int(
-            np.prod(constant.shape)
-        )
+        known = isinstance(constant.dtype, (np.dtype, type))
+        dtypes[str(np.dtype(constant.dtype)) if known else "other"] += int(np.prod(constant.shape))
     return Inspection(
         model=origin,
         ir_version=proto.ir_version,

@@ -123,14 +123,18 @@ class CalibrationData:
 
         It depends neither on their order nor on how they are cut into files or feeds.
         """
+        return hashlib.sha256(b"".join(bytes.fromhex(h) for h in self.sample_hashes())).hexdigest()
+
+    def sample_hashes(self) -> list[str]:
+        """SHA-256, in hex, of each sample used, sorted."""
         hashes = []
         for sample in self._samples():
             sha = hashlib.sha256()
             for name, array in sorted(sample.arrays.items()):
                 sha.update(f"{name!r} {array.dtype.name} {array.shape}\n".encode())
                 sha.update(array.tobytes())
-            hashes.append(sha.digest())
-        return hashlib.sha256(b"".join(sorted(hashes))).hexdigest()
+            hashes.append(sha.hexdigest())
+        return sorted(hashes)
 
     @cached_property
     def _counts(self) -> list[int]:

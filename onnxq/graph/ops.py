@@ -46,6 +46,13 @@ class LinearLayer:
         return int(self.node.attrs.get("group", 1))
 
     @property
+    def reduction_axis(self) -> int:
+        """The axis of the weight that input channels (of a group) run along, never negative."""
+        if self.node.op == "MatMul":
+            return len(self.weight.shape) - 2
+        return 1 - self.axis
+
+    @property
     def channels(self) -> int:
         """Number of output channels."""
         count = int(self.weight.shape[self.axis])
@@ -119,6 +126,11 @@ def _with_added_bias(node: gs.Node, weight: gs.Constant) -> LinearLayer:
     if bias is None or tuple(bias.shape) != (weight.shape[-1],) or bias.dtype != weight.dtype:
         return bare
     return LinearLayer(node, node.inputs[0], weight, bare.axis, bias, add)
+
+
+def is_depthwise(layer: LinearLayer) -> bool:
+    """A Conv in which every output channel reads one input channel."""
+    return layer.node.op == "Conv" and layer.groups > 1 and int(layer.weight.shape[1]) == 1
 
 
 def channel_vector(constant: gs.Constant, channels: int, axis: int, ndim: int | None) -> np.ndarray | None:

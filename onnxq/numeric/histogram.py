@@ -60,9 +60,8 @@ class Histogram:
         values = np.concatenate([-middle[:0:-1], [0.0], middle[1:]])
         widths = np.concatenate([width[:0:-1], [0.0], width[1:]])
         filled = counts > 0
-        return Samples(
-            values[filled][None], counts[filled][None].astype(np.float64), extremes.lo, extremes.hi, widths[filled][None]
-        )
+        weights = counts[filled].astype(np.float64)
+        return Samples(values[filled][None], weights[None], extremes.lo, extremes.hi, widths[filled][None])
 
 
 def _edges() -> NDArray[np.float64]:

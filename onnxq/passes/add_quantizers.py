@@ -32,13 +32,15 @@ from .base import Context, Outcome, Skip
 class AddQuantizers:
     """Plan `Model.quantizers` for the target. What changes are the nodes that will run in integers.
 
-    activation, weight: specs instead of the target's.  include, exclude: patterns (glob) of node names or
+    activation, weight: what they are to be like; None: they stay in float.  every_kernel: also use integer kernels
+    that are slower than float ones.  include, exclude: patterns (glob) of node names or
     operator types; only what is included and not excluded is quantized.  tie: operator types whose inputs and
     output share one grid.
     """
 
-    activation: QuantSpec | None = None
-    weight: QuantSpec | None = None
+    activation: QuantSpec | None
+    weight: QuantSpec | None
+    every_kernel: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     tie: tuple[str, ...] = ()
@@ -47,10 +49,9 @@ class AddQuantizers:
     def apply(self, model: Model, context: Context) -> Outcome:
         self._refuse_idle_patterns(model)
         target = context.target
-        target = replace(target, activation=self.activation or target.activation, weight=self.weight or target.weight)
         choice = _Choice(model, target, self)
         chosen, skips = choice.run()
-        placement = _Placement(model, target, chosen, choice.fused)
+        placement = _Placement(model, self, chosen, choice.fused)
         placement.place()
         for node, _ in chosen:
             if node.op in self.tie:
@@ -99,6 +100,7 @@ class _Choice:
         self.model, self.target, self.options = model, target, options
         self.integer: set[int] = {id(t) for t in model.graph.inputs if is_float(t)}  # tensors, by identity
         self.inputs = set(self.integer)  # those that are but inputs of the model, moved at most
+        self.gridded: set[int] = set()  # integers that cannot be had in float for nothing: their kernel writes a grid
         self.weights = {id(layer.weight) for layer in _layers(model)}
         self.fused: dict[int, gs.Tensor] = {}  # tensor -> output of the activation that its producer fuses
         self.fused_nodes: set[int] = set()
@@ -122,13 +124,16 @@ class _Choice:
         rule = self.target.rule(node)
         if isinstance(rule, str):
             return rule
+        if not self.options.every_kernel and (reason := rule.slow(node)) is not None:
+            return reason
         data = _data_inputs(node, rule)
         if not all(is_float(t) for t in (*data, *node.outputs[:1])):
             return "" if rule.kind == "movement" else "its tensors are not float32"
         if rule.kind == "movement":
             return rule if id(data[0]) in self.integer else ""
         if rule.kind == "elementwise":
-            if not any(id(t) in self.integer - self.inputs for t in data):
+            joined = self.integer if self.options.every_kernel else self.gridded
+            if not any(id(t) in joined - self.inputs for t in data):
                 return "none of its inputs is computed in integers"
             for constant in (t for t in data if isinstance(t, gs.Constant)):
                 if id(constant) in self.weights:
@@ -146,14 +151,18 @@ class _Choice:
             outputs = [layer.output]
         self.integer.update(map(id, outputs))
         if rule.kind == "movement":
-            if id(node.inputs[0]) in self.inputs:
-                self.inputs.update(map(id, outputs))
+            for kept in (self.inputs, self.gridded):
+                if id(node.inputs[0]) in kept:
+                    kept.update(map(id, outputs))
             return
+        if rule.output == "grid":
+            self.gridded.update(map(id, outputs))
         activation = self.model.sole_consumer(outputs[0])
         if activation is not None and self._fuses(activation):
             self.fused[id(outputs[0])] = activation.outputs[0]
             self.fused_nodes.add(id(activation))
             self.integer.add(id(activation.outputs[0]))
+            self.gridded.add(id(activation.outputs[0]))
 
     def _fuses(self, node: gs.Node) -> bool:
         if any(_matches(node, pattern) for pattern in self.options.exclude):
@@ -174,7 +183,7 @@ class _Placement:
     """Steps 2 and 3: the quantizers of the chosen nodes, by tensor name."""
 
     model: Model
-    target: Target
+    options: AddQuantizers
     chosen: list[tuple[gs.Node, OpRule]]
     fused: Mapping[int, gs.Tensor]
     quantizers: dict[str, Quantizer] = field(default_factory=dict)
@@ -194,22 +203,26 @@ class _Placement:
         self._in_graph_order()
 
     def _activation(self, tensor: gs.Tensor, reader: gs.Node | None = None) -> None:
-        quantizer = self.quantizers.setdefault(tensor.name, Quantizer(tensor.name, self.target.activation))
+        if self.options.activation is None:
+            return
+        quantizer = self.quantizers.setdefault(tensor.name, Quantizer(tensor.name, self.options.activation))
         if reader is not None and isinstance(tensor, gs.Constant):
             self.quantizers[tensor.name] = replace(quantizer, readers=(*quantizer.readers, reader.name))
 
     def _weight(self, layer: LinearLayer, rule: OpRule) -> None:
-        spec = self.target.weight
+        spec = self.options.weight
+        if spec is None:
+            return
         if not rule.per_channel(layer):
             spec = replace(spec, per_channel=False)
         name, reader = layer.weight.name, (layer.node.name,)
-        axis = layer.axis if spec.per_channel else None
+        axis = layer.reduction_axis if spec.block else layer.axis if spec.per_channel else None
         known = self.quantizers.get(name)
         if known is None:
             self.quantizers[name] = Quantizer(name, spec, axis, readers=reader)
             return
         if known.axis != axis:  # tied weights whose layers have their channels on different axes
-            known = replace(known, spec=replace(spec, per_channel=False), axis=None)
+            known = replace(known, spec=replace(spec, per_channel=False, block=None), axis=None)
         self.quantizers[name] = replace(known, readers=(*known.readers, *reader))
 
     def _ends_in_activation(self, node: gs.Node) -> bool:
@@ -223,7 +236,9 @@ class _Placement:
         output = layer.output if isinstance(layer, LinearLayer) else node.outputs[0]
         behind = self.fused.get(id(output), output)
         self._activation(behind)
-        quantizer = self.quantizers[behind.name]
+        quantizer = self.quantizers.get(behind.name)
+        if quantizer is None:
+            return
         if rule.fixed is not None and behind is output:
             self.quantizers[behind.name] = replace(quantizer, fixed=rule.fixed)
         elif rule.grid == "same" and behind is output:

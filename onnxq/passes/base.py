@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data import Feed
 from ..graph.model import Model
+from ..statistics import Statistics
 from ..targets import ORT, Target
 
 
@@ -39,6 +40,7 @@ class Context:
     """What passes may use beside the model.
 
     feeds: calibration feeds, iterable again and again; each pass over it reads the data anew.
+    statistics: of activations, where they were collected before.
     threads, in_flight: how many feeds run at once, and how many are held in memory for that.
     max_memory: bytes of activations that may be held at once.
     progress: called with (label, done, total) during long work.
@@ -46,6 +48,7 @@ class Context:
 
     target: Target = ORT
     feeds: Iterable[Feed] = ()
+    statistics: Statistics | None = None
     threads: int = 1
     in_flight: int = 2
     max_memory: int = 512 * 2**20

@@ -15,10 +15,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from ..graph import edit
 from ..graph.model import Model, Quantizer
-from ..graph.ops import LinearLayer, linear_layer
+from ..graph.ops import LinearLayer, clip_bounds, layer_ending_in, linear_layer
 from ..numeric.quant import Grid, QuantParams
 from .base import Context, Outcome
 
@@ -33,7 +35,8 @@ class LowerToQdq:
 
     def apply(self, model: Model, context: Context) -> Outcome:
         tensors = model.graph.tensors()
-        lowering = _Lowering(model)
+        shields = context.target.quantizes_float_weights
+        lowering = _Lowering(model, shields_float_layers=shields, on_grid=frozenset(model.quantizers))
         for layer in [linear_layer(node) for node in model.graph.nodes]:
             if isinstance(layer, LinearLayer):
                 lowering.bias(layer)
@@ -59,6 +62,8 @@ class _Lowering:
     before: dict[int, list[gs.Node]] = field(default_factory=dict)
     behind: dict[int, list[gs.Node]] = field(default_factory=dict)
     biases: int = 0
+    shields_float_layers: bool = False
+    on_grid: frozenset[str] = frozenset()
     order: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,26 +81,62 @@ class _Lowering:
         else:
             for reader in readers:
                 edit.replace_input(reader, tensor, target)
-        integers = self._variable(f"{tensor.name}_quantized", params.grid.dtype, shape)
+        integers = self._variable(f"{tensor.name}_quantized", None, None)
         scale, zero_point = self._parameters(tensor.name, params)
-        nodes = [
+        producer = source.inputs[0] if source.inputs else None
+        nodes = self._in_front(source, tensor.name, params)
+        source = nodes[-1].outputs[0] if nodes else source
+        nodes += [
             gs.Node("QuantizeLinear", inputs=[source, scale, zero_point], outputs=[integers]),
             gs.Node("DequantizeLinear", inputs=[integers, scale, zero_point], outputs=[target]),
         ]
-        if source.inputs:
-            self.behind.setdefault(id(source.inputs[0]), []).extend(nodes)
+        if producer is not None:
+            self.behind.setdefault(id(producer), []).extend(nodes)
         else:
             self.first.extend(nodes)
+
+    def _in_front(self, source: gs.Variable, name: str, params: QuantParams) -> list[gs.Node]:
+        """Nodes between a tensor and its QuantizeLinear: a Clip where the grid is narrower than the type that stores
+        it; a Sum of one where ONNX Runtime would, unasked, quantize the weight of the float layer before it."""
+        nodes = []
+        if self.shields_float_layers and self._is_float_layer_on_grid(source):
+            nodes.append(
+                gs.Node("Sum", inputs=[source], outputs=[self._variable(f"{name}_shielded", np.float32, None)])
+            )
+            source = nodes[-1].outputs[0]
+        if not params.grid.fills_its_type:
+            zero_point = int(params.zero_point)
+            ends = (np.float32(params.scale) * np.float32(q - zero_point) for q in (params.grid.qmin, params.grid.qmax))
+            bounds = [
+                edit.constant(self.model, f"{name}_{e}", np.asarray(v)) for e, v in zip(("lo", "hi"), ends, strict=True)
+            ]
+            clipped = self._variable(f"{name}_clipped", np.float32, None)
+            nodes.append(gs.Node("Clip", inputs=[source, *bounds], outputs=[clipped]))
+        return nodes
+
+    def _is_float_layer_on_grid(self, tensor: gs.Variable) -> bool:
+        """Whether `tensor` comes, but for Relu or Clip, from a layer with float weights whose input is on a grid."""
+        while tensor.inputs and clip_bounds(tensor.inputs[0]) is not None:
+            tensor = tensor.inputs[0].inputs[0]
+        layer = layer_ending_in(tensor)
+        if isinstance(layer, str):
+            return False
+        weight = self.model.quantizers.get(layer.weight.name)
+        quantized = weight is not None and layer.node.name in weight.readers
+        return not quantized and any(t.name in self.on_grid for t in layer.node.inputs[:1])
 
     def weight(self, tensor: gs.Constant, quantizer: Quantizer) -> None:
         params = _answer(quantizer)
         readers = [n for n in self.model.consumers(tensor) if n.name in quantizer.readers and id(n) in self.order]
-        self._constant(tensor, params, np.asarray(params.quantize(tensor.values)), readers)
+        if readers:
+            self._constant(tensor, params, np.asarray(params.quantize(tensor.values)), readers)
 
     def bias(self, layer: LinearLayer) -> None:
         x, weight = (self.model.quantizers.get(t.name) for t in (layer.input, layer.weight))
         if layer.bias is None or x is None or weight is None or layer.node.name not in weight.readers:
             return
+        if weight.spec.block is not None:
+            return  # the accumulator has no one scale a channel: the bias stays in float
         scale = np.float64(_answer(x).scale) * np.float64(_answer(weight).scale)
         if scale.size not in (1, layer.channels):
             scale = np.tile(scale, layer.groups)
@@ -118,10 +159,12 @@ class _Lowering:
 
     def _constant(self, old: gs.Constant, params: QuantParams, values: np.ndarray, readers: list[gs.Node]) -> None:
         """Let `readers` read `values`, dequantized, instead of `old`."""
-        integers = edit.constant(self.model, f"{old.name}_quantized", values)
+        integers = self._integers(f"{old.name}_quantized", values, params.grid)
         target = self._variable(f"{old.name}_dequantized", old.dtype, old.shape)
         inputs = [integers, *self._parameters(old.name, params)]
         attributes = {} if params.axis is None else {"axis": params.axis}
+        if params.block is not None:
+            attributes["block_size"] = params.block
         node = gs.Node("DequantizeLinear", attrs=attributes, inputs=inputs, outputs=[target])
         for reader in readers:
             edit.replace_input(reader, old, target)
@@ -131,8 +174,20 @@ class _Lowering:
     def _parameters(self, name: str, params: QuantParams) -> tuple[gs.Constant, gs.Constant]:
         return (
             edit.constant(self.model, f"{name}_scale", np.asarray(params.scale, np.float32)),
-            edit.constant(self.model, f"{name}_zero_point", np.asarray(params.zero_point, params.grid.dtype)),
+            self._integers(f"{name}_zero_point", np.asarray(params.zero_point), params.grid),
         )
+
+    def _integers(self, stem: str, values: np.ndarray, grid: Grid) -> gs.Constant:
+        """A constant of the grid's stored type; 4-bit integers are packed in pairs, which numpy has no type for."""
+        if grid.stored_bits != 4:
+            return edit.constant(self.model, stem, values.astype(grid.dtype))
+        kind = TensorProto.INT4 if grid.signed else TensorProto.UINT4
+        flat = values.astype(np.uint8).reshape(-1) & 0xF
+        flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
+        packed = flat[0::2] | (flat[1::2] << 4)
+        name = self.model.unique_name(stem)
+        tensor = TensorProto(name=name, data_type=kind, dims=values.shape, raw_data=packed.tobytes())
+        return gs.Constant(name, LazyValues(tensor))
 
     def _variable(self, stem: str, dtype: Any, shape: Any) -> gs.Variable:
         return gs.Variable(self.model.unique_name(stem), dtype, shape)

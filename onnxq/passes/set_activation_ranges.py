@@ -1,107 +1,154 @@
-"""Scales and zero points of activations from calibration data (white paper section 3.1).
+"""Scales and zero points of activations (white paper section 3.1).
 
-ONNX Runtime computes the tensors, statistics stream: memory does not depend on the amount of data. Where a sample's
-activations would not fit `Context.max_memory`, the tensors are collected in several passes over the data.
+ONNX Runtime computes the tensors on calibration data and statistics stream, so that memory does not depend on the
+amount of data; or they were collected before (`Context.statistics`); or BatchNorm's moments tell the range (18, 19).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..errors import DataError
-from ..graph.model import Model, Quantizer, extract
-from ..graph.shapes import tensor_bytes
+from ..errors import DataError, UsageError
+from ..graph.match import class_logits
+from ..graph.model import Model, Quantizer
+from ..graph.ops import clip_bounds
+from ..numeric.histogram import Histogram
+from ..numeric.logits import Logits
 from ..numeric.quant import QuantParams
-from ..numeric.ranges import METHODS
-from ..numeric.samples import MinMax, Samples, Statistic
-from ..runtime import collect
+from ..numeric.ranges import batchnorm, parse_method, set_range
+from ..numeric.samples import MinMax, Statistic
+from ..statistics import graph_hash
 from .base import Context, Outcome, Skip
+from .collect import collect_tensors
 
 
 @dataclass(frozen=True)
 class SetActivationRanges:
-    """Answer every quantizer of an activation. method: a key of `numeric.ranges.METHODS`.
+    """Answer every quantizer of an activation.
 
+    method, logits_method: names as `numeric.ranges.parse_method` reads them; the second one is for the logits of
+    classifiers, found by what stands behind them.
     A tensor that takes infinite values or not-a-number (masks of attention) has no range: it stays in float.
     """
 
-    method: str = "minmax"
+    method: str = "mse"
+    logits_method: str = "cross-entropy"
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:
         tensors = model.graph.tensors()
         activations = {n: q for n, q in model.quantizers.items() if isinstance(tensors[n], gs.Variable)}
         roots = {n: q for n, q in activations.items() if q.grid_of is None}
-        measured = dict.fromkeys(n for q in roots.values() if q.fixed is None for n in (q.tensor, *q.widened_by))
-        statistics = _collect(model, [n for n in measured if n in activations], context)
+        methods = self._methods(model, roots)
+        measured = {
+            tensor: methods[name]
+            for name, q in roots.items()
+            if q.fixed is None and methods[name] is not None
+            for tensor in (name, *q.widened_by)
+        }
+        statistics = self._statistics(model, measured, context)
         skips = []
         for name, quantizer in roots.items():
-            params = self._params(quantizer, statistics)
+            params = self._params(model, quantizer, methods[name], statistics)
             if params is None:
                 skips.append(Skip(name, "takes infinite values or not-a-number on the calibration data"))
                 del model.quantizers[name]
             else:
                 model.quantizers[name] = quantizer.answered(params)
-        for name, quantizer in activations.items():
-            if quantizer.grid_of is not None:
-                root = model.quantizers.get(_root(activations, name))
-                if root is None or root.params is None:
-                    del model.quantizers[name]
-                else:
-                    model.quantizers[name] = quantizer.answered(root.params)
+        _follow(model, activations)
+        skips += [
+            Skip(n, "no BatchNorm moments are known for it: its range comes from data")
+            for n, q in roots.items()
+            if (q.method or self.method).startswith("bn") and n in measured
+        ]
         return Outcome(len(activations), tuple(skips), (f"tensors measured: {len(statistics)}",))
 
-    def _params(self, quantizer: Quantizer, statistics: Mapping[str, Statistic]) -> QuantParams | None:
+    def _methods(self, model: Model, roots: Mapping[str, Quantizer]) -> dict[str, str | None]:
+        """How each range is set: None by moments; `bn` where these are missing gives way to mse."""
+        logits = class_logits(model)
+        methods: dict[str, str | None] = {}
+        for name, quantizer in roots.items():
+            method = quantizer.method or (self.logits_method if name in logits else self.method)
+            if parse_method(method)[0] == "bn":
+                methods[name] = None if _moments(model, name) is not None else "mse"
+            else:
+                methods[name] = method
+        return methods
+
+    def _statistics(self, model: Model, methods: Mapping[str, str | None], context: Context) -> Mapping[str, Statistic]:
+        if not methods:
+            return {}
+        if context.statistics is None:
+            return collect_tensors(model, methods, context, lambda name: _statistic_for(methods[name]))
+        if context.statistics.graph != graph_hash(model.to_proto()):
+            raise DataError(
+                "the statistics were collected on another model, or prepared with other options;"
+                f" run `onnxq calibrate` on {model.origin} with the options of this run"
+            )
+        missing = [name for name in methods if name not in context.statistics.tensors]
+        if missing:
+            raise DataError(f"the statistics hold nothing on tensor {missing[0]!r}; run `onnxq calibrate` again")
+        return {name: context.statistics.tensors[name] for name in methods}
+
+    def _params(
+        self, model: Model, quantizer: Quantizer, method: str | None, statistics: Mapping[str, Statistic]
+    ) -> QuantParams | None:
         """None where the tensor has no finite range."""
         if quantizer.fixed is not None:
             lo, hi = quantizer.fixed
-            return QuantParams.from_range(np.float64(lo), np.float64(hi), quantizer.spec)
+            return QuantParams.from_range(np.asarray(lo), np.asarray(hi), quantizer.spec)
+        if method is None:
+            bounds = _moments(model, quantizer.tensor)
+            assert bounds is not None
+            _, alpha = parse_method(quantizer.method or self.method)
+            low, high = batchnorm(*bounds, alpha or 6.0)
+            return QuantParams.from_range(low[0], high[0], quantizer.spec)
         statistic = statistics[quantizer.tensor]
         for other in quantizer.widened_by:
-            statistic = statistic.merge(statistics[other]) if other in statistics else statistic
-        samples: Samples = statistic.samples()
+            statistic = statistic.merge(statistics[other])
+        samples = statistic.samples()
         if not (np.isfinite(samples.lo).all() and np.isfinite(samples.hi).all()):
             return None
-        low, high = METHODS[self.method](samples, quantizer.spec)
+        if parse_method(method)[0] == "cross-entropy" and samples.vectors is None:
+            if quantizer.method is not None:
+                raise UsageError(f"cross-entropy needs vectors of logits, which {quantizer.tensor!r} does not hold")
+            method = "mse"
+        low, high = set_range(method, samples, quantizer.spec)
         return QuantParams.from_range(low[0], high[0], quantizer.spec)
 
 
-def _root(quantizers: Mapping[str, Quantizer], name: str) -> str:
-    while (source := quantizers[name].grid_of) is not None:
-        name = source
-    return name
+def _statistic_for(method: str | None) -> Statistic:
+    name = parse_method(method or "mse")[0]
+    if name == "minmax":
+        return MinMax()
+    return Logits() if name == "cross-entropy" else Histogram()
 
 
-def _collect(model: Model, names: list[str], context: Context) -> dict[str, Statistic]:
-    first = next(iter(context.feeds), None)
-    if first is None:
-        raise DataError("no calibration data: activation ranges need at least one sample")
-    proto = model.to_proto()
-    sizes = tensor_bytes(proto, names, first.arrays)
-    chunks = list(_chunks(sizes, context.max_memory // context.in_flight))
-    statistics: dict[str, Statistic] = {}
-    for index, chunk in enumerate(chunks, 1):
-        label = "calibrating" if len(chunks) == 1 else f"calibrating, part {index} of {len(chunks)}"
-        statistics |= collect(
-            extract(proto, chunk), context.arrays(label), lambda name: MinMax(), context.threads, context.in_flight
-        )
-    return statistics
+def _moments(model: Model, name: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float]] | None:
+    """Mean and standard deviation that BatchNorm foretells, and the bounds of the activation behind it, if any."""
+    tensor = model.graph.tensors()[name]
+    bounds = (-np.inf, np.inf)
+    if tensor.inputs and (clip := clip_bounds(tensor.inputs[0])) is not None:
+        bounds, name = clip, tensor.inputs[0].inputs[0].name
+    moments = model.moments.get(name)
+    return None if moments is None else (moments.mean, moments.std, bounds)
 
 
-def _chunks(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
-    """Names in order, in groups whose sizes add up to at most `limit` (or a single larger one)."""
-    chunk: list[str] = []
-    total = 0
-    for name, size in sizes.items():
-        if chunk and total + size > limit:
-            yield chunk
-            chunk, total = [], 0
-        chunk.append(name)
-        total += size
-    if chunk:
-        yield chunk
+def _follow(model: Model, activations: Mapping[str, Quantizer]) -> None:
+    """Give quantizers that keep another tensor's grid the answer of that one."""
+    for name, quantizer in activations.items():
+        if quantizer.grid_of is None:
+            continue
+        root = name
+        while (source := activations[root].grid_of) is not None:
+            root = source
+        answer = model.quantizers.get(root)
+        if answer is None or answer.params is None:
+            del model.quantizers[name]
+        else:
+            model.quantizers[name] = quantizer.answered(answer.params)

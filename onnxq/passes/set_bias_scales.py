@@ -43,7 +43,7 @@ def _fit(model: Model, layer: LinearLayer | str) -> str | None:
     x, weight = model.quantizers.get(layer.input.name), model.quantizers.get(layer.weight.name)
     if x is None or weight is None or x.params is None or weight.params is None:
         return None
-    if layer.node.name not in weight.readers:
+    if layer.node.name not in weight.readers or weight.spec.block is not None:
         return None
     lowest = np.maximum(np.abs(np.float64(layer.bias.values)) / LARGEST_BIAS, 2 * SMALLEST_SCALE)
     lowest = lowest / np.float64(x.params.scale)
@@ -62,4 +62,7 @@ def _raised(weight: Quantizer, layer: LinearLayer, lowest: FloatArray) -> FloatA
         lowest = lowest.max(initial=0.0)
     elif scale.size != lowest.size:  # grouped ConvTranspose: one scale serves a channel of every group
         lowest = lowest.reshape(layer.groups, -1).max(axis=0)
-    return np.asarray(np.maximum(scale, lowest), np.float32)
+    raised = np.maximum(scale, lowest)
+    if weight.spec.power_of_two:
+        raised = 2.0 ** np.ceil(np.log2(raised))
+    return np.asarray(raised, np.float32)

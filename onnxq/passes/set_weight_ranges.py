@@ -8,18 +8,18 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import ModelError
-from ..graph.model import Model
+from ..graph.model import Model, Quantizer
 from ..numeric.quant import QuantParams
-from ..numeric.ranges import METHODS
+from ..numeric.ranges import set_range
 from ..numeric.samples import Samples
 from .base import Context, Outcome
 
 
 @dataclass(frozen=True)
 class SetWeightRanges:
-    """Answer every quantizer of a constant. method: a key of `numeric.ranges.METHODS`."""
+    """Answer every quantizer of a constant. method: a name as `numeric.ranges.parse_method` reads it."""
 
-    method: str = "minmax"
+    method: str = "mse"
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:
@@ -34,10 +34,20 @@ class SetWeightRanges:
                     f"{model.origin}: weight {constant.name!r} of node {', '.join(quantizer.readers)!r} holds"
                     " not-a-number or infinity, which have no integer; exclude the node or repair the model"
                 )
-            lo, hi = METHODS[self.method](Samples.of_weights(values, quantizer.axis), quantizer.spec)
-            if quantizer.axis is None:
-                lo, hi = lo[0], hi[0]
-            params = QuantParams.from_range(lo, hi, quantizer.spec, quantizer.axis)
-            model.quantizers[constant.name] = quantizer.answered(params)
+            model.quantizers[constant.name] = quantizer.answered(self._params(values, quantizer))
             changed += 1
         return Outcome(changed)
+
+    def _params(self, values: np.ndarray, quantizer: Quantizer) -> QuantParams:
+        spec, axis = quantizer.spec, quantizer.axis
+        if quantizer.fixed is not None:
+            lo, hi = np.asarray(quantizer.fixed[0]), np.asarray(quantizer.fixed[1])
+            shape: tuple[int, ...] = () if axis is None else (values.shape[axis],)
+        else:
+            samples = Samples.of_weights(values, axis, spec.block)
+            lo, hi = set_range(quantizer.method or self.method, samples, spec)
+            shape = () if axis is None else lo.shape
+        if spec.block is not None and axis is not None:
+            shape = tuple(-(-n // spec.block) if i == axis else n for i, n in enumerate(values.shape))
+        lo, hi = (np.broadcast_to(end, shape) if end.ndim == 0 else end.reshape(shape) for end in (lo, hi))
+        return QuantParams.from_range(lo, hi, spec, axis)

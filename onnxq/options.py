@@ -1,0 +1,128 @@
+"""How to quantize: every choice that a user has, checked when it is made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from .errors import UsageError
+from .numeric.quant import Grid, QuantSpec
+from .numeric.ranges import parse_method
+from .passes.apply_overrides import Override
+from .targets import TARGETS
+
+PRESETS = ("w8a8", "w8a16", "w4a8", "w4a16", "w8", "w4")
+"""Those worth naming; any of w2 to w16, a2 to a16, alone or together, is understood. Without w or a: left in float."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The fields are the command line's options and the configuration file's keys.
+
+    target: a key of `TARGETS`. preset: bits of weights and activations, `w8a8`; one alone leaves the other in float.
+    per_channel: one weight scale per output channel. every_kernel: also integer kernels slower than float ones.
+    symmetric_activations: zero point 0, unsigned where a tensor has no negative values (7, 8b).
+    asymmetric_weights: weights with zero points. power_of_two: all scales. block_size: weights in blocks.
+    weight_range, activation_range, logits_range: range-setting methods (`numeric.ranges.DEFAULTS`), the last one for
+        the logits of a classifier.
+    include, exclude: globs of node names or operator types. tie: operators (Add, Concat) whose inputs share a grid.
+    overrides: exceptions for single tensors.
+    samples, seed: how many calibration samples to use, and which draw of them.
+    batch_size: samples held in memory and run at once, 0 for two a thread; threads: 0 for all processors;
+        max_memory: MiB of activations held while calibrating. None of these three changes the result.
+    """
+
+    target: str = "ort"
+    preset: str = "w8a8"
+    per_channel: bool = True
+    every_kernel: bool = False
+    symmetric_activations: bool = False
+    asymmetric_weights: bool = False
+    power_of_two: bool = False
+    block_size: int | None = None
+    weight_range: str = "mse"
+    activation_range: str = "mse"
+    logits_range: str = "cross-entropy"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    tie: tuple[str, ...] = ()
+    overrides: tuple[Override, ...] = ()
+    samples: int | None = None
+    seed: int = 0
+    batch_size: int = 0
+    threads: int = 0
+    max_memory: int = 512
+
+    def __post_init__(self) -> None:
+        _one_of("target", self.target, TARGETS)
+        for name, lowest in (("batch_size", 0), ("threads", 0), ("max_memory", 1), ("samples", 1), ("block_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise UsageError(f"{name.replace('_', '-')} must be at least {lowest}, got {value}")
+        for name in ("include", "exclude", "tie"):
+            if isinstance(getattr(self, name), str):
+                raise UsageError(f"{name} must be a list of strings, got {getattr(self, name)!r}")
+        for op in self.tie:
+            _one_of("tie", op, ("Add", "Concat"))
+        for text in (self.weight_range, self.activation_range, self.logits_range):
+            parse_method(text)
+        if parse_method(self.weight_range)[0] in ("bn", "cross-entropy"):
+            raise UsageError(f"weight-range {self.weight_range!r} is for activations; try mse or minmax")
+        if parse_method(self.activation_range)[0] == "cross-entropy":
+            raise UsageError("activation-range 'cross-entropy' is for logits; give it as logits-range")
+        bits(self.preset)
+
+    @property
+    def activation(self) -> QuantSpec | None:
+        """What activations are to be like; None: left in float."""
+        width = bits(self.preset)[1]
+        if width is None:
+            return None
+        spec = TARGETS[self.target].activation
+        spec = replace(spec, grid=replace(spec.grid, bits=width), power_of_two=self.power_of_two or spec.power_of_two)
+        if self.symmetric_activations:
+            spec = replace(spec, grid=Grid(width, signed=True), symmetric=True, one_tailed=True)
+        return spec
+
+    @property
+    def weight(self) -> QuantSpec | None:
+        """What weights are to be like; None: left in float."""
+        width = bits(self.preset)[0]
+        if width is None:
+            return None
+        spec = TARGETS[self.target].weight
+        spec = replace(spec, grid=replace(spec.grid, bits=width), power_of_two=self.power_of_two or spec.power_of_two)
+        if self.asymmetric_weights:
+            spec = replace(spec, grid=Grid(width, spec.grid.signed), symmetric=False)
+        per_channel = spec.per_channel and self.per_channel and self.block_size is None
+        return replace(spec, per_channel=per_channel, block=self.block_size)
+
+    @property
+    def has_integer_kernels(self) -> bool:
+        """Whether the target computes with these widths, rather than simulating them in float."""
+        return bits(self.preset) == (8, 8) and self.block_size is None
+
+    @property
+    def min_opset(self) -> int:
+        """The operator set that the result needs: 21 brings 4 and 16 bits, and blocks."""
+        widths = [spec.grid.stored_bits for spec in (self.activation, self.weight) if spec is not None]
+        widths += [Grid(o.bits, True).stored_bits for o in self.overrides if o.bits is not None]
+        blocks = self.block_size is not None or any(o.block is not None for o in self.overrides)
+        return max(TARGETS[self.target].min_opset, 21 if blocks or {4, 16} & set(widths) else 0)
+
+
+def bits(preset: str) -> tuple[int | None, int | None]:
+    """Widths of (weights, activations); None for what stays in float. Raises UsageError."""
+    match = re.fullmatch(r"(?:w(\d+))?(?:a(\d+))?", preset)
+    widths = tuple(None if text is None else int(text) for text in match.groups()) if match else ()
+    if not preset or not widths or not all(w is None or 2 <= w <= 16 for w in widths):
+        raise UsageError(
+            f"--preset {preset!r} is unknown; expected {', '.join(PRESETS)}, or other widths from 2 to 16 in this form"
+        )
+    return widths[0], widths[1]
+
+
+def _one_of(option: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise UsageError(f"--{option} {value!r} is unknown; expected one of {', '.join(sorted(known))}")

@@ -1,0 +1,43 @@
+"""Statistics of any tensors of a model over the calibration data, in as many passes over it as memory asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from ..errors import DataError
+from ..graph.model import Model, extract
+from ..graph.shapes import tensor_bytes
+from ..numeric.samples import Statistic
+from ..runtime import collect
+from .base import Context
+
+
+def collect_tensors(
+    model: Model, names: Iterable[str], context: Context, make: Callable[[str], Statistic], label: str = "calibrating"
+) -> dict[str, Statistic]:
+    """A statistic of each tensor. Raises DataError where there is no data, EngineError where the model fails."""
+    first = next(iter(context.feeds), None)
+    if first is None:
+        raise DataError("no calibration data: activation ranges need at least one sample")
+    proto = model.to_proto()
+    sizes = tensor_bytes(proto, names, first.arrays)
+    chunks = list(_chunks(sizes, context.max_memory // context.in_flight))
+    statistics: dict[str, Statistic] = {}
+    for index, chunk in enumerate(chunks, 1):
+        part = label if len(chunks) == 1 else f"{label}, part {index} of {len(chunks)}"
+        statistics |= collect(extract(proto, chunk), context.arrays(part), make, context.threads, context.in_flight)
+    return statistics
+
+
+def _chunks(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
+    """Names in order, in groups whose sizes add up to at most `limit` (or a single larger one)."""
+    chunk: list[str] = []
+    total = 0
+    for name, size in sizes.items():
+        if chunk and total + size > limit:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(name)
+        total += size
+    if chunk:
+        yield chunk
