@@ -58,11 +58,6 @@ class Grid:
         """Width of the ONNX type that stores the grid: 4, 8, 16 or 32; `dtype` holds 4-bit integers in 8 bits."""
         return next(w for w in (4, 8, 16, 32) if self.bits <= w)
 
-    @property
-    def fills_its_type(self) -> bool:
-        """Whether the stored type clips where the grid ends; narrower grids need help with that."""
-        return self.bits == self.stored_bits
-
     def __str__(self) -> str:
         return f"{'int' if self.signed else 'uint'}{self.bits}{' narrow' if self.narrow else ''}"
 
@@ -112,7 +107,7 @@ class QuantParams:
         """`x` of any shape -> integers of the grid's type, same shape. Not-a-number is refused (ValueError)."""
         if np.isnan(x).any():
             raise ValueError("cannot quantize not-a-number")
-        scale, zero_point = self._broadcast(x.shape)
+        scale, zero_point = self.broadcast(x.shape)
         with np.errstate(over="ignore"):  # a huge value over a tiny scale: clipped below like any other
             q = np.rint(x.astype(np.float32) / scale) + zero_point
         if self.grid.bits == 32:
@@ -122,14 +117,14 @@ class QuantParams:
 
     def dequantize(self, q: Array) -> NDArray[np.float32]:
         """Integers of any shape -> float32, same shape."""
-        scale, zero_point = self._broadcast(q.shape)
+        scale, zero_point = self.broadcast(q.shape)
         return np.asarray((q.astype(np.float32) - zero_point) * scale, np.float32)
 
     def fake(self, x: FloatArray) -> NDArray[np.float32]:
         """`x` rounded to the grid, float32: what the integer network sees of it."""
         return self.dequantize(self.quantize(x))
 
-    def _broadcast(self, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def broadcast(self, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Scale and zero point in shapes that broadcast against a tensor of this shape."""
         scale, zero_point = np.asarray(self.scale, np.float32), np.asarray(self.zero_point, np.float32)
         if self.axis is None:

@@ -4,6 +4,10 @@
     weight W        integers -> DequantizeLinear -> its readers
     bias b          int32 at scale s_x s_w, zero point 0 -> DequantizeLinear -> the node that adds it
 
+Weights of 4 bits are stored as int4 or uint4. Activations never are: ONNX Runtime 1.32 moves integers through
+MaxPool and others that have no 4-bit kernel. Widths that no type has are stored in the next larger one, activations
+behind a Clip to the ends of their grid.
+
 A bias belongs to a layer, not to a tensor: layers with different scales that share one get one each. Names of
 graph inputs and outputs stay; everything else takes the tensor's name and a suffix.
 """
@@ -20,7 +24,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from ..graph import edit
 from ..graph.model import Model, Quantizer
-from ..graph.ops import LinearLayer, clip_bounds, layer_ending_in, linear_layer
+from ..graph.ops import LinearLayer, clip_bounds, linear_layer
 from ..numeric.quant import Grid, QuantParams
 from .base import Context, Outcome
 
@@ -35,8 +39,8 @@ class LowerToQdq:
 
     def apply(self, model: Model, context: Context) -> Outcome:
         tensors = model.graph.tensors()
-        shields = context.target.quantizes_float_weights
-        lowering = _Lowering(model, shields_float_layers=shields, on_grid=frozenset(model.quantizers))
+        shielded = _float_layers_on_grids(model) if context.target.quantizes_float_weights else frozenset()
+        lowering = _Lowering(model, shielded=shielded)
         for layer in [linear_layer(node) for node in model.graph.nodes]:
             if isinstance(layer, LinearLayer):
                 lowering.bias(layer)
@@ -62,8 +66,7 @@ class _Lowering:
     before: dict[int, list[gs.Node]] = field(default_factory=dict)
     behind: dict[int, list[gs.Node]] = field(default_factory=dict)
     biases: int = 0
-    shields_float_layers: bool = False
-    on_grid: frozenset[str] = frozenset()
+    shielded: frozenset[int] = frozenset()  # nodes that end a float layer, by identity
     order: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -82,7 +85,9 @@ class _Lowering:
             for reader in readers:
                 edit.replace_input(reader, tensor, target)
         integers = self._variable(f"{tensor.name}_quantized", None, None)
-        scale, zero_point = self._parameters(tensor.name, params)
+        scale = edit.constant(self.model, f"{tensor.name}_scale", np.asarray(params.scale, np.float32))
+        zeros = np.asarray(params.zero_point, params.grid.dtype)  # not in 4 bits: see the module's docstring
+        zero_point = edit.constant(self.model, f"{tensor.name}_zero_point", zeros)
         producer = source.inputs[0] if source.inputs else None
         nodes = self._in_front(source, tensor.name, params)
         source = nodes[-1].outputs[0] if nodes else source
@@ -99,12 +104,12 @@ class _Lowering:
         """Nodes between a tensor and its QuantizeLinear: a Clip where the grid is narrower than the type that stores
         it; a Sum of one where ONNX Runtime would, unasked, quantize the weight of the float layer before it."""
         nodes = []
-        if self.shields_float_layers and self._is_float_layer_on_grid(source):
+        if id(_producer_before_clips(source)) in self.shielded:
             nodes.append(
                 gs.Node("Sum", inputs=[source], outputs=[self._variable(f"{name}_shielded", np.float32, None)])
             )
             source = nodes[-1].outputs[0]
-        if not params.grid.fills_its_type:
+        if params.grid.bits != 8 * params.grid.dtype.itemsize:
             zero_point = int(params.zero_point)
             ends = (np.float32(params.scale) * np.float32(q - zero_point) for q in (params.grid.qmin, params.grid.qmax))
             bounds = [
@@ -113,17 +118,6 @@ class _Lowering:
             clipped = self._variable(f"{name}_clipped", np.float32, None)
             nodes.append(gs.Node("Clip", inputs=[source, *bounds], outputs=[clipped]))
         return nodes
-
-    def _is_float_layer_on_grid(self, tensor: gs.Variable) -> bool:
-        """Whether `tensor` comes, but for Relu or Clip, from a layer with float weights whose input is on a grid."""
-        while tensor.inputs and clip_bounds(tensor.inputs[0]) is not None:
-            tensor = tensor.inputs[0].inputs[0]
-        layer = layer_ending_in(tensor)
-        if isinstance(layer, str):
-            return False
-        weight = self.model.quantizers.get(layer.weight.name)
-        quantized = weight is not None and layer.node.name in weight.readers
-        return not quantized and any(t.name in self.on_grid for t in layer.node.inputs[:1])
 
     def weight(self, tensor: gs.Constant, quantizer: Quantizer) -> None:
         params = _answer(quantizer)
@@ -191,6 +185,23 @@ class _Lowering:
 
     def _variable(self, stem: str, dtype: Any, shape: Any) -> gs.Variable:
         return gs.Variable(self.model.unique_name(stem), dtype, shape)
+
+
+def _float_layers_on_grids(model: Model) -> frozenset[int]:
+    """The nodes, by identity, that end layers whose weights stay in float while their input is on a grid."""
+    ends = set()
+    for layer in map(linear_layer, model.graph.nodes):
+        if isinstance(layer, LinearLayer) and layer.input.name in model.quantizers:
+            weight = model.quantizers.get(layer.weight.name)
+            if weight is None or layer.node.name not in weight.readers:
+                ends.add(id(layer.bias_node or layer.node))
+    return frozenset(ends)
+
+
+def _producer_before_clips(tensor: gs.Tensor) -> gs.Node | None:
+    while tensor.inputs and clip_bounds(tensor.inputs[0]) is not None:
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor.inputs[0] if tensor.inputs else None
 
 
 def _answer(quantizer: Quantizer) -> QuantParams:
