@@ -131,11 +131,11 @@ class _Lowering:
             return
         if weight.spec.block is not None:
             return  # the accumulator has no one scale a channel: the bias stays in float
-        scale = np.float64(_answer(x).scale) * np.float64(_answer(weight).scale)
+        scale = np.asarray(_answer(x).scale, np.float64) * np.asarray(_answer(weight).scale, np.float64)
         if scale.size not in (1, layer.channels):
             scale = np.tile(scale, layer.groups)
-        scale = np.float32(np.broadcast_to(scale, (layer.channels,)) if weight.axis is not None else scale)
-        integers = np.rint(np.float64(layer.bias.values) / np.float64(scale))
+        scale = np.asarray(np.broadcast_to(scale, (layer.channels,) if weight.axis is not None else ()), np.float32)
+        integers = np.rint(np.asarray(layer.bias.values, np.float64) / scale.astype(np.float64))
         integers = np.clip(integers, BIAS_GRID.qmin, BIAS_GRID.qmax).astype(np.int32)
         params = QuantParams(BIAS_GRID, scale, np.zeros(scale.shape, np.int32), None if scale.ndim == 0 else 0)
         assert layer.bias_node is not None

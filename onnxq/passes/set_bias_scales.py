@@ -45,8 +45,8 @@ def _fit(model: Model, layer: LinearLayer | str) -> str | None:
         return None
     if layer.node.name not in weight.readers or weight.spec.block is not None:
         return None
-    lowest = np.maximum(np.abs(np.float64(layer.bias.values)) / LARGEST_BIAS, 2 * SMALLEST_SCALE)
-    lowest = lowest / np.float64(x.params.scale)
+    lowest = np.maximum(np.abs(np.asarray(layer.bias.values, np.float64)) / LARGEST_BIAS, 2 * SMALLEST_SCALE)
+    lowest = lowest / np.asarray(x.params.scale, np.float64)
     scale = _raised(weight, layer, lowest)
     if np.array_equal(scale, weight.params.scale):
         return None
@@ -57,7 +57,7 @@ def _fit(model: Model, layer: LinearLayer | str) -> str | None:
 
 def _raised(weight: Quantizer, layer: LinearLayer, lowest: FloatArray) -> FloatArray:
     assert weight.params is not None
-    scale = np.float64(weight.params.scale)
+    scale = np.asarray(weight.params.scale, np.float64)
     if weight.axis is None:
         lowest = lowest.max(initial=0.0)
     elif scale.size != lowest.size:  # grouped ConvTranspose: one scale serves a channel of every group
