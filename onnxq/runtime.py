@@ -38,6 +38,11 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def runtime_version() -> str:
+    """Version of ONNX Runtime."""
+    return str(ort.__version__)
+
+
 class Session:
     """A model loaded for the CPU, from a path or from memory. `optimize`: whether ONNX Runtime rewrites it first.
 

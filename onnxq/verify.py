@@ -19,7 +19,7 @@ from .errors import EngineError, VerificationError
 from .graph.storage import first_line
 from .numeric.metrics import Sqnr
 from .report import OutputQuality
-from .runtime import Session, optimized_graph, parallel_map, without_padding
+from .runtime import Session, optimized_graph, parallel_map, runtime_version, without_padding
 
 AGREEMENT_MARGIN_DB = 3.0
 LOW_SQNR_DB = 10.0
@@ -142,5 +142,6 @@ def _refuse_damage(output: str, comparison: _Comparison) -> None:
         raise VerificationError(
             f"output {output!r}: ONNX Runtime's optimised integer kernels do not agree with the model as"
             f" written (SQNR {runtime.db:.1f} dB between them, {quality.db:.1f} dB against float), so the"
-            " model was not written; on a CPU without VNNI, int8 products of more than 7 bits saturate"
+            " model was not written; some versions of ONNX Runtime have faulty kernels (this is"
+            f" {runtime_version()}), and on CPUs without VNNI products of 8-bit integers saturate"
         )

