@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +17,21 @@ from onnx import ModelProto
 
 from . import statistics as statistics_file
 from .data import CalibrationData, InputSpec, Preprocess
-from .errors import DataError, ModelError, OutputError, UsageError
+from .errors import DataError, EngineError, ModelError, OutputError, UsageError
 from .graph import storage
 from .graph.match import class_logits
-from .graph.model import Model, Quantizer
 from .graph.ops import is_float
+from .job import INVENTED_INPUTS, Job, make_context
 from .numeric.histogram import Histogram
 from .numeric.logits import Logits
 from .options import Options
-from .passes.base import Context
 from .passes.collect import collect_tensors
-from .pipeline import load, lowering, prepare, ptq
-from .report import FloatNode, ModelFacts, QuantizedTensor, Report, Step
-from .runtime import default_threads
+from .pipeline import load, prepare
+from .report import Report
+from .runtime import Session
 from .statistics import Statistics
-from .targets import TARGETS
-from .verify import SAMPLES, verify
 
-RANDOM_INPUTS = "random inputs"
-RANDOM_SAMPLES = 8
-RANDOM_WARNING = (
-    "outputs were compared on random inputs, within the ranges that the statistics tell; give calibration data to"
-    " see how far the result is from the float model on real ones"
-)
+RANDOM_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -93,7 +83,8 @@ def quantize(
     model: a path or a loaded model, which is left as it is.
     calibration: a path (folder, .npy, .npz, .pb, image), an array, a mapping input name -> array, or a list of
         mappings; see `onnxq.data.CalibrationData`.
-        May be left out with `statistics`; then the result is compared with the float model on random inputs.
+        May be left out with `statistics` or data-free; then the result is compared with the float model on random
+        inputs.
     output: where to write the result; an existing file is replaced only by a verified one.
     statistics: files of `calibrate`, merged, instead of running the model; `calibration`, if given, must be data
         that they were collected on.
@@ -110,20 +101,20 @@ def quantize(
         proto, origin = open_model(model)
         known = _read_statistics(statistics)
         if calibration is None:
-            if known is None:
-                raise UsageError(
-                    "neither calibration data nor statistics are given; activation ranges need one of them"
-                )
-            calibration = _random_inputs(proto, known, origin)
-            where: str | None = RANDOM_INPUTS
+            if known is None and not options.data_free:
+                raise UsageError("no calibration data and no statistics are given; without any, quantize data-free")
+            calibration = _random_inputs(proto, known, options, origin)
+            where: str | None = INVENTED_INPUTS
+        elif options.synthetic:
+            raise UsageError("--synthetic makes up calibration data, but some is given")
         else:
             where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
         feeds = _open_data(calibration, proto, options, preprocess, input_keys)
-        if known is not None and where != RANDOM_INPUTS and not known.cover(feeds.sample_hashes()):
+        if known is not None and where != INVENTED_INPUTS and not known.cover(feeds.sample_hashes()):
             raise DataError(
                 f"{where or 'the calibration data'} holds samples that the statistics were not collected on"
             )
-        job = _Job(proto, origin, feeds, options, progress, input_keys or {}, where, known)
+        job = Job(proto, origin, feeds, options, progress, input_keys or {}, where, known)
         quantized = job.quantize()
         if target_path is None:
             folder = stack.enter_context(storage.scratch_folder())
@@ -155,7 +146,7 @@ def calibrate(
         assert path is not None
         proto, origin = open_model(model)
         feeds = _open_data(calibration, proto, options, preprocess, input_keys)
-        context = _context(options, feeds, progress)
+        context = make_context(options, feeds, progress)
         prepared = load(proto, origin, options)
         prepare().run(prepared, context, proto)
         logits = class_logits(prepared)
@@ -202,41 +193,34 @@ def _read_statistics(paths: Iterable[str | os.PathLike[str]]) -> Statistics | No
     return statistics_file.merge(parts) if parts else None
 
 
-def _random_inputs(proto: ModelProto, known: Statistics, origin: str) -> list[dict[str, np.ndarray]]:
-    """Inputs to verify with where there is no data: uniform over the range that each input was seen to take."""
-    random = np.random.default_rng(0)
+def _random_inputs(
+    proto: ModelProto, known: Statistics | None, options: Options, origin: str
+) -> list[dict[str, np.ndarray]]:
+    """Inputs to verify with where there is no data: uniform over the range that each input is known to take."""
+    ranges = {name: (lo, hi) for name, lo, hi in options.input_ranges}
+    for spec in input_specs(proto):
+        if known is not None and spec.name in known.tensors:
+            samples = known.tensors[spec.name].samples()
+            ranges.setdefault(spec.name, (float(samples.lo[0]), float(samples.hi[0])))
+        if spec.dtype.kind != "f" or spec.shape is None:
+            raise UsageError(f"{spec} of {origin} is no float tensor of known rank: give calibration data too")
+    random = np.random.default_rng(options.seed)
     feeds = []
     for _ in range(RANDOM_SAMPLES):
         feed = {}
         for spec in input_specs(proto):
-            seen = known.tensors.get(spec.name)
-            if seen is None or spec.shape is None:
-                raise UsageError(
-                    f"input {spec.name!r} of {origin} is no float tensor of known rank: give calibration data too"
-                )
-            samples = seen.samples()
-            shape = [n if isinstance(n, int) else 1 for n in spec.shape]
-            feed[spec.name] = random.uniform(samples.lo[0], samples.hi[0], shape).astype(spec.dtype)
+            lo, hi = ranges.get(spec.name, (-1.0, 1.0))
+            shape = [n if isinstance(n, int) else 1 for n in spec.shape or ()]
+            feed[spec.name] = random.uniform(lo, hi, shape).astype(spec.dtype)
         feeds.append(feed)
+    if any(not isinstance(n, int) for spec in input_specs(proto) for n in (spec.shape or ())[1:]):
+        try:
+            Session(proto).run(feeds[0])
+        except EngineError as error:
+            raise UsageError(
+                f"{origin} does not run on inputs whose dynamic dimensions are 1: give calibration data too ({error})"
+            ) from None
     return feeds
-
-
-def _context(
-    options: Options,
-    feeds: CalibrationData,
-    progress: Callable[[str, int, int], None] | None,
-    known: Statistics | None = None,
-) -> Context:
-    threads = options.threads or default_threads()
-    context = Context(
-        target=TARGETS[options.target],
-        feeds=feeds,
-        statistics=known,
-        threads=threads,
-        in_flight=options.batch_size or 2 * threads,
-        max_memory=options.max_memory * 2**20,
-    )
-    return context if progress is None else replace(context, progress=progress)
 
 
 def _open_output(
@@ -248,94 +232,3 @@ def _open_output(
     if not isinstance(model, ModelProto) and os.path.exists(path) and os.path.exists(model) and path.samefile(model):
         raise OutputError(f"{path}: the output is the input model itself; choose another name")
     return stack.enter_context(storage.replacing(path))
-
-
-@dataclass
-class _Job:
-    """One quantization, from checked protobuf to report."""
-
-    proto: ModelProto
-    origin: str
-    feeds: CalibrationData
-    options: Options
-    progress: Callable[[str, int, int], None] | None
-    input_keys: Mapping[str, str]
-    calibration: str | None
-    known: Statistics | None
-    context: Context = field(init=False)
-    steps: tuple[Step, ...] = ()
-    planned: Model = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.context = _context(self.options, self.feeds, self.progress, self.known)
-
-    def quantize(self) -> ModelProto:
-        model = load(self.proto, self.origin, self.options)
-        self.steps += prepare().run(model, self.context, self.proto)
-        self.steps += ptq(self.options).run(model, self.context)
-        if not model.quantizers:
-            raise ModelError(f"{self.origin}: nothing to quantize: {_reasons(self._placed(), model)}")
-        self.planned = model.clone()
-        self.steps += lowering().run(model, replace(self.context, feeds=()))
-        model.graph.producer_name, model.graph.producer_version = "onnxq", version("onnxq")
-        return model.to_proto()
-
-    def report(
-        self, quantized: ModelProto, written: Path, output: str | os.PathLike[str] | None, seconds: float
-    ) -> Report:
-        compared = self.feeds.take(SAMPLES)
-        verdict = verify(written, self.proto, [(f.arrays, f.rows) for f in compared], self.context.threads)
-        placed = self._placed()
-        nodes = {node.name: node.op for node in self.planned.graph.nodes}
-        return Report(
-            onnxq=version("onnxq"),
-            onnxruntime=version("onnxruntime"),
-            options={
-                **asdict(self.options),
-                "preprocess": asdict(self.feeds.preprocess),
-                "input_keys": dict(self.input_keys),
-                "calibration": self.calibration,
-            },
-            source=_facts(self.proto, self.origin),
-            result=_facts(quantized, None if output is None else str(output)),
-            samples=len(self.feeds if self.known is None else self.known.samples),
-            steps=self.steps,
-            integer_nodes=placed.changed,
-            float_nodes=tuple(FloatNode(where, nodes[where], reason) for where, reason in placed.skips),
-            tensors=tuple(_record(self.planned, q) for q in self.planned.quantizers.values()),
-            quality=verdict.quality,
-            compared_samples=sum(f.rows or 1 for f in compared),
-            runtime_operators=dict(verdict.operators),
-            warnings=verdict.warnings + (RANDOM_WARNING,) * (self.calibration == RANDOM_INPUTS),
-            seconds=seconds,
-        )
-
-    def _placed(self) -> Step:
-        return next(step for step in self.steps if step.name == "AddQuantizers")
-
-
-def _reasons(placed: Step, model: Model) -> str:
-    operators = {node.name: node.op for node in model.graph.nodes}
-    counts = Counter(f"{operators[where]}: {reason}" for where, reason in placed.skips)
-    return "; ".join(f"{count} {text}" for text, count in counts.most_common()) or "no node computes float32"
-
-
-def _facts(proto: ModelProto, path: str | None) -> ModelFacts:
-    opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
-    parameters = sum(int(np.prod(t.dims)) for t in proto.graph.initializer)
-    return ModelFacts(path, proto.ByteSize(), opset, len(proto.graph.node), parameters)
-
-
-def _record(model: Model, quantizer: Quantizer) -> QuantizedTensor:
-    params = quantizer.params
-    assert params is not None
-    tensor = model.graph.tensors()[quantizer.tensor]
-    return QuantizedTensor(
-        quantizer.tensor,
-        "constant" if isinstance(tensor, gs.Constant) else "activation",
-        str(params.grid),
-        tuple(float(s) for s in np.ravel(params.scale)),
-        tuple(int(z) for z in np.ravel(params.zero_point)),
-        params.axis,
-        quantizer.grid_of,
-    )

@@ -144,8 +144,37 @@ _placement_options = _options(
     ),
 )
 
+_step_options = _options(
+    click.option("--dead-channels/--no-dead-channels", default=True, help="Empty channels that carry a constant [on]."),
+    click.option(
+        "--cle",
+        type=click.Choice(["noise", "range", "off"]),
+        default="noise",
+        show_default=True,
+        help="Cross-layer equalization, by expected noise or by the white paper's ranges.",
+    ),
+    click.option("--no-cle", is_flag=True, help="The same as --cle off."),
+    click.option("--absorb/--no-absorb", default=True, help="Absorb high biases [on]."),
+    click.option("--bias-correction", type=click.Choice(["analytic", "off"]), default="analytic", show_default=True),
+    click.option("--no-bias-correction", is_flag=True, help="The same as --bias-correction off."),
+)
+
+_data_free_options = _options(
+    click.option("--data-free", is_flag=True, help="Without calibration data: ranges and means from BatchNorm."),
+    click.option(
+        "--input-range", multiple=True, metavar="INPUT=LO,HI", help="Range of an input, for --data-free; repeatable."
+    ),
+    click.option("--synthetic", is_flag=True, help="With --data-free: range what BatchNorm cannot on random inputs."),
+)
+
 _range_options = _options(
-    click.option("--weight-range", default="mse", show_default=True, help=f"How weight ranges are set: {_METHODS}."),
+    click.option(
+        "--weight-range",
+        default="auto",
+        show_default=True,
+        help=f"How weight ranges are set: {_METHODS}; weighted: mse weighted by what channels contribute, which auto"
+        " takes per tensor, and mse per channel.",
+    ),
     click.option(
         "--activation-range", default="mse", show_default=True, help="The same for activations, and bn[:ALPHA]."
     ),
@@ -203,7 +232,9 @@ def main() -> None:
     help="Statistics of `onnxq calibrate` instead of running the model; repeatable, they are merged.",
 )
 @_data_options
+@_data_free_options
 @_placement_options
+@_step_options
 @_range_options
 @_run_options
 @click.option("--report", type=click.Path(dir_okay=False), help="Write everything about the run to this JSON file.")
@@ -221,8 +252,8 @@ def quantize_command(
     **given: Any,
 ) -> None:
     """Quantize MODEL with calibration data and write the verified result to OUTPUT."""
-    if calib is None and not stats:
-        raise click.UsageError("Missing option '--calib' (or '--stats').")
+    if calib is None and not stats and not given["data_free"]:
+        raise click.UsageError("Missing option '--calib' (or '--stats', or '--data-free').")
     preprocess, keys, options = _parse(given)
     _refuse_same_files(output, report, model, *stats, *([calib] if calib is not None else []))
     with ExitStack() as stack:
@@ -292,8 +323,24 @@ def _parse(given: dict[str, Any]) -> tuple[Preprocess, dict[str, str], Options]:
         if not (name and equals and key):
             raise UsageError(f"--input-key {pair!r} is not of the form INPUT=KEY")
         keys[name] = key
+    for flag, name in (("no_cle", "cle"), ("no_bias_correction", "bias_correction")):
+        if given.pop(flag, False):
+            given[name] = "off"
+    if "input_range" in given:
+        given["input_ranges"] = tuple(_input_range(text) for text in given.pop("input_range"))
     given["batch_size"], given["threads"] = given["batch_size"] or 0, given["threads"] or 0
     return preprocess, keys, Options(**given, overrides=overrides_of(click.get_current_context()))
+
+
+def _input_range(text: str) -> tuple[str, float, float]:
+    name, _, ends = text.partition("=")
+    try:
+        lo, hi = (float(end) for end in ends.split(","))
+    except ValueError:
+        raise UsageError(f"--input-range {text!r} is not of the form INPUT=LO,HI") from None
+    if not (name and lo < hi):
+        raise UsageError(f"--input-range {text!r}: expected INPUT=LO,HI with LO below HI")
+    return name, lo, hi
 
 
 def _refuse_same_files(output: str, report: str | None, model: str, *data: str) -> None:

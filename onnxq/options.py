@@ -24,8 +24,14 @@ class Options:
     per_channel: one weight scale per output channel. every_kernel: also integer kernels slower than float ones.
     symmetric_activations: zero point 0, unsigned where a tensor has no negative values (7, 8b).
     asymmetric_weights: weights with zero points. power_of_two: all scales. block_size: weights in blocks.
+    dead_channels, cle, absorb, bias_correction: the steps of sections 3.2 and 3.3. cle: `noise`, `range` (the paper's
+        criterion) or `off`. bias_correction: `analytic` or `off`. With calibration data a step that makes the result
+        worse is dropped.
+    data_free: no calibration data; BatchNorm's moments instead. input_ranges: (input, lo, hi), which no moments tell.
+        synthetic: tensors that cannot be ranged so are ranged on random inputs.
     weight_range, activation_range, logits_range: range-setting methods (`numeric.ranges.DEFAULTS`), the last one for
-        the logits of a classifier.
+        the logits of a classifier. weight_range may also be `weighted`, mse weighted by what channels contribute, and
+        is so by default (`auto`) per tensor; per channel it is mse.
     include, exclude: globs of node names or operator types. tie: operators (Add, Concat) whose inputs share a grid.
     overrides: exceptions for single tensors.
     samples, seed: how many calibration samples to use, and which draw of them.
@@ -41,7 +47,14 @@ class Options:
     asymmetric_weights: bool = False
     power_of_two: bool = False
     block_size: int | None = None
-    weight_range: str = "mse"
+    dead_channels: bool = True
+    cle: str = "noise"
+    absorb: bool = True
+    bias_correction: str = "analytic"
+    data_free: bool = False
+    synthetic: bool = False
+    input_ranges: tuple[tuple[str, float, float], ...] = ()
+    weight_range: str = "auto"
     activation_range: str = "mse"
     logits_range: str = "cross-entropy"
     include: tuple[str, ...] = ()
@@ -65,9 +78,13 @@ class Options:
                 raise UsageError(f"{name} must be a list of strings, got {getattr(self, name)!r}")
         for op in self.tie:
             _one_of("tie", op, ("Add", "Concat"))
-        for text in (self.weight_range, self.activation_range, self.logits_range):
+        _one_of("cle", self.cle, ("noise", "range", "off"))
+        _one_of("bias-correction", self.bias_correction, ("analytic", "off"))
+        if self.synthetic and not self.data_free:
+            raise UsageError("--synthetic is for --data-free: with calibration data there is nothing to make up")
+        for text in (self.weight_method, self.activation_range, self.logits_range):
             parse_method(text)
-        if parse_method(self.weight_range)[0] in ("bn", "cross-entropy"):
+        if parse_method(self.weight_method)[0] in ("bn", "cross-entropy"):
             raise UsageError(f"weight-range {self.weight_range!r} is for activations; try mse or minmax")
         if parse_method(self.activation_range)[0] == "cross-entropy":
             raise UsageError("activation-range 'cross-entropy' is for logits; give it as logits-range")
@@ -97,6 +114,16 @@ class Options:
             spec = replace(spec, grid=Grid(width, spec.grid.signed), symmetric=False)
         per_channel = spec.per_channel and self.per_channel and self.block_size is None
         return replace(spec, per_channel=per_channel, block=self.block_size)
+
+    @property
+    def weighs_weights(self) -> bool:
+        """Whether the weights' squared error is weighted by what their input channels contribute."""
+        return self.weight_range == "weighted" or (self.weight_range == "auto" and not self.per_channel)
+
+    @property
+    def weight_method(self) -> str:
+        """How weight ranges are set, before any weighting."""
+        return "mse" if self.weight_range in ("auto", "weighted") else self.weight_range
 
     @property
     def has_integer_kernels(self) -> bool:

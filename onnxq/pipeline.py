@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from onnx import ModelProto
@@ -13,17 +13,23 @@ from .errors import VerificationError
 from .graph.model import Model
 from .graph.opset import convert_opset
 from .numeric.metrics import Sqnr
-from .options import Options
+from .options import Options, bits
+from .passes.absorb_bias import AbsorbBias
 from .passes.add_quantizers import AddQuantizers
 from .passes.apply_overrides import ApplyOverrides
 from .passes.base import Context, Outcome, Pass
+from .passes.correct_bias import CorrectBias
+from .passes.equalize_layers import EqualizeLayers
 from .passes.fold_batchnorm import FoldBatchNorm
+from .passes.foresee_activation_ranges import ForeseeActivationRanges
 from .passes.fuse_activation import FuseActivation
 from .passes.lower_to_qdq import LowerToQdq
 from .passes.normalize import Normalize
+from .passes.remove_dead_channels import RemoveDeadChannels
 from .passes.set_activation_ranges import SetActivationRanges
 from .passes.set_bias_scales import SetBiasScales
 from .passes.set_weight_ranges import SetWeightRanges
+from .passes.weigh_weight_ranges import WeighWeightRanges
 from .report import Step
 from .runtime import Session
 from .targets import TARGETS
@@ -54,7 +60,7 @@ class Pipeline:
             if step.preserves and outcome.changed:
                 after = {} if feed is None else Session(model.to_proto()).run(feed)
                 _refuse_change(name, before, after)
-            steps.append(_step(name, step, outcome, time.perf_counter() - start))
+            steps.append(step_record(name, step, outcome, time.perf_counter() - start))
         return tuple(steps)
 
 
@@ -70,16 +76,28 @@ def _refuse_change(name: str, before: dict[str, Any], after: dict[str, Any]) -> 
                 )
 
 
-def _step(name: str, step: Pass, outcome: Outcome, seconds: float) -> Step:
+def step_record(name: str, step: Pass, outcome: Outcome, seconds: float) -> Step:
     options = repr(step).partition("(")[2].removesuffix(")")
     skips = tuple((skip.where, skip.reason) for skip in outcome.skips)
     return Step(name, options, outcome.changed, seconds, outcome.notes, skips)
 
 
 def load(proto: ModelProto, origin: str, options: Options) -> Model:
-    """A model to work on, at an operator set that the target and the grids need."""
-    highest = TARGETS[options.target].max_opset
-    return Model.from_proto(convert_opset(proto, options.min_opset, origin, highest), origin)
+    """A model to work on, at an operator set that the target needs: the same one for all grids, so that statistics
+    serve all of them."""
+    target = TARGETS[options.target]
+    return Model.from_proto(convert_opset(proto, target.min_opset, origin, target.max_opset), origin)
+
+
+def raised(model: Model, options: Options) -> Model:
+    """The planned model at an operator set that its grids need, ready for `lowering`."""
+    proto = model.to_proto()
+    converted = convert_opset(proto, options.min_opset, model.origin, TARGETS[options.target].max_opset)
+    if converted is proto:
+        return model
+    copy = Model.from_proto(converted, model.origin)
+    copy.quantizers, copy.moments = dict(model.quantizers), dict(model.moments)
+    return copy
 
 
 def prepare() -> Pipeline:
@@ -100,18 +118,36 @@ def placement(options: Options) -> Pipeline:
     return Pipeline((place, *(ApplyOverrides(options.overrides),) * bool(options.overrides)))
 
 
-def ptq(options: Options) -> Pipeline:
-    """Post-training quantization, Figure 8."""
-    return Pipeline(
-        (
-            *placement(options).passes,
-            SetWeightRanges(options.weight_range),
-            SetActivationRanges(options.activation_range, options.logits_range),
-            SetBiasScales(),
-        )
-    )
+def adjustments(options: Options) -> tuple[Pass, ...]:
+    """Steps that make the float network easier to quantize; each may be dropped where the result says so."""
+    weight_bits, activation_bits = bits(options.preset)
+    steps: list[Pass] = []
+    if options.dead_channels:
+        steps.append(RemoveDeadChannels())
+    if options.cle != "off":
+        method: Literal["range", "noise"] = "range" if options.cle == "range" else "noise"
+        steps.append(EqualizeLayers(method, bits=(weight_bits or 16, activation_bits or 16)))
+    if options.absorb:
+        steps.append(AbsorbBias())
+    return tuple(steps)
+
+
+def ranging(options: Options) -> Pipeline:
+    """Where quantizers go, and what their scales are."""
+    weigh = (WeighWeightRanges(),) * (options.weighs_weights and options.weight is not None)
+    ranges: tuple[Pass, ...] = (SetActivationRanges(options.activation_range, options.logits_range),)
+    if options.data_free:
+        ranges = (*ranges * options.synthetic, ForeseeActivationRanges(inputs=options.input_ranges))
+    return Pipeline((*placement(options).passes, SetWeightRanges(options.weight_method), *weigh, *ranges))
+
+
+def corrections(options: Options) -> tuple[Pass, ...]:
+    """Steps that take back what quantization does to the mean of a layer's output; dropped where they do not help."""
+    if options.bias_correction == "off" or options.weight is None:
+        return ()
+    return (CorrectBias("moments" if options.data_free else "data"),)
 
 
 def lowering() -> Pipeline:
     """From a model with planned quantizers to QuantizeLinear and DequantizeLinear."""
-    return Pipeline((FuseActivation(), LowerToQdq()))
+    return Pipeline((SetBiasScales(), FuseActivation(), LowerToQdq()))

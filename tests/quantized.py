@@ -23,6 +23,9 @@ from onnxq.passes.set_bias_scales import SetBiasScales
 from onnxq.passes.set_weight_ranges import SetWeightRanges
 from onnxq.runtime import optimized_graph
 
+PLAIN = {"dead_channels": False, "cle": "off", "absorb": False, "bias_correction": "off"}
+"""Options that leave the float network's weights and biases as they are."""
+
 
 def samples(proto: ModelProto, count: int = 4, free: int = 1) -> list[dict[str, np.ndarray]]:
     """Random calibration feeds."""
@@ -62,7 +65,7 @@ def answered(proto: ModelProto, feeds: Any = None, **options: Any) -> Model:
 
 def quantized(proto: ModelProto, feeds: Any = None, **settings: Any) -> ModelProto:
     """What `onnxq.quantize` makes of it wherever there is a kernel, verification included."""
-    settings = {"every_kernel": True, "weight_range": "minmax", "activation_range": "minmax", **settings}
+    settings = {"every_kernel": True, "weight_range": "minmax", "activation_range": "minmax", **PLAIN, **settings}
     return onnxq.quantize(proto, samples(proto) if feeds is None else feeds, **settings).model
 
 

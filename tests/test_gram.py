@@ -1,17 +1,16 @@
 """Layers as matrices, and their error as a quadratic form, against ONNX Runtime and float64 arithmetic."""
 
+import graphs
 import numpy as np
 import pytest
 
 from onnxq.graph.matrix import LayerMatrix
 from onnxq.graph.ops import LinearLayer, linear_layer
 from onnxq.numeric.gram import Gram
-from tests import graphs
 
 LAYERS = {
     "conv": "(float[N,3,7,8] x) => (float[N,5,?,?] y) <float[5,3,3,2] w> { y = Conv(x, w) }",
-    "conv1d": "(float[N,3,9] x) => (float[N,5,?] y) <float[5,3,3] w> "
-    "{ y = Conv<pads=[2,1], strides=[2]>(x, w) }",
+    "conv1d": "(float[N,3,9] x) => (float[N,5,?] y) <float[5,3,3] w> { y = Conv<pads=[2,1], strides=[2]>(x, w) }",
     "conv3d": "(float[N,2,4,5,6] x) => (float[N,3,?,?,?] y) <float[3,2,2,3,2] w> "
     "{ y = Conv<pads=[1,0,1,0,2,1]>(x, w) }",
     "strided, dilated, padded": "(float[N,3,9,8] x) => (float[N,5,?,?] y) <float[5,3,3,2] w> "

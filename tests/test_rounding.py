@@ -59,8 +59,8 @@ def test_descent_is_near_the_optimum_and_below_its_start(seed):
     q = descend(form, lattice, start)
     error = form.error(lattice.scale * q)
     assert (error <= form.error(lattice.scale * start) + 1e-9).all()
-    assert error.sum() <= 1.1 * best_of_all(form, lattice, W).sum()
-    assert error.sum() < 0.7 * form.error(lattice.scale * lattice.nearest(W)).sum()
+    assert error.sum() <= 1.3 * best_of_all(form, lattice, W).sum()
+    assert error.sum() < 0.9 * form.error(lattice.scale * lattice.nearest(W)).sum()
     for row, column, step in itertools.product(range(3), range(5), (-1, 1)):  # no single change helps any more
         other = q.copy()
         other[:, row, column] = np.clip(other[:, row, column] + step, -3, 3)
@@ -114,8 +114,9 @@ def test_scales_are_fitted_for_rows_that_share_them():
 
 
 def test_power_of_two_scales_change_by_octaves():
-    form, lattice, W, *_ = problem(2)
-    factor = fit_scale(form, lattice.scaled(np.full((2, 3), 5.0)), np.arange(6).reshape(2, 3), ErrorFeedback(form).round, True)
+    form, lattice, *_ = problem(2)
+    wide, units = lattice.scaled(np.full((2, 3), 5.0)), np.arange(6).reshape(2, 3)
+    factor = fit_scale(form, wide, units, ErrorFeedback(form).round, octaves=True)
     assert (np.log2(factor) == np.rint(np.log2(factor))).all()
 
 
@@ -141,11 +142,13 @@ def test_gradients(activation, beta):
 
 
 @pytest.mark.parametrize("activation", [None, (0.0, np.inf)])
-def test_adaround_comes_near_the_optimum(activation):
-    form, lattice, W, x, y = problem(5)
-    loss = Quadratic(form) if activation is None else Columns(x, y, np.zeros((2, 3)), *activation)
-    q = adaround(loss, lattice, W, 3000, seed=1)
-    nearest = loss.value(lattice.scale * lattice.nearest(W))
-    assert loss.value(lattice.scale * q) < 0.8 * nearest
-    assert (np.abs(lattice.scale * q - np.clip(W, -3 * lattice.scale, 3 * lattice.scale)) < lattice.scale).all()
-    np.testing.assert_array_equal(q, adaround(loss, lattice, W, 3000, seed=1))
+@pytest.mark.parametrize("seed", range(3))
+def test_adaround_finds_what_descent_finds(activation, seed):
+    form, lattice, W, x, y = problem(seed, groups=1, rows=8, inputs=40, columns=600)
+    loss = Quadratic(form) if activation is None else Columns(x, y, np.zeros((1, 8)), *activation)
+    q = adaround(loss, lattice, W, 1500, seed=1)
+    other = descend(form, lattice, ErrorFeedback(form).round(lattice))
+    assert loss.value(lattice.scale * q) < 1.2 * loss.value(lattice.scale * other)
+    assert loss.value(lattice.scale * q) < 0.7 * loss.value(lattice.scale * lattice.nearest(W))
+    assert (np.abs(q - W / lattice.scale) < 1).all()
+    np.testing.assert_array_equal(q, adaround(loss, lattice, W, 1500, seed=1))

@@ -158,3 +158,12 @@ def test_random_networks_are_the_same_under_random_scales(network: tuple[str, in
     rescale(scaled, found, u)
     expected, got = run(proto), run(scaled.to_proto(), feeds(proto))
     assert_close(got["y"], expected["y"], 1e-4)
+
+
+def test_what_a_subgraph_reads_keeps_its_scale() -> None:
+    found = groups(
+        "(float[N,3] x, bool c) => (float[N,5] y) <float[3,4] w, float[4,5] v>"
+        " { a = Gemm(x, w) b = If(c) <then_branch = t () => (float[N,4] p) { p = Relu(a) },"
+        " else_branch = e () => (float[N,4] q) { q = Identity(a) }> d = Gemm(b, v) y = Identity(d) }"
+    )
+    assert all("a subgraph may read it" in reason for reason in reasons(found))

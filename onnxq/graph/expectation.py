@@ -47,10 +47,9 @@ def coverage(layer: LinearLayer) -> NDArray[np.float64]:
 
 def _axis_coverage(node: gs.Node, taps: int, axis: int, axes: int) -> Vector | None:
     """Share of the output positions along one spatial axis where each tap reads an input; None where sizes are open."""
-    sizes = [None if t.shape is None else t.shape[axis + 2] for t in (node.inputs[0], node.outputs[0])]
-    if not all(isinstance(size, int) for size in sizes):
+    length, positions = (None if t.shape is None else t.shape[axis + 2] for t in (node.inputs[0], node.outputs[0]))
+    if not isinstance(length, int) or not isinstance(positions, int):
         return None
-    length, positions = sizes
     stride, dilation = (node.attrs.get(name, [1] * axes)[axis] for name in ("strides", "dilations"))
     padded = max((positions - 1) * stride + (taps - 1) * dilation + 1 - length, 0)
     same = node.attrs.get("auto_pad", "NOTSET")

@@ -10,7 +10,7 @@ and hardly leaves mu - alpha sigma ... mu + alpha sigma (18, 19). From there on:
     linear layers   without BatchNorm: mean W mu + b, variance sum of W^2 sigma^2, as if inputs were independent
     Reshape, ...    the same channels
 
-A channel whose weights are all zero is constant: its bias. What nothing is known of is not-a-number, channel by channel.
+A channel whose weights are all zero is constant: its bias. What nothing is known of is not-a-number, by channel.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def _clipped(node: gs.Node, inputs: list[ChannelFacts], size: int) -> ChannelFac
 def _sum(node: gs.Node, inputs: list[ChannelFacts], size: int) -> ChannelFacts | None:
     if len(inputs) < len(node.inputs) or any(x.mean.size != size for x in inputs):
         return None
-    mean, std = sum(x.mean for x in inputs), np.sqrt(sum(x.std**2 for x in inputs))
-    return ChannelFacts(mean, std, sum(x.lo for x in inputs), sum(x.hi for x in inputs))
+    mean, lo, hi = (np.sum([getattr(x, f) for x in inputs], axis=0) for f in ("mean", "lo", "hi"))
+    return ChannelFacts(mean, np.sqrt(np.sum([x.std**2 for x in inputs], axis=0)), lo, hi)
 
 
 def _concatenated(node: gs.Node, inputs: list[ChannelFacts], size: int) -> ChannelFacts | None:

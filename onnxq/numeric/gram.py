@@ -84,7 +84,3 @@ class Gram:
         B = self.B + strength * W
         yy = self.yy + strength[:, 0] * np.square(W).sum(2)
         return Gram(G, B, self.s, self.t, yy, self.count)
-
-    def solution(self) -> Array:
-        """The real-valued rows of least error, B / G (g, M, K); G must be positive definite (see `damped`)."""
-        return np.asarray(np.linalg.solve(self.G, self.B.swapaxes(1, 2)).swapaxes(1, 2))

@@ -160,7 +160,8 @@ def squared_error(samples: Samples, params: QuantParams) -> Vector:
 
 def _primitive(t: Vector, lowest: Vector, highest: Vector) -> Vector:
     k = np.clip(np.rint(t), lowest, highest)
-    return np.asarray(k / 12 + (t - k) ** 3 / 3)
+    distance = t - k
+    return np.asarray(k / 12 + distance * distance * distance / 3)  # numpy's third power takes ten times as long
 
 
 def _search(objective: Objective, samples: Samples, spec: QuantSpec) -> Range:

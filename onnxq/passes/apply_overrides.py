@@ -6,9 +6,11 @@ ties) has none of its own to change.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx_graphsurgeon as gs
 
@@ -42,13 +44,17 @@ class Override:
     def __post_init__(self) -> None:
         if (self.tensor is None) == (self.node is None):
             raise UsageError("an override names either a tensor or a node (a glob of names)")
-        if all(getattr(self, f.name) in (None, False) for f in fields(self) if f.name not in ("tensor", "node")):
+        for name, (kind, text) in _TYPES.items():
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
+                raise UsageError(f"the override of {self.place}: {name} must be {text}, got {value!r}")
+        if all(getattr(self, f.name) is f.default for f in fields(self) if f.name not in ("tensor", "node")):
             raise UsageError(f"the override of {self.place} changes nothing")
         if self.bits is not None and not 2 <= self.bits <= 16:
             raise UsageError(f"the override of {self.place}: bits must be 2 to 16, got {self.bits}")
         if self.block is not None and self.block < 1:
             raise UsageError(f"the override of {self.place}: block must be at least 1, got {self.block}")
-        if self.range is not None and not (len(self.range) == 2 and self.range[0] < self.range[1]):
+        if self.range is not None and not _is_range(self.range):
             raise UsageError(f"the override of {self.place}: range must be [lo, hi] with lo < hi, got {self.range}")
         if self.method is not None:
             parse_method(self.method)
@@ -56,6 +62,18 @@ class Override:
     @property
     def place(self) -> str:
         return f"tensor {self.tensor!r}" if self.tensor is not None else f"node {self.node!r}"
+
+
+_TYPES: Mapping[str, tuple[type, str]] = {
+    **dict.fromkeys(("tensor", "node", "method"), (str, "a string")),
+    **dict.fromkeys(("bits", "block"), (int, "a whole number")),
+    **dict.fromkeys(("symmetric", "per_channel", "power_of_two", "keep_float"), (bool, "true or false")),
+}
+
+
+def _is_range(value: Any) -> bool:
+    numbers = isinstance(value, (tuple, list)) and all(isinstance(v, (int, float)) for v in value)
+    return numbers and len(value) == 2 and -math.inf < value[0] < value[1] < math.inf
 
 
 @dataclass(frozen=True)
@@ -130,6 +148,8 @@ def _changed(model: Model, quantizer: Quantizer, override: Override) -> Quantize
         raise UsageError(f"the override of {override.place}: activations have one scale a tensor, not per channel")
     if override.block is not None and not weight:
         raise UsageError(f"the override of {override.place}: only weights can be quantized in blocks")
+    if override.method is not None and weight and parse_method(override.method)[0] in ("bn", "cross-entropy"):
+        raise UsageError(f"the override of {override.place}: method {override.method!r} is for activations; try mse")
     signed = spec.grid.signed if override.symmetric is None or weight else symmetric
     grid = Grid(override.bits or spec.grid.bits, signed, narrow=spec.grid.narrow and symmetric)
     power_of_two = spec.power_of_two if override.power_of_two is None else override.power_of_two
@@ -141,10 +161,16 @@ def _changed(model: Model, quantizer: Quantizer, override: Override) -> Quantize
         power_of_two,
         override.block or spec.block,
     )
+    axis = _axis(model, quantizer, new)
+    if axis is None and (new.per_channel or new.block):
+        raise UsageError(
+            f"the override of {override.place}: {quantizer.tensor!r} is no weight of a linear layer: it has one scale,"
+            " not per channel and not in blocks"
+        )
     return replace(
         quantizer,
         spec=new,
-        axis=_axis(model, quantizer, new),
+        axis=axis,
         method=override.method or quantizer.method,
         fixed=override.range or (None if override.method else quantizer.fixed),
     )

@@ -13,8 +13,9 @@ Before one, with column j of W reading channel j:
     W (a x + c) + b  =  (W_j a_j) x + (b + sum_j W_j c_j)          exact for Conv where c = 0 or nothing is padded,
                                                                    since padding comes behind the map: pads stay 0
 
-After folding BatchNorm the output of the layer has mean beta and standard deviation |gamma| (section 3.2);
-these moments are kept in `Model.moments`.
+After folding BatchNorm the output of the layer has mean beta and standard deviation |a| sqrt(var) (section 3.2, where
+epsilon is left out: |gamma|). For channels that carry a constant, var is far below epsilon and the two differ by all.
+These moments are kept in `Model.moments`.
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ def _batchnorm(model: Model, node: gs.Node, count: int, axis: int, ndim: int | N
     if not (denominator > 0).all():
         return "its variance is not positive"
     a = gamma / np.sqrt(denominator)
-    return Affine(a, beta - a * mean, Moments(beta, np.abs(gamma)))
+    return Affine(a, beta - a * mean, Moments(beta, np.abs(a) * np.sqrt(np.maximum(variance, 0))))
 
 
 def _rank(layer: LinearLayer, x: gs.Tensor) -> int | None:

@@ -39,8 +39,9 @@ class LowerToQdq:
 
     def apply(self, model: Model, context: Context) -> Outcome:
         tensors = model.graph.tensors()
-        shielded = _float_layers_on_grids(model) if context.target.quantizes_float_weights else frozenset()
-        lowering = _Lowering(model, shielded=shielded)
+        lowering = _Lowering(model)
+        if context.target.quantizes_float_weights:
+            lowering = _Lowering(model, shielded=_float_layers_on_grids(model), blocked=_blocks_on_grids(model))
         for layer in [linear_layer(node) for node in model.graph.nodes]:
             if isinstance(layer, LinearLayer):
                 lowering.bias(layer)
@@ -67,6 +68,7 @@ class _Lowering:
     behind: dict[int, list[gs.Node]] = field(default_factory=dict)
     biases: int = 0
     shielded: frozenset[int] = frozenset()  # nodes that end a float layer, by identity
+    blocked: frozenset[int] = frozenset()  # nodes whose weights must not be seen to be integers
     order: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -160,10 +162,15 @@ class _Lowering:
         if params.block is not None:
             attributes["block_size"] = params.block
         node = gs.Node("DequantizeLinear", attrs=attributes, inputs=inputs, outputs=[target])
+        nodes = [node]
+        if any(id(reader) in self.blocked for reader in readers):
+            shielded = self._variable(f"{old.name}_shielded", old.dtype, old.shape)
+            nodes.append(gs.Node("Sum", inputs=[target], outputs=[shielded]))
+            target = shielded
         for reader in readers:
             edit.replace_input(reader, old, target)
         first = min(readers, key=lambda reader: self.order[id(reader)])
-        self.before.setdefault(id(first), []).append(node)
+        self.before.setdefault(id(first), []).extend(nodes)
 
     def _parameters(self, name: str, params: QuantParams) -> tuple[gs.Constant, gs.Constant]:
         return (
@@ -196,6 +203,18 @@ def _float_layers_on_grids(model: Model) -> frozenset[int]:
             if weight is None or layer.node.name not in weight.readers:
                 ends.add(id(layer.bias_node or layer.node))
     return frozenset(ends)
+
+
+def _blocks_on_grids(model: Model) -> frozenset[int]:
+    """The nodes, by identity, whose 8-bit weights come in blocks while their input is on a grid: ONNX Runtime would
+    take integer kernels, which know no blocks."""
+    nodes = set()
+    for layer in map(linear_layer, model.graph.nodes):
+        if isinstance(layer, LinearLayer) and layer.input.name in model.quantizers:
+            weight = model.quantizers.get(layer.weight.name)
+            if weight is not None and weight.spec.block is not None and weight.spec.grid.stored_bits == 8:
+                nodes.add(id(layer.node))
+    return frozenset(nodes)
 
 
 def _producer_before_clips(tensor: gs.Tensor) -> gs.Node | None:

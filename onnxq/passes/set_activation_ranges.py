@@ -6,8 +6,9 @@ amount of data; or they were collected before (`Context.statistics`); or BatchNo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import ClassVar
 
 import numpy as np
@@ -44,12 +45,13 @@ class SetActivationRanges:
         tensors = model.graph.tensors()
         activations = {n: q for n, q in model.quantizers.items() if isinstance(tensors[n], gs.Variable)}
         roots = {n: q for n, q in activations.items() if q.grid_of is None}
-        methods = self._methods(model, roots)
+        logits = class_logits(model)
+        methods = self._methods(model, roots, logits)
         measured = {
             tensor: methods[name]
             for name, q in roots.items()
-            if q.fixed is None and methods[name] is not None
-            for tensor in (name, *q.widened_by)
+            if q.fixed is None and not _is_bn(methods[name])
+            for tensor in _members(q)
         }
         statistics = self._statistics(model, measured, context)
         skips = []
@@ -64,23 +66,23 @@ class SetActivationRanges:
         skips += [
             Skip(n, "no BatchNorm moments are known for it: its range comes from data")
             for n, q in roots.items()
-            if (q.method or self.method).startswith("bn") and n in measured
+            if n in measured and methods[n] != (wish := self._wish(q, n in logits)) and _is_bn(wish)
         ]
         return Outcome(len(activations), tuple(skips), (f"tensors measured: {len(statistics)}",))
 
-    def _methods(self, model: Model, roots: Mapping[str, Quantizer]) -> dict[str, str | None]:
-        """How each range is set: None by moments; `bn` where these are missing gives way to mse."""
-        logits = class_logits(model)
-        methods: dict[str, str | None] = {}
-        for name, quantizer in roots.items():
-            method = quantizer.method or (self.logits_method if name in logits else self.method)
-            if parse_method(method)[0] == "bn":
-                methods[name] = None if _moments(model, name) is not None else "mse"
-            else:
-                methods[name] = method
+    def _wish(self, quantizer: Quantizer, logits: bool) -> str:
+        """The method asked for; a grid that several tensors share is not that of the logits alone."""
+        return quantizer.method or (self.logits_method if logits and not quantizer.widened_by else self.method)
+
+    def _methods(self, model: Model, roots: Mapping[str, Quantizer], logits: Collection[str]) -> dict[str, str]:
+        """How each range is set; `bn` where moments are missing gives way to mse."""
+        methods = {name: self._wish(quantizer, name in logits) for name, quantizer in roots.items()}
+        for name, method in methods.items():
+            if _is_bn(method) and any(_moments(model, tensor) is None for tensor in _members(roots[name])):
+                methods[name] = "mse"
         return methods
 
-    def _statistics(self, model: Model, methods: Mapping[str, str | None], context: Context) -> Mapping[str, Statistic]:
+    def _statistics(self, model: Model, methods: Mapping[str, str], context: Context) -> Mapping[str, Statistic]:
         if not methods:
             return {}
         if context.statistics is None:
@@ -96,21 +98,16 @@ class SetActivationRanges:
         return {name: context.statistics.tensors[name] for name in methods}
 
     def _params(
-        self, model: Model, quantizer: Quantizer, method: str | None, statistics: Mapping[str, Statistic]
+        self, model: Model, quantizer: Quantizer, method: str, statistics: Mapping[str, Statistic]
     ) -> QuantParams | None:
         """None where the tensor has no finite range."""
         if quantizer.fixed is not None:
             lo, hi = quantizer.fixed
             return QuantParams.from_range(np.asarray(lo), np.asarray(hi), quantizer.spec)
-        if method is None:
-            bounds = _moments(model, quantizer.tensor)
-            assert bounds is not None
-            _, alpha = parse_method(quantizer.method or self.method)
-            low, high = batchnorm(*bounds, alpha or 6.0)
-            return QuantParams.from_range(low[0], high[0], quantizer.spec)
-        statistic = statistics[quantizer.tensor]
-        for other in quantizer.widened_by:
-            statistic = statistic.merge(statistics[other])
+        if _is_bn(method):
+            low, high = _foretold(model, quantizer, parse_method(method)[1])
+            return QuantParams.from_range(low, high, quantizer.spec)
+        statistic = _merged([statistics[tensor] for tensor in _members(quantizer)])
         samples = statistic.samples()
         if not (np.isfinite(samples.lo).all() and np.isfinite(samples.hi).all()):
             return None
@@ -122,11 +119,37 @@ class SetActivationRanges:
         return QuantParams.from_range(low[0], high[0], quantizer.spec)
 
 
-def _statistic_for(method: str | None) -> Statistic:
-    name = parse_method(method or "mse")[0]
+def _statistic_for(method: str) -> Statistic:
+    name = parse_method(method)[0]
     if name == "minmax":
         return MinMax()
     return Logits() if name == "cross-entropy" else Histogram()
+
+
+def _merged(statistics: Sequence[Statistic]) -> Statistic:
+    """One statistic of several tensors; vectors of logits only where all of them hold such."""
+    if len({type(statistic) for statistic in statistics}) > 1:
+        statistics = [s.histogram if isinstance(s, Logits) else s for s in statistics]
+    return reduce(lambda a, b: a.merge(b), statistics)
+
+
+def _is_bn(method: str) -> bool:
+    return parse_method(method)[0] == "bn"
+
+
+def _members(quantizer: Quantizer) -> tuple[str, ...]:
+    """All tensors whose values its range must hold."""
+    return (quantizer.tensor, *quantizer.widened_by)
+
+
+def _foretold(model: Model, quantizer: Quantizer, alpha: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """The range that the moments of all its tensors tell, scalars."""
+    ends = []
+    for tensor in _members(quantizer):
+        known = _moments(model, tensor)
+        assert known is not None
+        ends.append(batchnorm(*known, 6.0 if alpha is None else alpha))
+    return np.min([lo for lo, _ in ends]), np.max([hi for _, hi in ends])
 
 
 def _moments(model: Model, name: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float]] | None:

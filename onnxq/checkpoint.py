@@ -1,0 +1,63 @@
+"""Results of long work, kept in files so that an interrupted run goes on where it was.
+
+One file a result, written under another name first: a file is whole or not there. Names carry a key of all that the
+results depend on (model, data, options), so that a folder may serve many runs and nothing stale is ever read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import OutputError
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """folder: made where it is missing.  key: `key_of` whatever determines the results."""
+
+    folder: Path
+    key: str
+
+    def load(self, name: str) -> Arrays | None:
+        """What was saved under a name; None where nothing was, or nothing that can be read."""
+        try:
+            with np.load(self._path(name), allow_pickle=False) as file:
+                return {key: file[key] for key in file.files}
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            return None
+
+    def save(self, name: str, arrays: Arrays) -> None:
+        """Raises OutputError where the folder cannot be written."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(file.name, self._path(name))
+        except OSError as error:
+            raise OutputError(f"{self.folder}: cannot write the checkpoint: {error.strerror or error}") from None
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{key_of(self.key.encode(), name.encode())[:32]}.npz"
+
+
+def key_of(*parts: bytes) -> str:
+    """SHA-256, in hex, of some bytes and where they are parted."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(len(part).to_bytes(8, "little"))
+        sha.update(part)
+    return sha.hexdigest()

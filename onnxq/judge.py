@@ -1,0 +1,88 @@
+"""Is a step worth taking? The quantized model answers: the signal to quantization noise ratio of its outputs.
+
+    db(model) = SQNR of all float outputs, the original's against the quantized model's, on a few calibration samples
+
+A step is tried on a copy, which is then quantized to the end: what counts is the result, not how the weights look. It
+is kept unless it costs more than `tolerance` dB.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto
+
+from .data import Feed
+from .graph.model import Model
+from .numeric.metrics import Sqnr
+from .passes.base import Context, Outcome, Pass
+from .runtime import Session, parallel_map, without_padding
+
+SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A step that was tried: `before` and `after` are SQNR in dB of the quantized model; `outcome` None if not kept."""
+
+    step: Pass
+    before: float
+    after: float
+    outcome: Outcome | None
+    seconds: float
+
+    def __str__(self) -> str:
+        verdict = "kept" if self.outcome is not None else "dropped: it makes the result worse"
+        return f"{type(self.step).__name__}: outputs at {self.before:.1f} dB, then {self.after:.1f} dB; {verdict}"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """original: the float model. feeds: samples to compare on."""
+
+    original: ModelProto
+    feeds: Sequence[Feed]
+    threads: int = 1
+
+    def db(self, quantized: ModelProto) -> float:
+        """SQNR over all float outputs together, each in units of its own power."""
+        sessions = Session(self.original), Session(quantized)
+        totals: dict[str, Sqnr] = {}
+        runs = parallel_map(lambda feed: (feed, [s.run(feed.arrays) for s in sessions]), self.feeds, self.threads)
+        for feed, (reference, other) in runs:
+            for name, value in reference.items():
+                x, y = (without_padding(v, feed.arrays, feed.rows) for v in (value, other[name]))
+                if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.shape == y.shape:
+                    totals.setdefault(name, Sqnr()).update(x, y)
+        shares = [10 ** (-total.db / 10) for total in totals.values()]
+        noise = float(np.mean(shares)) if shares else 0.0
+        return float(-10 * np.log10(noise)) if noise > 0 else np.inf
+
+
+def try_steps(
+    model: Model,
+    steps: Sequence[Pass],
+    context: Context,
+    finish: Callable[[Model], ModelProto],
+    judge: Judge,
+    tolerance: float = 0.1,
+) -> tuple[Model, list[Trial]]:
+    """The model with those of `steps`, one after another, that do not make the quantized model worse.
+
+    finish: quantizes a copy, which it may change, to the end. tolerance: dB that a step may cost.
+    """
+    trials = []
+    before = judge.db(finish(model.clone()))
+    for step in steps:
+        start = time.perf_counter()
+        copy = model.clone()
+        outcome = step.apply(copy, context)
+        after = judge.db(finish(copy.clone())) if outcome.changed else before
+        kept = after >= before - tolerance
+        trials.append(Trial(step, before, after, outcome if kept else None, time.perf_counter() - start))
+        if kept:
+            model, before = copy, after
+    return model, trials

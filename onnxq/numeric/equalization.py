@@ -1,0 +1,199 @@
+"""Scales that make the channels of a network's layers equally easy to quantize, on arrays (white paper section 3.2).
+
+A network is a list of layers and G groups of channels; group k is divided by s_k > 0, and u = log s. With w_oi the
+largest magnitude of the weights of a layer between its output o and its input i, what they become is
+
+    w'_oi = w_oi exp(u_i - u_o)                                                              (20, 21)
+
+and each u_k stays within bounds [lower_k, upper_k] (both 0 where a group must not be scaled).
+
+`equal_ranges` is the paper's choice, for any number of layers that write a group and that read it:
+
+    r1_k = max w'_ki over the layers that write k      r2_k = max w'_ok over those that read it
+
+    s_k <- s_k sqrt(r1_k / r2_k)      so that then both are sqrt(r1_k r2_k)                  (22)
+
+group after group, until no scale changes by more than `tolerance` (relative).
+
+`least_noise` weighs channels by what they contribute. A layer quantized per tensor has steps proportional to its
+largest weight R, the activation that holds a group steps proportional to its largest value T = max_k h_k / s_k.
+With x_i = E[x_i^2] and g_o, how much an error in output o counts behind it, both in the units of the unscaled network,
+
+    J(u) = sum over layers  R^2 / n_w^2 sum_o g_o s_o^2 sum_(i joined with o) x_i / s_i^2
+         + sum over tensors T^2 / n_x^2 sum_k g_k s_k^2
+
+n_w, n_x: steps in [0, R] and [0, T]. Each term is the product of maxima and sums of exponentials of linear functions:
+log J is convex in u, the minimum is global. Maxima are smoothed, max_j m_j ~ (sum_j m_j^P)^(1/P).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+_SMOOTH = 12
+_SWEEPS = 1000
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """A layer, of g convolution groups: weight (g, Cout/g, Cin/g), largest magnitude of each pair of channels.
+
+    outputs: groups of its output channels (Cout,). inputs: of its input channels (Cin,); None where they are fixed.
+    """
+
+    weight: NDArray[np.float64]
+    outputs: Ids
+    inputs: Ids | None
+
+    def scaled(self, u: Vector) -> NDArray[np.float64]:
+        """w', of the shape of `weight`."""
+        g, rows, columns = self.weight.shape
+        scaled = self.weight * np.exp(-u[self.outputs]).reshape(g, rows, 1)
+        return scaled if self.inputs is None else scaled * np.exp(u[self.inputs]).reshape(g, 1, columns)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a layer carries: power (Cin,) is E[x^2] of its inputs; stake (Cout,), how much an error
+    in an output counts. taps: weights between a pair of channels.
+    """
+
+    power: Vector
+    stake: Vector
+    taps: int
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A tensor with one grid: its groups (C,), largest magnitudes (C,), and how much an error in a channel counts."""
+
+    ids: Ids
+    largest: Vector
+    stake: Vector
+
+
+def equal_ranges(layers: Sequence[Ranges], lower: Vector, upper: Vector, tolerance: float = 1e-3) -> tuple[Vector, int]:
+    """Log scales u (G,) by equation 22, and the number of sweeps over the layers until nothing moved any more."""
+    u = np.clip(np.zeros_like(lower), lower, upper)
+    free = lower < upper
+    beside = [_beside(layers, layer.outputs) for layer in layers]
+    for sweep in range(1, _SWEEPS + 1):
+        before, done = u.copy(), ~free
+        for layer, (writers, readers) in zip(layers, beside, strict=True):
+            todo = np.unique(layer.outputs[~done[layer.outputs]])
+            if todo.size:
+                written, read = _largest(writers, u, True), _largest(readers, u, False)
+                todo = todo[(written[todo] > 0) & (read[todo] > 0)]
+                u[todo] = np.clip(u[todo] + np.log(written[todo] / read[todo]) / 2, lower[todo], upper[todo])
+                done[todo] = True
+        if np.abs(u - before).max(initial=0.0) < tolerance:
+            return u, sweep
+    return u, _SWEEPS
+
+
+def _beside(layers: Sequence[Ranges], ids: Ids) -> tuple[list[Ranges], list[Ranges]]:
+    """The layers that write any of these groups, and those that read any."""
+    writers = [layer for layer in layers if np.isin(layer.outputs, ids).any()]
+    readers = [layer for layer in layers if layer.inputs is not None and np.isin(layer.inputs, ids).any()]
+    return writers, readers
+
+
+def _largest(layers: Sequence[Ranges], u: Vector, written: bool) -> Vector:
+    """Per group, (G,), the largest scaled weight with which these layers write it, or read it."""
+    largest = np.zeros_like(u)
+    for layer in layers:
+        ids = layer.outputs if written else layer.inputs
+        if ids is not None:
+            np.maximum.at(largest, ids, layer.scaled(u).max(axis=2 if written else 1).reshape(-1))
+    return largest
+
+
+def least_noise(
+    layers: Sequence[tuple[Ranges, Load]],
+    activations: Sequence[Activation],
+    lower: Vector,
+    upper: Vector,
+    steps: tuple[float, float],
+    iterations: int = 150,
+) -> Vector:
+    """Log scales u (G,) that minimize J. steps: (n_w, n_x). Adam with a step that falls from 0.05 to 0."""
+    u = np.clip(np.zeros_like(lower), lower, upper)
+    free = lower < upper
+    if not free.any():
+        return u
+    first, second = np.zeros_like(u), np.zeros_like(u)
+    terms: list[_WeightNoise | _ActivationNoise] = []
+    terms += [_WeightNoise(ranges, load, steps[0]) for ranges, load in layers if ranges.weight.any()]
+    terms += [_ActivationNoise(a, steps[1]) for a in activations if a.largest.any()]
+    for i in range(iterations):
+        gradient = np.zeros_like(u)
+        total = sum(term.add(u, gradient) for term in terms)
+        if total <= 0:
+            break
+        gradient = np.where(free, gradient / total, 0.0)
+        first, second = 0.9 * first + 0.1 * gradient, 0.99 * second + 0.01 * gradient**2
+        rate = 0.025 * (1 + np.cos(np.pi * i / iterations))
+        step = first / (1 - 0.9 ** (i + 1)) / (np.sqrt(second / (1 - 0.99 ** (i + 1))) + 1e-8)
+        u = np.clip(u - rate * step, lower, upper)
+    return u
+
+
+class _WeightNoise:
+    """One layer's term of J and its gradient."""
+
+    def __init__(self, ranges: Ranges, load: Load, steps: float) -> None:
+        self.ranges, self.largest = ranges, float(ranges.weight.max())
+        self.powers = (ranges.weight / self.largest) ** _SMOOTH
+        g, rows, columns = ranges.weight.shape
+        self.power, self.stake = load.power.reshape(g, columns), load.stake.reshape(g, rows)
+        self.factor = load.taps * (self.largest / steps) ** 2 / 12
+
+    def add(self, u: Vector, gradient: Vector) -> float:
+        """The term at u; its gradient is added to `gradient`."""
+        outputs, inputs = self.ranges.outputs, self.ranges.inputs
+        up = u[outputs].reshape(self.stake.shape)
+        down = np.zeros_like(self.power) if inputs is None else u[inputs].reshape(self.power.shape)
+        a, b = np.exp(_SMOOTH * down)[:, :, None], np.exp(-_SMOOTH * up)[:, :, None]
+        rows = b[:, :, 0] * (self.powers @ a)[:, :, 0]
+        columns = a[:, :, 0] * (self.powers.transpose(0, 2, 1) @ b)[:, :, 0]
+        total = rows.sum()
+        largest = self.factor * total ** (2 / _SMOOTH)
+        power, stake = self.power * np.exp(-2 * down), self.stake * np.exp(2 * up)
+        arriving, counting = power.sum(axis=1, keepdims=True), stake.sum(axis=1, keepdims=True)
+        noise = float(largest * (arriving * counting).sum())
+        np.add.at(gradient, outputs, 2 * (largest * stake * arriving - noise * rows / total).reshape(-1))
+        if inputs is not None:
+            np.add.at(gradient, inputs, 2 * (noise * columns / total - largest * power * counting).reshape(-1))
+        return noise
+
+
+class _ActivationNoise:
+    """One tensor's term of J and its gradient."""
+
+    def __init__(self, activation: Activation, steps: float) -> None:
+        self.activation, self.top = activation, float(activation.largest.max())
+        self.powers = (activation.largest / self.top) ** _SMOOTH
+        self.factor = (self.top / steps) ** 2 / 12
+
+    def add(self, u: Vector, gradient: Vector) -> float:
+        """The term at u; its gradient is added to `gradient`."""
+        scale = u[self.activation.ids]
+        reach, stake = self.powers * np.exp(-_SMOOTH * scale), self.activation.stake * np.exp(2 * scale)
+        largest = self.factor * reach.sum() ** (2 / _SMOOTH)
+        noise = float(largest * stake.sum())
+        np.add.at(gradient, self.activation.ids, 2 * (largest * stake - noise * reach / reach.sum()))
+        return noise
+
+
+def spread(layer: Ranges, u: Vector) -> float:
+    """Largest over smallest range of the output channels, those that are all zero left out."""
+    ranges = layer.scaled(u).max(axis=2).reshape(-1)
+    ranges = ranges[ranges > 0]
+    return float(ranges.max() / ranges.min()) if ranges.size else 1.0

@@ -1,0 +1,117 @@
+"""High-bias absorption (white paper section 3.2, equations 23 and 24).
+
+A channel z of a layer that hardly ever goes below c > 0 passes Relu as it is; c can as well be added behind it:
+
+    f(z) = f(z - c) + c          for z >= c, f = Relu; for all z without an activation               (23)
+
+    b1 <- b1 - c                 b2 <- b2 + W2 c                                                     (24)
+
+which makes the range of the activation smaller by c. From BatchNorm's moments c = max(0, beta - 3 gamma); with
+calibration data c is at most the smallest value seen, so that nothing changes on it. For Clip(0, b) also z <= b must
+hold: a channel that reaches b keeps its bias. The reader's answer to a constant is one only where it pads nothing:
+Conv with zero padding would miss c at the border, and is left alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from ..graph import channels
+from ..graph.expectation import expected_response
+from ..graph.model import Model
+from ..graph.ops import LinearLayer, clip_bounds, is_op, linear_layer
+from ..graph.scaling_groups import find_groups
+from ..numeric.channel_statistics import ChannelFacts
+from .base import Context, Outcome, Skip
+from .observe import channel_facts, has_data
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AbsorbBias:
+    """Move high biases over the activation into the layers behind it. deviations: how far below the mean c lies."""
+
+    deviations: float = 3.0
+    preserves: ClassVar[bool | None] = False
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        places = find_groups(model).tensors
+        layers = [x for node in model.graph.nodes if isinstance(x := linear_layer(node), LinearLayer)]
+        outputs = {x.output.name: places[x.output.name][0] for x in layers if x.output.name in places}
+        facts = channel_facts(model, outputs, context, "measuring channels")
+        measured = has_data(context)
+        changed, skips, notes = 0, [], []
+        for layer in layers:
+            readers = _readers(model, layer)
+            known = facts.get(layer.output.name)
+            if isinstance(readers, str):
+                skips.append(Skip(layer.node.name, readers))
+            elif known is None:
+                skips.append(Skip(layer.node.name, f"nothing is known of its output {layer.output.name!r}"))
+            else:
+                c = self._absorbed(model, layer, known, measured)
+                if c.any():
+                    _move(model, layer, readers, c)
+                    changed += int(np.sum(c > 0))
+                    notes.append(f"{layer.node.name}: {np.sum(c > 0)} of {c.size} channels, {c.max():.3g} at most")
+        return Outcome(changed, tuple(skips), tuple(notes))
+
+    def _absorbed(self, model: Model, layer: LinearLayer, known: ChannelFacts, measured: bool) -> Vector:
+        """c, (Cout,)."""
+        moments = model.moments.get(layer.output.name)
+        mean, std = (known.mean, known.std) if moments is None else (moments.mean, moments.std)
+        c = np.maximum(np.nan_to_num(mean - self.deviations * std), 0.0)
+        if measured:
+            c = np.minimum(c, np.maximum(known.lo, 0.0))
+        bounds = clip_bounds(layer.output.outputs[0]) or (-np.inf, np.inf)
+        stays = (known.hi < bounds[1]) & (known.std > 0)  # constant channels are another pass's business
+        return np.where(stays & (bounds[0] in (0.0, -np.inf)), c, 0.0)
+
+
+def _readers(model: Model, layer: LinearLayer) -> list[LinearLayer] | str:
+    """The linear layers behind the activation, if nothing else reads it; or why nothing can be absorbed."""
+    tensor = layer.output
+    activation = model.sole_consumer(tensor)
+    if activation is not None and clip_bounds(activation) is not None:
+        tensor = activation.outputs[0]
+    consumers = model.consumers(tensor)
+    if model.is_output(tensor) or not consumers:
+        return "its output is one of the model"
+    readers = []
+    for node in consumers:
+        reader = _reader(node, tensor)
+        if isinstance(reader, str):
+            return f"{node.name}: {reader}"
+        if channels.input_channels(reader) != layer.channels:
+            return f"{node.name}: it reads the channels along another axis"
+        readers.append(reader)
+    return readers
+
+
+def _reader(node: gs.Node, tensor: gs.Tensor) -> LinearLayer | str:
+    reader = linear_layer(node)
+    if isinstance(reader, str):
+        return reader
+    if is_op(node, "Conv") and channels.pads(node):
+        return "it pads with zeros, which an absorbed bias would not reach"
+    if is_op(node, "ConvTranspose") or (is_op(node, "MatMul") and len(reader.weight.shape) != 2):
+        return "it does not answer a constant with a constant"
+    return reader
+
+
+def _move(model: Model, layer: LinearLayer, readers: list[LinearLayer], c: Vector) -> None:
+    bias = np.zeros(layer.channels) if layer.bias is None else np.float64(layer.bias.values)
+    channels.set_bias(model, layer, bias - c)
+    moments = model.moments.get(layer.output.name)
+    if moments is not None:
+        model.moments[layer.output.name] = moments.affine(np.float64(1.0), -c)
+    for reader in readers:
+        answer = expected_response(reader, np.float64(reader.weight.values), c)
+        bias = np.zeros(reader.channels) if reader.bias is None else np.float64(reader.bias.values)
+        channels.set_bias(model, reader, bias + answer)

@@ -1,0 +1,86 @@
+"""Bias correction (white paper section 3.3): what rounding the weights adds to a layer's mean output is taken back.
+
+    E[W x + b] - E[W~ x + b]  =  E[W x] - E[W~ x]  =  (W - W~) E[x]          W~: the quantized weights      (25, 26)
+
+    b  <-  b + (W - W~) E[x]                                                                                (27)
+
+E[x], the mean of each input channel, (Cin,), comes from calibration data; or, without any, from BatchNorm: behind a
+Relu or Clip that of the clipped normal distribution (28), added up over Add, unchanged by average pooling
+(`graph.foresight`). Zero padding is counted in (`graph.expectation`).
+
+This is the analytic correction: it sees the error that a layer's own weights make. The empirical one also sees the
+errors that come in from layers before, E[x~] instead of E[x], and needs the network run layer after layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from ..graph import channels
+from ..graph.expectation import expected_response
+from ..graph.model import Model
+from ..graph.ops import LinearLayer, linear_layer
+from ..graph.scaling_groups import find_groups
+from ..numeric.channel_statistics import ChannelFacts
+from .base import Context, Outcome, Skip
+from .observe import channel_facts
+
+
+@dataclass(frozen=True)
+class CorrectBias:
+    """Correct the bias of every layer whose weight is quantized; one is created where there was none.
+
+    means: where E[x] comes from. `data`: calibration data where there is some; `moments`: BatchNorm in any case.
+    """
+
+    means: Literal["data", "moments"] = "data"
+    preserves: ClassVar[bool | None] = False
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        layers = [layer for node in model.graph.nodes if isinstance(layer := linear_layer(node), LinearLayer)]
+        layers = [layer for layer in layers if _is_quantized(model, layer)]
+        source = context if self.means == "data" else replace(context, feeds=())
+        facts = channel_facts(model, _input_axes(model, layers), source, "measuring means")
+        changed, skips, largest = 0, [], 0.0
+        for layer in layers:
+            known = facts.get(layer.input.name)
+            size = channels.input_channels(layer)
+            if known is None or known.mean.size != size or np.isnan(known.mean).all():
+                skips.append(Skip(layer.node.name, f"the mean of its input {layer.input.name!r} is not known"))
+                continue
+            blind = int(np.isnan(known.mean).sum())
+            if blind:
+                skips.append(Skip(layer.node.name, f"the means of {blind} of its {size} input channels are not known"))
+            shift = _shift(model, layer, known)
+            bias = np.zeros(layer.channels) if layer.bias is None else np.float64(layer.bias.values)
+            channels.set_bias(model, layer, bias + shift)
+            largest = max(largest, float(np.abs(shift).max(initial=0.0)))
+            changed += 1
+        return Outcome(changed, tuple(skips), (f"largest correction {largest:.3g}",))
+
+
+def _is_quantized(model: Model, layer: LinearLayer) -> bool:
+    quantizer = model.quantizers.get(layer.weight.name)
+    return quantizer is not None and quantizer.params is not None and layer.node.name in quantizer.readers
+
+
+def _input_axes(model: Model, layers: list[LinearLayer]) -> dict[str, int]:
+    """Inputs of the layers and their channel axes."""
+    places = find_groups(model).tensors
+    axes = {}
+    for layer in layers:
+        axis, name = layer.output_axis, layer.input.name
+        axes[name] = axis if axis == 1 or name not in places else places[name][0]
+    return axes
+
+
+def _shift(model: Model, layer: LinearLayer, known: ChannelFacts) -> np.ndarray:
+    """(W - W~) E[x], (Cout,)."""
+    params = model.quantizers[layer.weight.name].params
+    assert params is not None
+    weight = np.asarray(layer.weight.values)
+    error = np.float64(weight) - np.float64(params.fake(weight))
+    return expected_response(layer, error, np.nan_to_num(known.mean))

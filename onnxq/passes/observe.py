@@ -1,0 +1,30 @@
+"""Facts about channels for passes that need them: measured where there is calibration data, foretold where not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..graph.foresight import foresee
+from ..graph.model import Model
+from ..numeric.channel_statistics import ChannelFacts, ChannelStatistics
+from .base import Context
+from .collect import collect_tensors
+
+
+def channel_facts(
+    model: Model, tensors: Mapping[str, int], context: Context, label: str, deviations: float = 6.0
+) -> dict[str, ChannelFacts]:
+    """What is known of `tensors` (name -> channel axis); those of which nothing is known are left out.
+
+    deviations: how many of them from its mean a channel is foretold to stay, where there is no data.
+    """
+    if not has_data(context):
+        known = foresee(model, deviations)
+        return {name: known[name] for name in tensors if name in known}
+    statistics = collect_tensors(model, tensors, context, lambda name: ChannelStatistics(tensors[name]), label)
+    return {name: s.facts() for name, s in statistics.items() if isinstance(s, ChannelStatistics)}
+
+
+def has_data(context: Context) -> bool:
+    """Whether there is a calibration sample to look at."""
+    return next(iter(context.feeds), None) is not None

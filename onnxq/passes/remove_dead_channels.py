@@ -1,0 +1,127 @@
+"""Channels that carry a constant (white paper section 3.2 meets them as weights that blow up a layer's range).
+
+Where training let a channel die, its variance is next to nothing; folding BatchNorm divides by it, and the weights
+that come out, of no use to anyone, are the largest of their layer. With v_k the constant of channel k,
+
+    row k of the layer that writes it:   W_k = 0, b_k = v_k
+    a layer that reads it:               b += W_.k v_k, then W_.k = 0
+
+Reading Conv layers that pad with zeros see v_k in the middle and 0 at the border: there the column stays unless
+v_k = 0. A channel is constant if
+
+    its weights vanish (also those that are left after columns were set to zero), or
+    max z - min z <= threshold * (its layer's median of that), z the output of the layer, or
+    Relu or Clip behind it turns all z into its bound, also if they strayed twice as far from their mean.
+
+Extremes are those of the calibration data, else those that BatchNorm foretells (mean and 6 standard deviations).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..graph import channels
+from ..graph.expectation import expected_response
+from ..graph.foresight import foresee
+from ..graph.model import Model, Moments
+from ..graph.ops import LinearLayer, clip_bounds, is_op, linear_layer
+from ..graph.scaling_groups import find_groups
+from ..numeric.channel_statistics import ChannelFacts
+from .base import Context, Outcome, Skip
+from .observe import channel_facts
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RemoveDeadChannels:
+    """Set the weights of constant channels to zero on both sides. threshold: see above."""
+
+    threshold: float = 1e-5
+    preserves: ClassVar[bool | None] = True
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        places = find_groups(model).tensors
+        outputs = {t: places[t][0] for layer in _layers(model) if (t := layer.output.name) in places}
+        facts = channel_facts(model, outputs, context, "measuring channels")
+        changed, notes = 0, []
+        for layer in _layers(model):
+            count = _empty_rows(model, layer, facts.get(layer.output.name), self.threshold)
+            if count:
+                changed += count
+                notes.append(f"{layer.node.name}: {count} of {layer.channels} channels are constant")
+        while folded := sum(_fold_columns(model, layer, foresee(model)) for layer in _layers(model)):
+            changed += folded
+        known = foresee(model)
+        skips = [
+            Skip(layer.node.name, f"{count} channels that it reads are constant, but it pads with zeros")
+            for layer in _layers(model)
+            if (count := int(_constant_inputs(layer, known.get(layer.input.name))[1].sum()))
+        ]
+        return Outcome(changed, tuple(skips), tuple(notes))
+
+
+def _layers(model: Model) -> list[LinearLayer]:
+    """Linear layers whose weight is theirs alone."""
+    layers = [layer for node in model.graph.nodes if isinstance(layer := linear_layer(node), LinearLayer)]
+    return [layer for layer in layers if len(layer.weight.outputs) == 1]
+
+
+def _empty_rows(model: Model, layer: LinearLayer, facts: ChannelFacts | None, threshold: float) -> int:
+    """Set rows of constant channels to zero; how many."""
+    if facts is None:
+        return 0
+    width, bias = facts.hi - facts.lo, _bias(layer)
+    still = width <= threshold * np.nanmedian(width) if not np.isnan(width).all() else np.zeros(width.size, bool)
+    value = np.where(still, facts.mean, bias)
+    reader = model.sole_consumer(layer.output)
+    bounds = clip_bounds(reader) if reader is not None else None
+    if bounds is not None:
+        below = ~still & (2 * facts.hi - facts.mean <= bounds[0])
+        above = ~still & (2 * facts.lo - facts.mean >= bounds[1])
+        value = np.where(below | above, facts.mean, value)
+        still |= below | above
+    still &= channels.pairs(layer).any(axis=(2, 3)).reshape(-1)  # those without weights need none of this
+    if still.any():
+        kept = channels.by_output(layer, np.float64(~still))
+        channels.set_weight(model, layer, np.where(kept, np.float64(layer.weight.values), 0.0))
+        channels.set_bias(model, layer, value)
+        known = model.moments.get(layer.output.name)
+        if known is not None:
+            moments = Moments(np.where(still, value, known.mean), np.where(still, 0.0, known.std))
+            model.moments[layer.output.name] = moments
+    return int(still.sum())
+
+
+def _fold_columns(model: Model, layer: LinearLayer, known: dict[str, ChannelFacts]) -> int:
+    """Move what constant inputs add to the outputs into the bias, and set their columns to zero; how many."""
+    foldable, _ = _constant_inputs(layer, known.get(layer.input.name))
+    if not foldable.any():
+        return 0
+    value = np.where(foldable, known[layer.input.name].mean, 0.0)
+    weight = np.float64(layer.weight.values)
+    if value.any():
+        channels.set_bias(model, layer, _bias(layer) + expected_response(layer, weight, value))
+    channels.set_weight(model, layer, np.where(channels.by_input(layer, np.float64(foldable)), 0.0, weight))
+    return int(foldable.sum())
+
+
+def _constant_inputs(layer: LinearLayer, facts: ChannelFacts | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which inputs, of those with weights, are constant and can be folded, and which cannot, (Cin,) each."""
+    columns = channels.pairs(layer).any(axis=(1, 3)).reshape(-1)
+    if facts is None or facts.mean.size != columns.size:
+        return np.zeros_like(columns), np.zeros_like(columns)
+    constant = columns & (facts.std == 0)
+    answers_constant = is_op(layer.node, "Gemm", "MatMul") or (
+        is_op(layer.node, "Conv") and not channels.pads(layer.node)
+    )
+    exact = constant & ((facts.mean == 0) | (answers_constant and len(layer.weight.shape) >= 2))
+    return exact, constant & ~exact
+
+
+def _bias(layer: LinearLayer) -> Vector:
+    return np.zeros(layer.channels) if layer.bias is None else np.float64(layer.bias.values)

@@ -1,0 +1,142 @@
+"""Cross-layer equalization: the function stays, ranges become equal, Clip is respected, what is left out is said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import pytest
+from graphs import assert_close, feeds, model, run, wrapped
+from hypothesis import given, settings
+from test_scaling_groups import networks, shaped
+
+from onnxq.data import Feed
+from onnxq.graph.model import Moments
+from onnxq.graph.scaling_groups import find_groups
+from onnxq.passes.base import Context
+from onnxq.passes.equalize_layers import EqualizeLayers
+from onnxq.passes.fold_batchnorm import FoldBatchNorm
+from onnxq.passes.normalize import Normalize
+
+MODELS = Path(__file__).parent.parent / "models"
+REAL = Path(__file__).parents[2] / "shared" / "realmodels"
+FILES = sorted([*MODELS.glob("*/model.onnx"), *REAL.glob("*/model.onnx")])
+
+PAIR = (
+    "(float[N,3,5,5] x) => (float[N,5,5,5] y) <float[4,3,1,1] w, float[4] b, float[5,4,1,1] v{more}>"
+    " {{ a = Conv(x, w, b) r = {activation} y = Conv(r, v) }}"
+)
+
+
+def data(proto: onnx.ModelProto, count: int = 4) -> Context:
+    return Context(feeds=[Feed(feeds(proto, seed=10 + i, free=1), None, str(i)) for i in range(count)])
+
+
+def pair(activation: str = "Relu(a)", more: str = "", **values: np.ndarray) -> onnx.ModelProto:
+    return model(PAIR.format(activation=activation, more=more), **values)
+
+
+def test_both_sides_of_a_channel_get_the_same_range() -> None:
+    proto = pair()
+    equal = wrapped(proto)
+    outcome = EqualizeLayers().apply(equal, Context())
+    tensors = equal.graph.tensors()
+    rows = np.abs(tensors["w"].values).max(axis=(1, 2, 3))
+    columns = np.abs(tensors["v"].values).max(axis=(0, 2, 3))
+    np.testing.assert_allclose(rows, columns, rtol=2e-3)
+    before = np.abs(wrapped(proto).graph.tensors()["w"].values).max(axis=(1, 2, 3))
+    assert outcome.changed == 4
+    assert before.max() / before.min() != pytest.approx(rows.max() / rows.min())
+    assert_close(run(equal.to_proto(), feeds(proto))["y"], run(proto)["y"], 1e-5)
+
+
+def test_layers_that_are_left_out_say_why() -> None:
+    outcome = EqualizeLayers().apply(wrapped(pair("Sigmoid(a)")), Context())
+    assert outcome.changed == 0
+    assert any("4 of 4 channels kept" in s.reason and "Sigmoid" in s.reason for s in outcome.skips)
+    assert any("it is an output of the model" in s.reason for s in outcome.skips)
+
+
+def test_dead_channels_stay_finite() -> None:
+    w = np.ones((4, 3, 1, 1))
+    w[0], w[1] = 0, 1e-30
+    v = np.ones((5, 4, 1, 1))
+    v[:, 3] = 0
+    equal = wrapped(pair(w=w, v=v))
+    EqualizeLayers().apply(equal, Context())
+    for name in ("w", "v"):
+        assert np.isfinite(equal.graph.tensors()[name].values).all()
+    assert not equal.graph.tensors()["w"].values[0].any()
+
+
+def test_moments_are_rescaled() -> None:
+    proto = pair()
+    equal = wrapped(proto)
+    equal.moments["a"] = Moments(np.arange(4.0), np.ones(4))
+    before = equal.graph.tensors()["w"].values
+    EqualizeLayers().apply(equal, Context())
+    scale = (before / equal.graph.tensors()["w"].values)[:, 0, 0, 0]
+    np.testing.assert_allclose(equal.moments["a"].mean, np.arange(4.0) / scale, rtol=1e-5)
+    np.testing.assert_allclose(equal.moments["a"].std, 1 / scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["range", "noise"])
+def test_clip_keeps_what_reaches_its_bound(method: Literal["range", "noise"]) -> None:
+    w = np.zeros((4, 3, 1, 1))
+    w[:, 0, 0, 0] = [0.05, 0.1, 100, 0.2]
+    proto = pair("Clip(a, lo, hi)", ", float lo = {0.0}, float hi = {6.0}", w=w, b=np.zeros(4))
+    equal, context = wrapped(proto), data(proto)
+    outcome = EqualizeLayers(method).apply(equal, context)
+    after = equal.graph.tensors()["w"].values[:, 0, 0, 0]
+    assert after[2] == 100
+    assert (after[[0, 1, 3]] != np.float32(w[[0, 1, 3], 0, 0, 0])).all()
+    assert any("1 of 4 channels kept: it reaches a bound of Clip" in s.reason for s in outcome.skips)
+    for feed in context.feeds:
+        assert_close(run(equal.to_proto(), feed.arrays)["y"], run(proto, feed.arrays)["y"], 1e-5)
+
+
+def test_without_data_or_moments_clip_keeps_all() -> None:
+    proto = pair("Clip(a, lo, hi)", ", float lo = {0.0}, float hi = {6.0}")
+    assert EqualizeLayers().apply(wrapped(proto), Context()).changed == 0
+    foretold = wrapped(proto)
+    foretold.moments["a"] = Moments(np.array([0.0, 1.0, 5.0, 9.0]), np.array([1.0, 1.0, 1.0, 0.1]))
+    EqualizeLayers().apply(foretold, Context())
+    ratio = wrapped(proto).graph.tensors()["w"].values[:, 0, 0, 0] / foretold.graph.tensors()["w"].values[:, 0, 0, 0]
+    assert (ratio[:2] != 1).all()
+    assert (ratio[2:] == 1).all()
+
+
+@given(networks())
+@settings(max_examples=30, deadline=None)
+def test_random_networks_keep_their_function(network: tuple[str, int]) -> None:
+    text, seed = network
+    proto = model(text, seed=seed)
+    for method, context in (("range", Context()), ("noise", data(proto))):
+        equal = shaped(proto)
+        EqualizeLayers(method).apply(equal, context)  # type: ignore[arg-type]
+        assert_close(run(equal.to_proto(), feeds(proto))["y"], run(proto)["y"], 1e-4)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("method", ["range", "noise"])
+def test_real_networks_keep_their_function(path: Path, method: Literal["range", "noise"]) -> None:
+    proto = onnx.load(path)
+    equal = wrapped(proto)
+    context = replace(data(proto, 2), threads=2)
+    Normalize().apply(equal, context)
+    FoldBatchNorm().apply(equal, context)
+    EqualizeLayers(method).apply(equal, context)
+    for feed in context.feeds:
+        expected, got = run(proto, feed.arrays), run(equal.to_proto(), feed.arrays)
+        for name, value in expected.items():
+            assert_close(got[name], value, 1e-4, name)
+
+
+def test_groups_are_what_they_were_after_scaling() -> None:
+    equal = wrapped(pair())
+    before = find_groups(equal)
+    EqualizeLayers().apply(equal, Context())
+    assert find_groups(equal).reasons == before.reasons

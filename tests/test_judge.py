@@ -1,0 +1,45 @@
+"""Steps are kept where the quantized model does not get worse, and dropped where it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from graphs import feeds, model, wrapped
+
+from onnxq.data import Feed
+from onnxq.graph.model import Model
+from onnxq.judge import Judge, try_steps
+from onnxq.passes.base import Context, Outcome
+
+
+@dataclass(frozen=True)
+class Perturb:
+    """Adds noise to the weight."""
+
+    noise: float
+    preserves: ClassVar[bool | None] = False
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        weight = model.graph.tensors()["w"]
+        weight.values = np.asarray(np.rint(weight.values * 16) / 16 + self.noise, np.float32)
+        return Outcome(1)
+
+
+def rounded(copy: Model) -> object:
+    weight = copy.graph.tensors()["w"]
+    weight.values = np.asarray(np.rint(weight.values * 16) / 16, np.float32)
+    return copy.to_proto()
+
+
+def test_a_step_that_hurts_is_dropped() -> None:
+    proto = model("(float[N,5] x) => (float[N,3] y) <float[5,3] w> { y = Gemm(x, w) }")
+    judge = Judge(proto, [Feed(feeds(proto, seed=i), None, "") for i in range(3)])
+    start = wrapped(proto)
+    result, trials = try_steps(start, [Perturb(0.0), Perturb(1.0)], Context(), rounded, judge)  # type: ignore[arg-type]
+    assert [trial.outcome is not None for trial in trials] == [True, False]
+    assert trials[0].before == trials[0].after == trials[1].before > trials[1].after
+    assert "dropped" in str(trials[1])
+    assert result is not start
+    assert judge.db(proto) == np.inf
