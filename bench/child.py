@@ -1,6 +1,7 @@
 """One quantization in a process of its own; the last line it prints is its peak memory in KiB.
 
-    python bench/child.py onnxq|quantize_static MODEL OUTPUT --calib FOLDER [options of `onnxq quantize`]
+    python bench/child.py onnxq|calibrate MODEL OUTPUT --calib FOLDER [options of `onnxq quantize` or `calibrate`]
+    python bench/child.py quantize_static MODEL OUTPUT --calib FOLDER [MinMax|Percentile]
 
 Peak memory is VmHWM (Linux). `getrusage` would count what the parent held before this program was started.
 """
@@ -12,14 +13,14 @@ import tempfile
 from pathlib import Path
 
 
-def run_onnxq(arguments: list[str]) -> None:
+def run_onnxq(command: str, arguments: list[str]) -> None:
     """The command line as a user calls it."""
     from onnxq.cli import main
 
-    main(["quantize", *arguments, "--quiet"], standalone_mode=False)
+    main([command, *arguments, "--quiet"], standalone_mode=False)
 
 
-def run_quantize_static(model: str, output: str, option: str, folder: str) -> None:
+def run_quantize_static(model: str, output: str, option: str, folder: str, method: str = "MinMax") -> None:
     """What ONNX Runtime's documentation recommends: preprocess, then quantize_static with a reader of samples.
 
     A model below opset 13 is converted first, for per-channel quantization writes an invalid model there.
@@ -62,7 +63,7 @@ def run_quantize_static(model: str, output: str, option: str, folder: str) -> No
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
+            calibrate_method=CalibrationMethod[method],
         )
 
 
@@ -74,8 +75,8 @@ def peak_memory() -> int:
 
 if __name__ == "__main__":
     tool, *arguments = sys.argv[1:]
-    if tool == "onnxq":
-        run_onnxq(arguments)
-    else:
+    if tool == "quantize_static":
         run_quantize_static(*arguments)
+    else:
+        run_onnxq("quantize" if tool == "onnxq" else tool, arguments)
     print(peak_memory())

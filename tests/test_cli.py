@@ -221,6 +221,10 @@ def test_all_options_in_a_file(place):
         exclude = "*_b"
         tie = ["Add"]
         every-kernel = true
+        dead-channels = false
+        cle = "range"
+        absorb = false
+        no-bias-correction = true
         symmetric-activations = true
         asymmetric-weights = true
         power-of-two = true
@@ -256,7 +260,8 @@ def test_all_options_in_a_file(place):
     override = {**dict.fromkeys(Override.__dataclass_fields__), "node": "Conv_a", "bits": 7, "keep_float": False}
     assert options == {
         "target": "ort", "preset": "w8a8", "per_channel": False, "include": ["Conv", "Add"], "exclude": ["*_b"],
-        "tie": ["Add"], "every_kernel": True, "symmetric_activations": True, "asymmetric_weights": True,
+        "tie": ["Add"], "every_kernel": True, "dead_channels": False, "cle": "range", "absorb": False, "bias_correction": "off",
+        "data_free": False, "synthetic": False, "input_ranges": [], "symmetric_activations": True, "asymmetric_weights": True,
         "power_of_two": True, "block_size": 2, "weight_range": "minmax", "activation_range": "percentile:99.9",
         "logits_range": "mse", "overrides": [override], "samples": 3, "seed": 5, "batch_size": 2, "threads": 1, "max_memory": 100,
         "input_keys": {"x": "pixels"}, "calibration": str(place / "calib.npz"),

@@ -207,6 +207,13 @@ def test_all_scales_are_powers_of_two(form):
         assert "raised" in str(result.report.steps)
 
 
+def test_a_scale_that_is_a_power_of_two_already_stays():
+    proto = model("(float[2,3] x) => (float[2,4] y) <float[3,4] w> { y = MatMul(x, w) }", w=127 / 8)
+    found = weights(quantize(proto, [{"x": np.float32([[0, 0, 255 / 4]] * 2)}], power_of_two=True).model)
+    np.testing.assert_array_equal(found["w_scale"], np.full(4, 1 / 8, np.float32))
+    assert found["x_scale"] == 1 / 4
+
+
 # --- blocks -----------------------------------------------------------------------------------------------------
 
 LAYERS = {

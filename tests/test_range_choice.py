@@ -179,7 +179,7 @@ def batchnorm(case, **values):
 def test_ranges_from_batchnorm_are_the_formula(case, alpha):
     rng = np.random.default_rng(0)
     gamma, beta = rng.uniform(-1, 1, 5), rng.uniform(-1, 1, 5)
-    proto = batchnorm(case, g=gamma, h=beta)
+    proto = batchnorm(case, g=gamma, h=beta, var=1)
     bounds = BEHIND[case][1]
     lo = np.clip((beta - alpha * np.abs(gamma)).min(), *bounds)
     hi = np.clip((beta + alpha * np.abs(gamma)).max(), *bounds)
@@ -187,7 +187,7 @@ def test_ranges_from_batchnorm_are_the_formula(case, alpha):
     text = "bn" if alpha == 6 else f"bn:{alpha}"
     tensors = params_of(proto, samples(proto), activation_range=text)
     _, scale, zero_point = tensors.get("r") or tensors.get("n") or tensors["a"]
-    assert scale == pytest.approx([float(expected.scale)], rel=1e-6)
+    assert scale == pytest.approx([float(expected.scale)], rel=1e-4)
     assert zero_point == (int(expected.zero_point),)
 
 
@@ -243,9 +243,10 @@ def test_alpha_for_logits():
         " { a = Conv(x, w) n = BatchNormalization(a, g, h, m, var) f = Flatten(n) y = Softmax(f) }",
         g=1,
         h=0,
+        var=1,
     )
     data = images(8)[:, :, :1, :1]
     for alpha in (2, 5):
         found = params_of(proto, data, logits_range=f"bn:{alpha}")
         _, scale, _ = found.get("n") or found["a"]
-        assert scale == pytest.approx([2 * alpha / 255], rel=1e-6)
+        assert scale == pytest.approx([2 * alpha / 255], rel=1e-4)

@@ -59,13 +59,18 @@ def cross_entropy(samples: Samples, spec: QuantSpec) -> Range:
     """The range that least disturbs the classes' probabilities; `samples` holds vectors of logits (m, classes)."""
     if samples.vectors is None:
         raise ValueError("cross-entropy ranges need vectors of logits")
-    logits = np.asarray(samples.vectors, np.float64)
-    probabilities = np.exp(_log_softmax(logits))
-    return _search(
-        lambda p: np.array([-(probabilities * _log_softmax(np.asarray(p.fake(logits), np.float64))).sum()]),
-        samples,
-        spec,
-    )
+    logits = np.asarray(samples.vectors, np.float32)
+    probabilities = np.asarray(np.exp(_log_softmax(np.asarray(logits, np.float64))), np.float32)
+
+    def objective(params: QuantParams) -> Vector:
+        """sum p = 1 turns the objective into sum log sum exp v' - sum p v'."""
+        rounded = params.fake(logits)
+        rounded -= rounded.max(axis=1, keepdims=True)
+        expected = np.vdot(probabilities, rounded)
+        total = np.exp(rounded, out=rounded).sum(axis=1, dtype=np.float64)
+        return np.array([np.log(total).sum() - float(expected)])
+
+    return _search(objective, samples, spec)
 
 
 def percentile(samples: Samples, spec: QuantSpec, percent: float = 99.99) -> Range:
@@ -238,8 +243,8 @@ def _divergence(centers: Vector, mass: Vector, params: QuantParams) -> Vector:
     scale, zero_point = float(np.ravel(params.scale)[0]), float(np.ravel(params.zero_point)[0])
     level = np.rint(centers / scale) + zero_point
     inside = np.flatnonzero((level >= params.grid.qmin) & (level <= params.grid.qmax))
-    if not inside.size or not mass[inside].any():
-        return np.array([np.inf])
+    if inside.size < params.grid.qmax - params.grid.qmin or not mass[inside].any():
+        return np.array([np.inf])  # with no more bins than steps each bin has its own, and the divergence says nothing
     first, last = inside[0], inside[-1]
     reference = mass[inside].copy()
     reference[0] += mass[:first].sum()

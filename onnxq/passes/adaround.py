@@ -321,8 +321,7 @@ class _Task:
         self.fit = [seen.fit for seen in self.seen if seen.fit is not None]
         self.held = [seen.held or seen.fit for seen in self.seen if seen.fit is not None]
         self.total = reduce(add, (form.centred() for form in self.fit))
-        energy = self.total.yy / max(self.total.count, 1)
-        self.weights = 1 / np.maximum(energy + FAINT * energy.mean(), np.finfo(np.float32).tiny)
+        self.weights = _importance(self.total)
 
     def nearest(self) -> float:
         """Error of rounding to nearest, scale and biases as they are."""
@@ -343,7 +342,7 @@ class _Task:
         draft = ROUNDINGS["nearest" if options.rounding == "nearest" else "error-feedback"]
         units = scale_units(self.matrix, self.params)
         octaves = self.spec.power_of_two
-        factor = fit_scale(form, self.grid, units, lambda grid: draft(problem, grid), self.weights, octaves)
+        factor = fit_scale(form, self.grid, units, lambda grid: draft(problem, grid), _importance(form), octaves)
         grid = self.grid.scaled(factor)
         q = ROUNDINGS[options.rounding](problem, grid)
         rows = grid.scale * q
@@ -360,7 +359,7 @@ class _Task:
     def _error(self, rows: Array, biases: Sequence[Array]) -> float:
         """On the samples held back, the mean over channels of the squared error relative to the channel's energy."""
         errors = sum(form.error(rows, bias) for form, bias in zip(self.held, biases, strict=True))
-        return float((self.weights * errors).mean() / max(sum(form.count for form in self.held), 1))
+        return float((self.weights * errors).mean() * self.total.count / max(sum(form.count for form in self.held), 1))
 
     def _loss(self, form: Gram) -> Loss:
         """With the activation in it, where columns were kept and there is one."""
@@ -373,3 +372,9 @@ class _Task:
         bias = np.float64(layer.bias.values).reshape(self.W.shape[:2])
         x, y = (np.concatenate(part, axis=2) for part in zip(*self.seen[0].columns, strict=True))
         return Columns(x, y, bias, *(bounds or (-np.inf, np.inf)))
+
+
+def _importance(form: Gram) -> Array:
+    """One over each channel's energy, (g, M). That of a damped form has the damping in it, as its errors have: a
+    channel whose input is dead, and whose weights may be huge, must not decide about the scale of all others."""
+    return np.asarray(1 / np.maximum(form.yy + FAINT * form.yy.mean(), np.finfo(np.float32).tiny))

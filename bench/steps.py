@@ -1,0 +1,249 @@
+"""What each step of the white paper's sections 3.2 and 3.3 brings, in the form of its tables 3 and 4: top-1 accuracy.
+
+    python bench/steps.py [MODEL ...] [--samples 64] [--markdown docs/accuracy-steps.md]
+
+Steps are run on their own, one after another, with nobody to drop those that hurt; the last rows are what
+`onnxq.quantize` makes, which drops them. Needs `pip install -e '.[bench]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import platform
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import cases
+import numpy as np
+import onnx
+from cases import Case
+from numpy.typing import NDArray
+from ranges import head, line, outputs
+
+import onnxq
+from onnxq.api import input_specs
+from onnxq.graph.model import Model
+from onnxq.job import make_context
+from onnxq.numeric.metrics import Sqnr
+from onnxq.passes.absorb_bias import AbsorbBias
+from onnxq.passes.base import Context, Outcome, Pass
+from onnxq.passes.correct_bias import CorrectBias
+from onnxq.passes.correct_bias_empirically import CorrectBiasEmpirically
+from onnxq.passes.equalize_layers import EqualizeLayers
+from onnxq.passes.remove_dead_channels import RemoveDeadChannels
+from onnxq.pipeline import load, lowering, prepare, raised, ranging
+from onnxq.report import Report
+
+COLUMNS: dict[str, dict[str, Any]] = {
+    "per tensor, min-max weights": {"per_channel": False, "weight_range": "minmax"},
+    "per tensor": {"per_channel": False},
+    "per channel": {"per_channel": True},
+}
+
+DEAD, RANGE, NOISE, ABSORB = RemoveDeadChannels(), EqualizeLayers("range"), EqualizeLayers("noise"), AbsorbBias()
+ROWS: dict[str, tuple[tuple[Pass, ...], tuple[Pass, ...]]] = {
+    "original": ((), ()),
+    "bias correction alone": ((), (CorrectBias(),)),
+    "dead channels": ((DEAD,), ()),
+    "dead channels + CLE (range)": ((DEAD, RANGE), ()),
+    "dead channels + CLE (noise)": ((DEAD, NOISE), ()),
+    "... + absorption": ((DEAD, NOISE, ABSORB), ()),
+    "... + bias correction, analytic": ((DEAD, NOISE, ABSORB), (CorrectBias(),)),
+    "... + bias correction, empirical instead": ((DEAD, NOISE, ABSORB), (CorrectBiasEmpirically(),)),
+}
+"""Row of the table: what is done to the float network, and what behind the setting of ranges."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "default: judged steps": {},
+    "data-free": {"data_free": True},
+    "data-free, synthetic": {"data_free": True, "synthetic": True},
+}
+STEPS = ("RemoveDeadChannels", "EqualizeLayers", "AbsorbBias", "CorrectBias")
+NAMES = ("mobilenet_v1_025_imagenet", "mobilenet_digits", "resnet_digits")
+
+
+@dataclass
+class Subject:
+    """One model, its calibration samples and evaluation images, and what it makes of the latter in float."""
+
+    case: Case
+    samples: int
+
+    def __post_init__(self) -> None:
+        self.proto = onnx.load(self.case.model)
+        every = self.case.calibration()
+        self.input_range = float(np.floor(every.min())), float(np.ceil(every.max()))
+        self.calibration = every[np.linspace(0, len(every) - 1, min(self.samples, len(every))).astype(int)]
+        self.x, labels = self.case.evaluation()
+        assert labels is not None
+        self.labels = labels
+        self.reference = outputs(self.case.model, self.x)
+
+    def hits(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+        """1 for each image that is classified rightly; classes that tie for the first place share it."""
+        ties = scores == scores.max(axis=1, keepdims=True)
+        return np.asarray(ties[np.arange(len(scores)), self.labels] / ties.sum(axis=1))
+
+    def cell(self, proto: onnx.ModelProto) -> str:
+        scores = outputs(proto.SerializeToString(), self.x)
+        hits, distance = self.hits(scores), Sqnr()
+        distance.update(self.reference, scores)
+        error = 100 * np.std(hits - self.hits(self.reference)) / math.sqrt(len(hits))
+        return f"{100 * hits.mean():.2f} ± {error:.1f} ({distance.db:.1f})"
+
+    def steps(self, name: str) -> tuple[list[str], list[tuple[Pass, Outcome]]]:
+        """Cells of a row of `ROWS`, and what became of its adjustments."""
+        adjustments, corrections = ROWS[name]
+        feeds = onnxq.CalibrationData(self.calibration, input_specs(self.proto))
+        options = {column: onnxq.Options(every_kernel=True, **settings) for column, settings in COLUMNS.items()}
+        some = next(iter(options.values()))
+        context = make_context(some, feeds, None)
+        model = load(self.proto, self.case.name, some)
+        prepare().run(model, context)
+        outcomes = [(step, step.apply(model, context)) for step in adjustments]
+        return [self.cell(finish(model.clone(), o, corrections, context)) for o in options.values()], outcomes
+
+    def default(self, name: str) -> Iterator[tuple[str, Report | str]]:
+        """Cells of a row of `DEFAULTS`, each with its report, or the reason why there is none."""
+        settings, calibration = dict(DEFAULTS[name]), None
+        if settings:
+            names = [spec.name for spec in input_specs(self.proto)]
+            settings["input_ranges"] = tuple((name, *self.input_range) for name in names)
+        else:
+            calibration = self.calibration
+        for column in COLUMNS.values():
+            try:
+                made = onnxq.quantize(self.proto, calibration, every_kernel=True, **settings, **column)
+            except onnxq.OnnxqError as error:
+                yield "-", str(error)
+            else:
+                yield self.cell(made.model), made.report
+
+
+def finish(model: Model, options: onnxq.Options, corrections: tuple[Pass, ...], context: Context) -> onnx.ModelProto:
+    """The adjusted float model, quantized to the end."""
+    ranging(options).run(model, context)
+    for step in corrections:
+        step.apply(model, context)
+    model = raised(model, options)
+    lowering().run(model, replace(context, feeds=()))
+    return model.to_proto()
+
+
+def tables(subject: Subject) -> Iterator[str]:
+    """All tables of one model, as lines of Markdown."""
+    share = float(subject.hits(subject.reference).mean())
+    folded = not any(node.op_type == "BatchNormalization" for node in subject.proto.graph.node)
+    yield f"## {subject.case.name}\n"
+    yield (
+        f"Float: {100 * share:.2f} % of {len(subject.x)} images, standard error"
+        f" {100 * math.sqrt(share * (1 - share) / len(subject.x)):.1f} points. {len(subject.calibration)} calibration"
+        f" samples. BatchNorm: {'folded by the exporter, no moments' if folded else 'in the model'}.\n"
+    )
+    yield from head("W8A8", *COLUMNS)
+    done: dict[Pass, Outcome] = {}
+    for name in ROWS:
+        cells, outcomes = subject.steps(name)
+        done |= dict(outcomes)
+        yield line(name, *cells)
+    notes: list[str] = []
+    for name in DEFAULTS:
+        found = list(subject.default(name))
+        yield line(name, *(cell for cell, _ in found))
+        notes += [told(name, column, told_by) for column, (_, told_by) in zip(COLUMNS, found, strict=True)]
+    yield "\nSteps of the last rows, SQNR in dB as the judge measured it on calibration samples:\n"
+    yield from notes
+    yield "\n### Range of channels: largest over smallest per layer\n"
+    yield from spreads(done)
+    yield "\nLeft alone, by number of layers or channels:\n"
+    for step, outcome in done.items():
+        reasons: dict[str, int] = {}
+        for skip in outcome.skips:
+            reason = re.sub(r"^(\d+ of \d+ channels kept: |\S+: |\d+ )", "", skip.reason)
+            reasons[reason] = reasons.get(reason, 0) + 1
+        yield f"- {label(step)}: {outcome.changed} channels changed" + "".join(
+            f"; {count} layers: {reason}" for reason, count in reasons.items()
+        )
+
+
+def told(name: str, column: str, report: Report | str) -> str:
+    """What was kept and dropped."""
+    if isinstance(report, str):
+        return f"- {name}, {column}: refused: {report}"
+    verdicts = []
+    for step in report.steps:
+        if step.name in STEPS:
+            note = next(
+                (n for n in step.notes if re.match(r"not run: |\w+: outputs at ", n)), f"{step.changed} changed"
+            )
+            verdicts.append(f"{step.name}: " + note.removeprefix(f"{step.name}: "))
+    activations = sum(tensor.kind == "activation" for tensor in report.tensors)
+    blind = sum(len(step.skips) for step in report.steps if step.name == "ForeseeActivationRanges")
+    missing = f", {blind} not, for want of moments" if blind else ""
+    return f"- {name}, {column}: {activations} activation tensors on a grid{missing}. " + ". ".join(verdicts)
+
+
+def spreads(done: dict[Pass, Outcome]) -> Iterator[str]:
+    """Before and after both ways of CLE, as `EqualizeLayers` notes it."""
+    pattern = re.compile(r"(.*): largest over smallest channel range (\S+), then (\S+)$")
+    found: dict[str, dict[Pass, tuple[str, str]]] = {}
+    for step in (RANGE, NOISE):
+        for note in done[step].notes:
+            if match := pattern.match(note):
+                found.setdefault(match[1], {})[step] = match[2], match[3]
+    yield from head("layer", "before", "after CLE (range)", "after CLE (noise)")
+    for layer, by_step in found.items():
+        before = next(iter(by_step.values()))[0]
+        yield line(layer, before, *(by_step[step][1] if step in by_step else before for step in (RANGE, NOISE)))
+    for index, title, step in ((0, "\nBefore", RANGE), (1, label(RANGE), RANGE), (1, label(NOISE), NOISE)):
+        if values := [float(pairs[step][index]) for pairs in found.values() if step in pairs]:
+            yield f"{title}: median {np.median(values):.3g}, largest {max(values):.3g}.  "
+
+
+def label(step: Pass) -> str:
+    return f"CLE ({step.method})" if isinstance(step, EqualizeLayers) else type(step).__name__
+
+
+def heading() -> Iterator[str]:
+    """What the tables show, and where they were made."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("onnxq", "onnxruntime", "onnx", "numpy"))
+    yield "# What equalization, absorption and bias correction bring\n"
+    yield "Written by `python bench/steps.py --markdown docs/accuracy-steps.md`; do not edit.\n"
+    yield f"{packages}, Python {platform.python_version()}, {os.cpu_count()} cores.\n"
+    yield (
+        "Cells: top-1 % ± standard error of its difference from float, on the same images (SQNR in dB of the output\n"
+        "against the float model's). All layers take part (`every_kernel`). Rows without `default` or `data-free`\n"
+        "apply the named steps and no others, without the judge; steps measure on the calibration samples.\n"
+        "Activations: mse; data-free: moments. Weights per tensor: mse weighted by contribution, or min-max, as in\n"
+        "the paper; per channel: mse. Run by ONNX Runtime, its optimisations on.\n"
+    )
+
+
+def main() -> None:
+    """Print the tables, and write them to a file if asked."""
+    known = {case.name: case for case in cases.all_cases() if case.name in NAMES}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(known)} [all]")
+    parser.add_argument("--samples", type=int, default=64, help="calibration samples at most, evenly spread [64]")
+    parser.add_argument("--markdown", type=Path, help="write the tables to this file as well")
+    args = parser.parse_args()
+    if unknown := set(args.models) - set(known):
+        parser.error(f"unknown model {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    lines: list[str] = []
+    for part in (heading(), *(tables(Subject(known[n], args.samples)) for n in args.models or NAMES if n in known)):
+        for text in chain(part, [""]):
+            print(text, flush=True)
+            lines.append(text)
+        if args.markdown:
+            args.markdown.write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
