@@ -2,9 +2,16 @@
 
     normalize               one form for what exporters write in many
     fold_batchnorm          BatchNorm, Mul and Add go into the linear layer beside them       (10 to 12)
+    remove_dead_channels    channels that carry a constant go into the next bias
+    equalize_layers         cross-layer equalization                                          (20 to 22)
+    absorb_bias             high biases go into the next layer                                (23, 24)
     add_quantizers          where the target computes in integers                             (2.3.2, 2.3.3)
+    apply_overrides         what the user wants otherwise
     set_weight_ranges       weight scales from the weights                                    (3.1)
+    weigh_weight_ranges     the same, weighted by what channels contribute
     set_activation_ranges   activation scales from calibration data                           (3.1)
+    foresee_activation_ranges   the same without data, from BatchNorm                         (18, 19)
+    correct_bias            the mean error of rounded weights goes into the bias              (25 to 28)
     set_bias_scales         s_x s_w fits 32-bit biases
     fuse_activation         Relu and Clip that requantization performs anyway fall away       (2.3.2)
     lower_to_qdq            quantizers become QuantizeLinear and DequantizeLinear
