@@ -186,8 +186,8 @@ def told(name: str, column: str, report: Report | str) -> str:
             verdicts.append(f"{step.name}: " + note.removeprefix(f"{step.name}: "))
     activations = sum(tensor.kind == "activation" for tensor in report.tensors)
     blind = sum(len(step.skips) for step in report.steps if step.name == "ForeseeActivationRanges")
-    missing = f", {blind} not, for want of moments" if blind else ""
-    return f"- {name}, {column}: {activations} activation tensors on a grid{missing}. " + ". ".join(verdicts)
+    missing = f", {blind} tensors without moments" if blind else ""
+    return f"- {name}, {column}: {activations} activations on a grid{missing}. " + ". ".join(verdicts)
 
 
 def spreads(done: dict[Pass, Outcome]) -> Iterator[str]:

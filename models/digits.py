@@ -47,9 +47,7 @@ def _bases() -> tuple[Floats, Labels]:
     return digits.images[order] / 16.0, digits.target[order].astype(np.int64)
 
 
-def _draw(
-    glyphs: Floats, labels: Labels, count: int, seed: tuple[int, int], colour: bool
-) -> tuple[Images, Labels]:
+def _draw(glyphs: Floats, labels: Labels, count: int, seed: tuple[int, int], colour: bool) -> tuple[Images, Labels]:
     """Draw `count` distorted images, using every base equally often (to within one)."""
     rng = np.random.default_rng(seed)
     picks = np.concatenate([rng.permutation(len(glyphs)) for _ in range(-(-count // len(glyphs)))])[:count]
@@ -110,9 +108,7 @@ def _strokes(glyphs: Floats, rng: np.random.Generator) -> Floats:
 
 def _line(count: int, rng: np.random.Generator) -> Floats:
     """One straight, soft-edged line per image at a random place (count x SIDE x SIDE, 0..1)."""
-    angle, offset, width = (
-        rng.uniform(low, high, (count, 1, 1)) for low, high in ((0, np.pi), (-12, 12), (0.8, 1.4))
-    )
+    angle, offset, width = (rng.uniform(low, high, (count, 1, 1)) for low, high in ((0, np.pi), (-12, 12), (0.8, 1.4)))
     y, x = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
     line: Floats = np.clip(width - np.abs(np.cos(angle) * x + np.sin(angle) * y - offset), 0, 1)
     return line

@@ -37,9 +37,7 @@ def load(name: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         return preprocess(name, data["images"]), data["labels"]
 
 
-def top1(
-    model: str | Path | bytes, x: NDArray[np.float32], labels: NDArray[np.int64], batch: int = 100
-) -> float:
+def top1(model: str | Path | bytes, x: NDArray[np.float32], labels: NDArray[np.int64], batch: int = 100) -> float:
     """The share (0..1) of `x` that the model (a path, or the serialized model) gives its label."""
     session = ort.InferenceSession(
         model if isinstance(model, bytes) else str(model), providers=["CPUExecutionProvider"]

@@ -200,9 +200,7 @@ def verify(path: Path, model: nn.Module, x: NDArray[np.float32]) -> None:
 
 RECIPES = {
     "resnet": Recipe("resnet_digits", ResNet, sgd, 25, export_resnet, write_png, 200, 2000),
-    "mobilenet": Recipe(
-        "mobilenet_digits", MobileNet, rmsprop, 16, export_mobilenet, write_npy, 64, 1500, colour=True
-    ),
+    "mobilenet": Recipe("mobilenet_digits", MobileNet, rmsprop, 16, export_mobilenet, write_npy, 64, 1500, colour=True),
     "vit": Recipe("vit_digits", VisionTransformer, adamw, 24, export_vit, write_npz, 96, 1200),
 }
 

@@ -260,10 +260,12 @@ def test_all_options_in_a_file(place):
     override = {**dict.fromkeys(Override.__dataclass_fields__), "node": "Conv_a", "bits": 7, "keep_float": False}
     assert options == {
         "target": "ort", "preset": "w8a8", "per_channel": False, "include": ["Conv", "Add"], "exclude": ["*_b"],
-        "tie": ["Add"], "every_kernel": True, "dead_channels": False, "cle": "range", "absorb": False, "bias_correction": "off",
-        "data_free": False, "synthetic": False, "input_ranges": [], "symmetric_activations": True, "asymmetric_weights": True,
+        "tie": ["Add"], "every_kernel": True, "dead_channels": False, "cle": "range", "absorb": False,
+        "bias_correction": "off", "data_free": False, "synthetic": False, "input_ranges": [],
+        "symmetric_activations": True, "asymmetric_weights": True,
         "power_of_two": True, "block_size": 2, "weight_range": "minmax", "activation_range": "percentile:99.9",
-        "logits_range": "mse", "overrides": [override], "samples": 3, "seed": 5, "batch_size": 2, "threads": 1, "max_memory": 100,
+        "logits_range": "mse", "overrides": [override], "samples": 3, "seed": 5, "batch_size": 2, "threads": 1,
+        "max_memory": 100,
         "input_keys": {"x": "pixels"}, "calibration": str(place / "calib.npz"),
         "preprocess": {
             "layout": "nchw", "color": "bgr", "resize": [9, 10], "crop": 8, "interpolation": "nearest",
