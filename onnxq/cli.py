@@ -17,6 +17,7 @@ from .data import Preprocess
 from .errors import OnnxqError, OutputError, UsageError
 from .graph.storage import replacing
 from .options import PRESETS, Options
+from .passes.adaround import EFFORTS, ROUNDINGS
 from .progress import Progress
 from .report import printable
 from .targets import TARGETS
@@ -155,8 +156,27 @@ _step_options = _options(
     ),
     click.option("--no-cle", is_flag=True, help="The same as --cle off."),
     click.option("--absorb/--no-absorb", default=True, help="Absorb high biases [on]."),
-    click.option("--bias-correction", type=click.Choice(["analytic", "off"]), default="analytic", show_default=True),
+    click.option(
+        "--bias-correction",
+        type=click.Choice(["analytic", "empirical", "off"]),
+        default="analytic",
+        show_default=True,
+        help="From means of inputs, or layer after layer in the quantized network.",
+    ),
     click.option("--no-bias-correction", is_flag=True, help="The same as --bias-correction off."),
+    click.option(
+        "--rounding",
+        type=click.Choice(["auto", *ROUNDINGS]),
+        default="auto",
+        show_default=True,
+        help="How weights are rounded, layer after layer; auto: by descent below 8 bits, else to nearest.",
+    ),
+    click.option(
+        "--effort", type=click.Choice(list(EFFORTS)), default="medium", show_default=True, help="Of --rounding."
+    ),
+    click.option(
+        "--checkpoint", type=click.Path(file_okay=False), help="Folder that an interrupted --rounding goes on from."
+    ),
 )
 
 _data_free_options = _options(

@@ -20,6 +20,7 @@ from .judge import SAMPLES as JUDGED
 from .judge import Judge, try_steps
 from .options import Options
 from .passes.base import Context, Outcome, Pass
+from .passes.correct_bias import CorrectBias
 from .passes.equalize_layers import EqualizeLayers
 from .pipeline import Pipeline, adjustments, corrections, load, lowering, prepare, raised, ranging, step_record
 from .report import FloatNode, ModelFacts, QuantizedTensor, Report, Step
@@ -133,11 +134,11 @@ class Job:
         return model
 
     def _ranged_and_lowered(self, model: Model) -> ModelProto:
-        """What becomes of a float model, by a few samples: good enough to compare steps."""
-        few = replace(self.context, feeds=self.feeds.take(JUDGED))
+        """What becomes of a float model, by a few samples and the quick correction: good enough to compare steps."""
+        few = replace(self.context, feeds=self.feeds.take(JUDGED), progress=Context().progress)
         ranging(self.options).run(model, few)
-        for step in corrections(self.options):
-            step.apply(model, few)
+        if self.options.weight is not None:
+            CorrectBias().apply(model, few)
         return self._lowered(model)
 
     def _lowered(self, model: Model) -> ModelProto:
@@ -153,6 +154,7 @@ class Job:
         verdict = verify(written, self.proto, [(f.arrays, f.rows) for f in compared], self.context.threads)
         placed = self._placed()
         nodes = {node.name: node.op for node in self.planned.graph.nodes}
+        unranged = self._unranged()
         return Report(
             onnxq=version("onnxq"),
             onnxruntime=version("onnxruntime"),
@@ -166,14 +168,43 @@ class Job:
             result=_facts(quantized, None if output is None else str(output)),
             samples=len(self.feeds if self.known is None else self.known.samples),
             steps=self.steps,
-            integer_nodes=placed.changed,
-            float_nodes=tuple(FloatNode(where, nodes[where], reason) for where, reason in placed.skips),
+            integer_nodes=placed.changed - len(unranged),
+            float_nodes=(
+                *(FloatNode(where, nodes[where], reason) for where, reason in placed.skips),
+                *(FloatNode(where, nodes[where], reason) for where, reason in unranged.items()),
+            ),
             tensors=tuple(_record(self.planned, q) for q in self.planned.quantizers.values()),
             quality=verdict.quality,
             compared_samples=sum(f.rows or 1 for f in compared),
             runtime_operators=dict(verdict.operators),
-            warnings=verdict.warnings + (INVENTED_WARNING,) * (self.invented),
+            warnings=self._warnings() + verdict.warnings + (INVENTED_WARNING,) * (self.invented),
             seconds=seconds,
+        )
+
+    def _without_range(self) -> dict[str, str]:
+        """Tensors that were to be quantized but have no range, and why."""
+        steps = [s for s in self.steps if s.name in ("SetActivationRanges", "ForeseeActivationRanges")]
+        skips = dict(skip for step in steps for skip in step.skips)
+        return {name: reason for name, reason in skips.items() if name not in self.planned.quantizers}
+
+    def _unranged(self) -> dict[str, str]:
+        """Nodes that compute in float after all, since a tensor that they read has no range, and why."""
+        tensors, known = self.planned.graph.tensors(), {where for where, _ in self._placed().skips}
+        readers = {}
+        for name in self._without_range():
+            for node in tensors[name].outputs if name in tensors else ():
+                if node.name not in known:
+                    readers[node.name] = f"its input {name!r} has no range"
+        return readers
+
+    def _warnings(self) -> tuple[str, ...]:
+        missing = self._without_range()
+        if not missing:
+            return ()
+        some = "; ".join(f"{name!r}: {reason}" for name, reason in list(missing.items())[:3])
+        remedy = "; --input-range, --synthetic or calibration data can range them" * self.options.data_free
+        return (
+            f"{len(missing)} tensors have no range and stay in float ({some}{', ...' * (len(missing) > 3)}){remedy}",
         )
 
     def _placed(self) -> Step:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from .errors import UsageError
 from .numeric.quant import Grid, QuantSpec
 from .numeric.ranges import parse_method
+from .passes.adaround import EFFORTS, ROUNDINGS
 from .passes.apply_overrides import Override
 from .targets import TARGETS
 
@@ -25,8 +26,11 @@ class Options:
     symmetric_activations: zero point 0, unsigned where a tensor has no negative values (7, 8b).
     asymmetric_weights: weights with zero points. power_of_two: all scales. block_size: weights in blocks.
     dead_channels, cle, absorb, bias_correction: the steps of sections 3.2 and 3.3. cle: `noise`, `range` (the paper's
-        criterion) or `off`. bias_correction: `analytic` or `off`. With calibration data a step that makes the result
-        worse is dropped.
+        criterion) or `off`. bias_correction: `analytic`, `empirical` or `off`. With calibration data a step that makes
+        the result worse is dropped.
+    rounding: how weights are rounded (section 3.4), a key of `ROUNDINGS`; `auto`: by descent below 8 bits, else to
+        nearest. effort: time for quality, a key of `EFFORTS`. checkpoint: a folder that an interrupted run goes on
+        from.
     data_free: no calibration data; BatchNorm's moments instead. input_ranges: (input, lo, hi), which no moments tell.
         synthetic: tensors that cannot be ranged so are ranged on random inputs.
     weight_range, activation_range, logits_range: range-setting methods (`numeric.ranges.DEFAULTS`), the last one for
@@ -51,6 +55,9 @@ class Options:
     cle: str = "noise"
     absorb: bool = True
     bias_correction: str = "analytic"
+    rounding: str = "auto"
+    effort: str = "medium"
+    checkpoint: str | None = None
     data_free: bool = False
     synthetic: bool = False
     input_ranges: tuple[tuple[str, float, float], ...] = ()
@@ -79,7 +86,13 @@ class Options:
         for op in self.tie:
             _one_of("tie", op, ("Add", "Concat"))
         _one_of("cle", self.cle, ("noise", "range", "off"))
-        _one_of("bias-correction", self.bias_correction, ("analytic", "off"))
+        _one_of("bias-correction", self.bias_correction, ("analytic", "empirical", "off"))
+        _one_of("rounding", self.rounding, ("auto", *ROUNDINGS))
+        _one_of("effort", self.effort, EFFORTS)
+        if self.data_free and self.bias_correction == "empirical":
+            raise UsageError("--bias-correction empirical needs calibration data; data-free there is analytic")
+        if self.data_free and self.rounding not in ("auto", "nearest"):
+            raise UsageError(f"--rounding {self.rounding} needs calibration data; data-free there is nearest")
         if self.synthetic and not self.data_free:
             raise UsageError("--synthetic is for --data-free: with calibration data there is nothing to make up")
         for text in (self.weight_method, self.activation_range, self.logits_range):
@@ -119,6 +132,15 @@ class Options:
     def weighs_weights(self) -> bool:
         """Whether the weights' squared error is weighted by what their input channels contribute."""
         return self.weight_range == "weighted" or (self.weight_range == "auto" and not self.per_channel)
+
+    @property
+    def optimised_rounding(self) -> str | None:
+        """The rounding method where weights are not merely rounded to nearest."""
+        if self.weight is None or self.data_free or self.rounding == "nearest":
+            return None
+        if self.rounding != "auto":
+            return self.rounding
+        return "descent" if self.weight.grid.bits < 8 and self.block_size is None else None
 
     @property
     def weight_method(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,10 +16,12 @@ from .graph.opset import convert_opset
 from .numeric.metrics import Sqnr
 from .options import Options, bits
 from .passes.absorb_bias import AbsorbBias
+from .passes.adaround import AdaRound
 from .passes.add_quantizers import AddQuantizers
 from .passes.apply_overrides import ApplyOverrides
 from .passes.base import Context, Outcome, Pass
 from .passes.correct_bias import CorrectBias
+from .passes.correct_bias_empirically import CorrectBiasEmpirically
 from .passes.equalize_layers import EqualizeLayers
 from .passes.fold_batchnorm import FoldBatchNorm
 from .passes.foresee_activation_ranges import ForeseeActivationRanges
@@ -142,9 +145,14 @@ def ranging(options: Options) -> Pipeline:
 
 
 def corrections(options: Options) -> tuple[Pass, ...]:
-    """Steps that take back what quantization does to the mean of a layer's output; dropped where they do not help."""
+    """Steps that take back what rounding the weights does to a layer's output; dropped where they do not help."""
+    if options.optimised_rounding is not None:  # it re-centres biases by itself
+        folder = None if options.checkpoint is None else Path(options.checkpoint)
+        return (AdaRound(options.optimised_rounding, options.effort, options.seed, folder),)
     if options.bias_correction == "off" or options.weight is None:
         return ()
+    if options.bias_correction == "empirical":
+        return (CorrectBiasEmpirically(),)
     return (CorrectBias("moments" if options.data_free else "data"),)
 
 

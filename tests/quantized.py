@@ -23,7 +23,7 @@ from onnxq.passes.set_bias_scales import SetBiasScales
 from onnxq.passes.set_weight_ranges import SetWeightRanges
 from onnxq.runtime import optimized_graph
 
-PLAIN = {"dead_channels": False, "cle": "off", "absorb": False, "bias_correction": "off"}
+PLAIN = {"dead_channels": False, "cle": "off", "absorb": False, "bias_correction": "off", "rounding": "nearest"}
 """Options that leave the float network's weights and biases as they are."""
 
 

@@ -225,6 +225,8 @@ def test_all_options_in_a_file(place):
         cle = "range"
         absorb = false
         no-bias-correction = true
+        rounding = "nearest"
+        effort = "low"
         symmetric-activations = true
         asymmetric-weights = true
         power-of-two = true
@@ -261,7 +263,8 @@ def test_all_options_in_a_file(place):
     assert options == {
         "target": "ort", "preset": "w8a8", "per_channel": False, "include": ["Conv", "Add"], "exclude": ["*_b"],
         "tie": ["Add"], "every_kernel": True, "dead_channels": False, "cle": "range", "absorb": False,
-        "bias_correction": "off", "data_free": False, "synthetic": False, "input_ranges": [],
+        "bias_correction": "off", "rounding": "nearest", "effort": "low", "checkpoint": None,
+        "data_free": False, "synthetic": False, "input_ranges": [],
         "symmetric_activations": True, "asymmetric_weights": True,
         "power_of_two": True, "block_size": 2, "weight_range": "minmax", "activation_range": "percentile:99.9",
         "logits_range": "mse", "overrides": [override], "samples": 3, "seed": 5, "batch_size": 2, "threads": 1,
