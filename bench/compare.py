@@ -31,6 +31,12 @@ from cases import Case, Images
 
 TOOLS = ("quantize_static", "onnxq")
 
+MIN_MAX = (
+    "--weight-range", "minmax", "--activation-range", "minmax", "--logits-range", "minmax",
+    "--no-dead-channels", "--no-cle", "--no-absorb", "--no-bias-correction",
+)  # fmt: skip
+"""What quantize_static does; by default onnxq does more, which `bench/steps.py` and `bench/ranges.py` measure."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -43,7 +49,8 @@ class Run:
 def quantize(tool: str, model: Path, folder: Path, output: Path, *options: str) -> Run:
     """Let a tool quantize `model` with the calibration samples in `folder`. Raises RuntimeError with what it said."""
     child = Path(__file__).with_name("child.py")
-    command = [sys.executable, str(child), tool, str(model), str(output), "--calib", str(folder), *options]
+    same_job = MIN_MAX if tool == "onnxq" else ()
+    command = [sys.executable, str(child), tool, str(model), str(output), "--calib", str(folder), *same_job, *options]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.perf_counter() - start

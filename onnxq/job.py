@@ -166,7 +166,7 @@ class Job:
             },
             source=_facts(self.proto, self.origin),
             result=_facts(quantized, None if output is None else str(output)),
-            samples=len(self.feeds if self.known is None else self.known.samples),
+            samples=len(self.known.samples) if self.known is not None else 0 if self.invented else len(self.feeds),
             steps=self.steps,
             integer_nodes=placed.changed - len(unranged),
             float_nodes=(

@@ -155,8 +155,7 @@ class Options:
     @property
     def min_opset(self) -> int:
         """The operator set that the result needs: 21 brings 4 and 16 bits, and blocks."""
-        widths = [spec.grid.stored_bits for spec in (self.weight,) if spec is not None]
-        widths += [8 * spec.grid.dtype.itemsize for spec in (self.activation,) if spec is not None]  # never in 4 bits
+        widths = [spec.grid.stored_bits for spec in (self.activation, self.weight) if spec is not None]
         widths += [Grid(o.bits, True).stored_bits for o in self.overrides if o.bits is not None]
         blocks = self.block_size is not None or any(o.block is not None for o in self.overrides)
         return max(TARGETS[self.target].min_opset, 21 if blocks or {4, 16} & set(widths) else 0)
