@@ -31,9 +31,9 @@ from cases import Case, Images
 
 TOOLS = ("quantize_static", "onnxq")
 
+STEPS_OFF = ("--no-dead-channels", "--no-cle", "--no-absorb", "--no-bias-correction")
 MIN_MAX = (
-    "--weight-range", "minmax", "--activation-range", "minmax", "--logits-range", "minmax",
-    "--no-dead-channels", "--no-cle", "--no-absorb", "--no-bias-correction",
+    *STEPS_OFF, "--weight-range", "minmax", "--activation-range", "minmax", "--logits-range", "minmax",
 )  # fmt: skip
 """What quantize_static does; by default onnxq does more, which `bench/steps.py` and `bench/ranges.py` measure."""
 
@@ -49,8 +49,7 @@ class Run:
 def quantize(tool: str, model: Path, folder: Path, output: Path, *options: str) -> Run:
     """Let a tool quantize `model` with the calibration samples in `folder`. Raises RuntimeError with what it said."""
     child = Path(__file__).with_name("child.py")
-    same_job = MIN_MAX if tool == "onnxq" else ()
-    command = [sys.executable, str(child), tool, str(model), str(output), "--calib", str(folder), *same_job, *options]
+    command = [sys.executable, str(child), tool, str(model), str(output), "--calib", str(folder), *options]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.perf_counter() - start
@@ -74,7 +73,8 @@ def compare(case: Case, repeats: int, seconds: float, scratch: Path) -> Iterator
     runs: dict[str, list[Run]] = {tool: [] for tool in TOOLS}
     for _ in range(repeats):
         for tool, output in zip(TOOLS, models[1:], strict=True):
-            runs[tool].append(quantize(tool, case.model, scratch / "calib", output))
+            options = MIN_MAX if tool == "onnxq" else ()
+            runs[tool].append(quantize(tool, case.model, scratch / "calib", output, *options))
     theirs, ours = (runs[tool] for tool in TOOLS)
 
     yield f"## {case.name}\n"

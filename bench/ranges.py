@@ -34,6 +34,12 @@ from onnxq.numeric.quant import QuantParams
 from onnxq.numeric.ranges import set_range
 from onnxq.statistics import load
 
+RANGES_ALONE: dict[str, Any] = {
+    "dead_channels": False, "cle": "off", "absorb": False, "bias_correction": "off", "rounding": "nearest",
+    "weight_range": "mse",
+}  # fmt: skip
+"""No step that would make up for what ranges lose."""
+
 WEIGHT_WIDTHS = (8, 6, 4, 3)
 ACTIVATION_WIDTHS = (8, 6, 4)
 LOGIT_WIDTHS = (8, 6, 4, 3)
@@ -83,7 +89,7 @@ class Subject:
             statistics=[self.statistics(preset)],
             preset=preset,
             every_kernel=True,
-            **settings,
+            **{**RANGES_ALONE, **settings},
         )
         return self.described(outputs(output, self.x))
 
@@ -230,7 +236,7 @@ def cost(repeats: int, scratch: Path) -> Iterator[str]:
     for _ in range(repeats):
         theirs, ours = (
             compare.quantize(tool, case.model, scratch / "samples", scratch / "quantized.onnx", *extra)
-            for tool, extra in (("quantize_static", ("Percentile",)), ("onnxq", ()))
+            for tool, extra in (("quantize_static", ("Percentile",)), ("onnxq", compare.STEPS_OFF))
         )
         pairs.append((theirs, ours))
     yield (
