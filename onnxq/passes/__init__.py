@@ -1,4 +1,4 @@
-"""The white paper's Figure 8, one file a step, in the order in which `pipeline.ptq` runs them:
+"""The white paper's Figure 8, one file a step, in the order in which `pipeline` lists them:
 
     normalize               one form for what exporters write in many
     fold_batchnorm          BatchNorm, Mul and Add go into the linear layer beside them       (10 to 12)
@@ -12,6 +12,8 @@
     set_activation_ranges   activation scales from calibration data                           (3.1)
     foresee_activation_ranges   the same without data, from BatchNorm                         (18, 19)
     correct_bias            the mean error of rounded weights goes into the bias              (25 to 28)
+    correct_bias_empirically    the same layer after layer in the quantized network           (27, 28)
+    adaround                rounding, scale and bias optimised layer after layer              (33 to 35)
     set_bias_scales         s_x s_w fits 32-bit biases
     fuse_activation         Relu and Clip that requantization performs anyway fall away       (2.3.2)
     lower_to_qdq            quantizers become QuantizeLinear and DequantizeLinear
