@@ -53,7 +53,7 @@ def foresee(model: Model, alpha: float = 6.0) -> Known:
 
 
 def _behind_layer(model: Model, layer: LinearLayer, known: Known, alpha: float) -> ChannelFacts:
-    bias = np.zeros(layer.channels) if layer.bias is None else np.float64(layer.bias.values)
+    bias = np.zeros(layer.channels) if layer.bias is None else np.asarray(layer.bias.values, np.float64)
     moments = model.moments.get(layer.output.name)
     if moments is not None:
         mean, std = moments.mean, moments.std
@@ -69,8 +69,8 @@ def _through(layer: LinearLayer, x: ChannelFacts | None, bias: np.ndarray) -> tu
     size = channels.input_channels(layer)
     blind = np.ones(size, bool) if x is None or x.mean.size != size else np.isnan(x.mean) | np.isnan(x.std)
     mean, std = (np.zeros(size), np.zeros(size)) if x is None or blind.all() else (x.mean, x.std)
-    weight = np.float64(layer.weight.values)
-    unseen = expected_response(layer, np.abs(weight), np.float64(blind)) > 0
+    weight = np.asarray(layer.weight.values, np.float64)
+    unseen = expected_response(layer, np.abs(weight), np.asarray(blind, np.float64)) > 0
     out = bias + expected_response(layer, weight, np.where(blind, 0.0, mean))
     # a share q of the positions reads the input: variance of a mixture with zero, weights assumed far apart
     variance = expected_response(layer, weight**2 / coverage(layer), np.where(blind, 0.0, std) ** 2)

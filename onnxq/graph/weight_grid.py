@@ -16,7 +16,7 @@ def lattice(matrix: LayerMatrix, params: QuantParams) -> Lattice:
     """Scale and bounds of every entry of W."""
     scale, zero_point = params.broadcast(matrix.shape)
     bounds = (scale, params.grid.qmin - zero_point, params.grid.qmax - zero_point)
-    return Lattice(*(np.float64(matrix.weights(np.broadcast_to(a, matrix.shape))) for a in bounds))
+    return Lattice(*(np.asarray(matrix.weights(np.broadcast_to(a, matrix.shape)), np.float64) for a in bounds))
 
 
 def scale_units(matrix: LayerMatrix, params: QuantParams) -> NDArray[np.intp]:
@@ -42,4 +42,4 @@ def rescaled(matrix: LayerMatrix, params: QuantParams, factor: Array) -> QuantPa
         picked = entries.take(range(0, entries.shape[params.axis], params.block), params.axis)
     else:
         picked = np.moveaxis(entries, params.axis, 0).reshape(entries.shape[params.axis], -1)[:, 0]
-    return replace(params, scale=np.asarray(np.float64(params.scale) * picked, np.float32))
+    return replace(params, scale=np.asarray(np.asarray(params.scale, np.float64) * picked, np.float32))

@@ -38,7 +38,7 @@ class Gram:
     @classmethod
     def of(cls, x: NDArray[np.floating], y: NDArray[np.floating]) -> Gram:
         """From columns x (g, K, P) and y (g, M, P)."""
-        x, y = np.float64(x), np.float64(y)
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         xt = x.swapaxes(1, 2)
         return cls(x @ xt, y @ xt, x.sum(2), y.sum(2), np.square(y).sum(2), x.shape[2])
 

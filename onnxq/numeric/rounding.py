@@ -45,12 +45,12 @@ class Lattice:
         Stacked lattices, of n M rows, all get the same rows.
         """
         W = np.tile(W, (1, self.scale.shape[1] // W.shape[1], 1))
-        quotient = np.float64(np.float32(W) / np.float32(self.scale))
+        quotient = np.asarray(np.float32(W) / np.float32(self.scale), np.float64)
         return np.asarray(np.clip(np.rint(quotient), self.low, self.high))
 
     def scaled(self, factor: Array) -> Lattice:
         """Every row's steps `factor` (g, M) times as large; scales stay float32 numbers."""
-        return Lattice(np.float64(np.float32(self.scale * factor[:, :, None])), self.low, self.high)
+        return Lattice(np.asarray(np.float32(self.scale * factor[:, :, None]), np.float64), self.low, self.high)
 
     @classmethod
     def stacked(cls, lattices: Sequence[Lattice]) -> Lattice:
@@ -131,7 +131,7 @@ ENUMERABLE = 10
 def enumerate_all(form: Gram, lattice: Lattice, W: Array) -> Array:
     """The best of all 2^K roundings of real rows W (g, M, K) up or down, K <= ENUMERABLE; q (g, M, K)."""
     K = W.shape[2]
-    up = np.float64((np.arange(2**K)[:, None] >> np.arange(K)) & 1)  # (2^K, K)
+    up = np.asarray((np.arange(2**K)[:, None] >> np.arange(K)) & 1, np.float64)  # (2^K, K)
     q, base = np.empty_like(W), np.floor(W / lattice.scale)
     for g in range(W.shape[0]):
         low, high = lattice.low[g][:, None, :], lattice.high[g][:, None, :]

@@ -316,7 +316,7 @@ class _Task:
     options: AdaRound
 
     def __post_init__(self) -> None:
-        self.W = np.float64(self.matrix.weights(np.asarray(self.uses[0].weight.values)))
+        self.W = np.asarray(self.matrix.weights(np.asarray(self.uses[0].weight.values)), np.float64)
         self.grid = lattice(self.matrix, self.params)
         self.fit = [seen.fit for seen in self.seen if seen.fit is not None]
         self.held = [seen.held or seen.fit for seen in self.seen if seen.fit is not None]
@@ -326,7 +326,9 @@ class _Task:
     def nearest(self) -> float:
         """Error of rounding to nearest, scale and biases as they are."""
         rows = self.grid.scale * self.grid.nearest(self.W)
-        biases = [np.float64(use.bias.values).reshape(rows.shape[:2]) for use in self.uses if use.bias is not None]
+        biases = [
+            np.asarray(use.bias.values, np.float64).reshape(rows.shape[:2]) for use in self.uses if use.bias is not None
+        ]
         return self._error(rows, biases)
 
     def best(self) -> _Choice:
@@ -369,7 +371,7 @@ class _Task:
         readers = layer.output.outputs
         bounds = clip_bounds(readers[0]) if len(readers) == 1 else None
         assert layer.bias is not None
-        bias = np.float64(layer.bias.values).reshape(self.W.shape[:2])
+        bias = np.asarray(layer.bias.values, np.float64).reshape(self.W.shape[:2])
         x, y = (np.concatenate(part, axis=2) for part in zip(*self.seen[0].columns, strict=True))
         return Columns(x, y, bias, *(bounds or (-np.inf, np.inf)))
 

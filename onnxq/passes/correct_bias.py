@@ -55,7 +55,7 @@ class CorrectBias:
             if blind:
                 skips.append(Skip(layer.node.name, f"the means of {blind} of its {size} input channels are not known"))
             shift = _shift(model, layer, known)
-            bias = np.zeros(layer.channels) if layer.bias is None else np.float64(layer.bias.values)
+            bias = np.zeros(layer.channels) if layer.bias is None else np.asarray(layer.bias.values, np.float64)
             channels.set_bias(model, layer, bias + shift)
             largest = max(largest, float(np.abs(shift).max(initial=0.0)))
             changed += 1
@@ -82,5 +82,5 @@ def _shift(model: Model, layer: LinearLayer, known: ChannelFacts) -> np.ndarray:
     params = model.quantizers[layer.weight.name].params
     assert params is not None
     weight = np.asarray(layer.weight.values)
-    error = np.float64(weight) - np.float64(params.fake(weight))
+    error = np.asarray(weight, np.float64) - np.asarray(params.fake(weight), np.float64)
     return expected_response(layer, error, np.nan_to_num(known.mean))

@@ -65,7 +65,7 @@ class _Corrector:
             params = self.model.quantizers[layer.weight.name].params
             if params is None or layer.bias is None or not count:
                 continue
-            W = LayerMatrix.of(layer).weights(np.float64(params.fake(np.asarray(layer.weight.values))))
+            W = LayerMatrix.of(layer).weights(np.asarray(params.fake(np.asarray(layer.weight.values)), np.float64))
             bias = ((y - np.einsum("gmk,gk->gm", W, x)) / count).reshape(-1)
             shift = float(np.abs(bias - layer.bias.values).max(initial=0))
             layer.bias.values = np.asarray(bias, np.float32)

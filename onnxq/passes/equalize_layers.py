@@ -137,10 +137,14 @@ def rescale(model: Model, groups: ScalingGroups, u: Vector) -> None:
         down = np.exp(-u[scaled.outputs])
         up = np.ones(channels.input_channels(layer)) if scaled.inputs is None else np.exp(u[scaled.inputs])
         if (down != 1).any() or (up != 1).any():
-            weight = np.float64(layer.weight.values) * channels.by_output(layer, down) * channels.by_input(layer, up)
+            weight = (
+                np.asarray(layer.weight.values, np.float64)
+                * channels.by_output(layer, down)
+                * channels.by_input(layer, up)
+            )
             channels.set_weight(model, layer, weight)
         if layer.bias is not None and (down != 1).any():
-            channels.set_bias(model, layer, np.float64(layer.bias.values) * down)
+            channels.set_bias(model, layer, np.asarray(layer.bias.values, np.float64) * down)
     for name, moments in model.moments.items():
         if name in groups.tensors:
             model.moments[name] = moments.affine(np.exp(-u[groups.tensors[name][1]]), np.float64(0.0))

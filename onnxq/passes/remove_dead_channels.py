@@ -87,8 +87,8 @@ def _empty_rows(model: Model, layer: LinearLayer, facts: ChannelFacts | None, th
         still |= below | above
     still &= channels.pairs(layer).any(axis=(2, 3)).reshape(-1)  # those without weights need none of this
     if still.any():
-        kept = channels.by_output(layer, np.float64(~still))
-        channels.set_weight(model, layer, np.where(kept, np.float64(layer.weight.values), 0.0))
+        kept = channels.by_output(layer, np.asarray(~still, np.float64))
+        channels.set_weight(model, layer, np.where(kept, np.asarray(layer.weight.values, np.float64), 0.0))
         channels.set_bias(model, layer, value)
         known = model.moments.get(layer.output.name)
         if known is not None:
@@ -103,10 +103,10 @@ def _fold_columns(model: Model, layer: LinearLayer, known: dict[str, ChannelFact
     if not foldable.any():
         return 0
     value = np.where(foldable, known[layer.input.name].mean, 0.0)
-    weight = np.float64(layer.weight.values)
+    weight = np.asarray(layer.weight.values, np.float64)
     if value.any():
         channels.set_bias(model, layer, _bias(layer) + expected_response(layer, weight, value))
-    channels.set_weight(model, layer, np.where(channels.by_input(layer, np.float64(foldable)), 0.0, weight))
+    channels.set_weight(model, layer, np.where(channels.by_input(layer, np.asarray(foldable, np.float64)), 0.0, weight))
     return int(foldable.sum())
 
 
@@ -124,4 +124,4 @@ def _constant_inputs(layer: LinearLayer, facts: ChannelFacts | None) -> tuple[ND
 
 
 def _bias(layer: LinearLayer) -> Vector:
-    return np.zeros(layer.channels) if layer.bias is None else np.float64(layer.bias.values)
+    return np.zeros(layer.channels) if layer.bias is None else np.asarray(layer.bias.values, np.float64)

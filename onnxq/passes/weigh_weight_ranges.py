@@ -63,7 +63,7 @@ class WeighWeightRanges:
 
 def _weighed(layer: LinearLayer, load: Load, axis: int | None) -> Samples:
     """The weights, counted by what an error in them costs."""
-    weight = np.float64(layer.weight.values)
+    weight = np.asarray(layer.weight.values, np.float64)
     cost = channels.by_output(layer, load.stake) * channels.by_input(layer, load.power)
     samples = Samples.of_weights(weight, axis)
     counts = Samples.of_weights(np.broadcast_to(cost, weight.shape), axis).values
@@ -78,4 +78,6 @@ def _binned(samples: Samples) -> Samples:
     middles: NDArray[np.float64] = (edges[1:] + edges[:-1]) / 2
     filled = counts > 0
     widths = np.diff(edges)[filled]
-    return replace(samples, values=middles[filled][None], counts=np.float64(counts)[filled][None], widths=widths[None])
+    return replace(
+        samples, values=middles[filled][None], counts=np.asarray(counts, np.float64)[filled][None], widths=widths[None]
+    )
