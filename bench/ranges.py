@@ -197,8 +197,8 @@ NOTES = """## What they show
 - **Activations, ResNet-20.** MSE beats min-max at 4 bits, percentile is ahead of both.
 - **Activations, MobileNet.** ReLU6 has cut the tails already: at 4 bits MSE ends at 5.6 to 6 of 6, so all methods
   make nearly the same grids.
-- **Entropy** is of no use at few bits: with few bins in the range every step holds one of them, the divergence is
-  0, and nearly all values are clipped (ResNet-20, a BatchNorm's output: 93 % at 8 bits). MSE has no such solution.
+- **Entropy** is made for 8 bits. With fewer the divergence of a narrow range is small whatever it clips, and it clips
+  nearly everything (ResNet-20 at A6 and A4). MSE has no such solution.
 - **Logits.** Cross-entropy beats MSE, the fewer bits the more: MSE spends steps on the many negative logits and
   clips the largest, cross-entropy gives up the negative ones. In a model whose every activation has 4 bits the
   MobileNet has lost the classes before the last layer. Target `ort` leaves the ResNet's logits in float, so that

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from .data import CalibrationData
-from .errors import ModelError
+from .errors import ModelError, UsageError
 from .graph.model import Model, Quantizer
 from .judge import SAMPLES as JUDGED
 from .judge import Judge, try_steps
@@ -96,9 +96,8 @@ class Job:
         self.steps += ranging(self.options).run(model, self.learning)
         if not model.quantizers:
             raise ModelError(f"{self.origin}: nothing to quantize: {_reasons(self._placed(), model)}")
-        model = self._take(model, corrections(self.options), self._lowered)
-        self.planned = model.clone()
-        model = raised(model, self.options)
+        model = self._take(raised(model, self.options), self._corrections(), self._lowered)
+        self.planned, model = model, model.clone()
         self.steps += lowering().run(model, replace(self.context, feeds=()))
         model.graph.producer_name, model.graph.producer_version = "onnxq", version("onnxq")
         return model.to_proto()
@@ -117,6 +116,19 @@ class Job:
         for step in dropped:
             self.steps += (step_record(type(step).__name__, step, Outcome(notes=(f"not run: {reason}",)), 0.0),)
         return tuple(step for step in steps if step not in dropped)
+
+    def _corrections(self) -> tuple[Pass, ...]:
+        """Statistics alone do not tell what layers compute: then only moments can correct biases."""
+        steps = corrections(self.options)
+        if not self.invented or self.options.data_free:
+            return steps
+        blind = [step for step in steps if not isinstance(step, CorrectBias)]
+        if blind and (self.options.rounding != "auto" or self.options.bias_correction == "empirical"):
+            raise UsageError("optimised rounding and empirical bias correction need calibration data beside statistics")
+        for step in blind:
+            outcome = Outcome(notes=("not run: it needs calibration data beside the statistics",))
+            self.steps += (step_record(type(step).__name__, step, outcome, 0.0),)
+        return (CorrectBias("moments"),) * (self.options.bias_correction != "off" and self.options.weight is not None)
 
     def _take(self, model: Model, passes: Sequence[Pass], finish: Callable[[Model], ModelProto]) -> Model:
         """Apply passes; with real data, only those after which the quantized model is no worse."""
