@@ -85,7 +85,7 @@ def isolate(model: Model) -> None:
     after that, values can change one by one."""
     for layer in planned_layers(model):
         if layer.bias is None or len(layer.bias.outputs) > 1:
-            bias = np.zeros(layer.channels) if layer.bias is None else np.asarray(layer.bias.values, np.float64)
+            bias = layer.bias_values
             channels.set_bias(model, layer, bias)
     for name in dict.fromkeys(layer.weight.name for layer in planned_layers(model)):
         old, quantizer = model.graph.tensors()[name], model.quantizers[name]

@@ -53,7 +53,7 @@ class OpRule:
 class Target:
     """A tool-chain: its types, its rules by operator, and the activations that it fuses into the operator before.
 
-    min_opset, max_opset: where its quantized operators exist.  bias_bits: width of the integer bias.
+    min_opset, max_opset: where its quantized operators exist.
     quantizes_float_weights: whether it does so by itself where the tensors around a float layer are on grids.
     """
 
@@ -67,7 +67,6 @@ class Target:
     min_opset: int = 13
     max_opset: int | None = None
     quantizes_float_weights: bool = False
-    bias_bits: int = 32
 
     def rule(self, node: gs.Node) -> OpRule | str:
         """The rule for a node, or the reason why it stays in float."""

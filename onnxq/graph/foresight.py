@@ -53,7 +53,7 @@ def foresee(model: Model, alpha: float = 6.0) -> Known:
 
 
 def _behind_layer(model: Model, layer: LinearLayer, known: Known, alpha: float) -> ChannelFacts:
-    bias = np.zeros(layer.channels) if layer.bias is None else np.asarray(layer.bias.values, np.float64)
+    bias = layer.bias_values
     moments = model.moments.get(layer.output.name)
     if moments is not None:
         mean, std = moments.mean, moments.std

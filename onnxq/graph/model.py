@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -44,6 +44,13 @@ class Quantizer:
     def answered(self, params: QuantParams) -> Quantizer:
         """The same quantizer with its parameters set."""
         return replace(self, params=params)
+
+
+def grid_root(quantizers: Mapping[str, Quantizer], name: str) -> str:
+    """The tensor whose own quantizer decides the grid of `name`."""
+    while (source := quantizers[name].grid_of) is not None:
+        name = source
+    return name
 
 
 @dataclass(frozen=True)

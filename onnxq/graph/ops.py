@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 ONNX_DOMAINS = (None, "", "ai.onnx")
 
@@ -40,6 +41,11 @@ class LinearLayer:
     @property
     def output(self) -> gs.Tensor:
         return (self.bias_node or self.node).outputs[0]
+
+    @property
+    def bias_values(self) -> NDArray[np.float64]:
+        """The bias, (Cout,); zeros where there is none."""
+        return np.zeros(self.channels) if self.bias is None else np.asarray(self.bias.values, np.float64)
 
     @property
     def groups(self) -> int:

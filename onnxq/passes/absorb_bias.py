@@ -106,12 +106,12 @@ def _reader(node: gs.Node, tensor: gs.Tensor) -> LinearLayer | str:
 
 
 def _move(model: Model, layer: LinearLayer, readers: list[LinearLayer], c: Vector) -> None:
-    bias = np.zeros(layer.channels) if layer.bias is None else np.asarray(layer.bias.values, np.float64)
+    bias = layer.bias_values
     channels.set_bias(model, layer, bias - c)
     moments = model.moments.get(layer.output.name)
     if moments is not None:
         model.moments[layer.output.name] = moments.affine(np.float64(1.0), -c)
     for reader in readers:
         answer = expected_response(reader, np.asarray(reader.weight.values, np.float64), c)
-        bias = np.zeros(reader.channels) if reader.bias is None else np.asarray(reader.bias.values, np.float64)
+        bias = reader.bias_values
         channels.set_bias(model, reader, bias + answer)

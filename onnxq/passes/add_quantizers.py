@@ -21,7 +21,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..errors import UsageError
-from ..graph.model import Model, Quantizer
+from ..graph.model import Model, Quantizer, grid_root
 from ..graph.ops import LinearLayer, clip_bounds, is_float, linear_layer
 from ..numeric.quant import QuantSpec
 from ..targets import OpRule, Target
@@ -265,7 +265,7 @@ class _Placement:
         output = node.outputs[0]
         tensors = (*node.inputs, self.fused.get(id(output), output))
         names = [t.name for t in tensors if not isinstance(t, gs.Constant)]
-        roots = dict.fromkeys(self.root(name) for name in names if name in self.quantizers)
+        roots = dict.fromkeys(grid_root(self.quantizers, name) for name in names if name in self.quantizers)
         leader, *others = roots
         members = self.quantizers[leader].widened_by
         for other in others:
@@ -276,9 +276,3 @@ class _Placement:
     def keeps_grid(self, node: gs.Node) -> bool:
         """Whether what a node of data movement writes is on the grid of what it reads."""
         return any(t.name in self.quantizers for t in node.outputs)
-
-    def root(self, name: str) -> str:
-        """The tensor whose own quantizer decides the grid of `name`."""
-        while (source := self.quantizers[name].grid_of) is not None:
-            name = source
-        return name

@@ -55,7 +55,7 @@ class CorrectBias:
             if blind:
                 skips.append(Skip(layer.node.name, f"the means of {blind} of its {size} input channels are not known"))
             shift = _shift(model, layer, known)
-            bias = np.zeros(layer.channels) if layer.bias is None else np.asarray(layer.bias.values, np.float64)
+            bias = layer.bias_values
             channels.set_bias(model, layer, bias + shift)
             largest = max(largest, float(np.abs(shift).max(initial=0.0)))
             changed += 1

@@ -82,7 +82,7 @@ def _fold_behind(model: Model, node: gs.Node) -> str | None:
         return f"the output of {layer.node.name!r} is read elsewhere too"
     if (reason := _refuses(model, layer)) is not None:
         return reason
-    bias = np.zeros(layer.channels) if layer.bias is None else np.asarray(layer.bias.values, np.float64)
+    bias = layer.bias_values
     weight = np.asarray(layer.weight.values, np.float64) * channels.by_output(layer, affine.a)
     bias = affine.a * bias + affine.c
     if not _fits_float32(weight, bias):

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..graph.foresight import foresee
-from ..graph.model import Model, Quantizer
+from ..graph.model import Model, grid_root
 from ..numeric.channel_statistics import ChannelFacts
 from ..numeric.quant import QuantParams
 from .base import Context, Outcome, Skip
@@ -45,7 +45,7 @@ class ForeseeActivationRanges:
                 ranges[name] = quantizer.fixed or _union(parts)
         skips = []
         for name, quantizer in activations.items():
-            root = _root(activations, name)
+            root = grid_root(activations, name)
             span = ranges[root]
             if span is None:
                 if root == name:
@@ -69,12 +69,6 @@ def _union(parts: list[tuple[float, float] | None]) -> tuple[float, float] | Non
     if len(spans) < len(parts):
         return None
     return min(lo for lo, _ in spans), max(hi for _, hi in spans)
-
-
-def _root(quantizers: dict[str, Quantizer], name: str) -> str:
-    while (source := quantizers[name].grid_of) is not None:
-        name = source
-    return name
 
 
 def _unknown(model: Model, name: str, facts: ChannelFacts | None) -> str:

@@ -124,4 +124,4 @@ def _constant_inputs(layer: LinearLayer, facts: ChannelFacts | None) -> tuple[ND
 
 
 def _bias(layer: LinearLayer) -> Vector:
-    return np.zeros(layer.channels) if layer.bias is None else np.asarray(layer.bias.values, np.float64)
+    return layer.bias_values

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from ..errors import DataError, UsageError
 from ..graph.match import class_logits
-from ..graph.model import Model, Quantizer
+from ..graph.model import Model, Quantizer, grid_root
 from ..graph.ops import clip_bounds
 from ..numeric.histogram import Histogram
 from ..numeric.logits import Logits
@@ -167,10 +167,7 @@ def _follow(model: Model, activations: Mapping[str, Quantizer]) -> None:
     for name, quantizer in activations.items():
         if quantizer.grid_of is None:
             continue
-        root = name
-        while (source := activations[root].grid_of) is not None:
-            root = source
-        answer = model.quantizers.get(root)
+        answer = model.quantizers.get(grid_root(activations, name))
         if answer is None or answer.params is None:
             del model.quantizers[name]
         else:
