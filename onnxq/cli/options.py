@@ -1,28 +1,21 @@
-"""The command line: parse, call, print. Exit codes are those of `onnxq.errors`."""
+"""Options that several commands share, and their way from parsed text to the records of the Python API."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from . import __version__
-from .analysis.inspect import inspect
-from .api import calibrate, open_model, quantize
-from .config import overrides_of, read_config
-from .data import Preprocess
-from .errors import OnnxqError, OutputError, UsageError
-from .graph.storage import replacing
-from .options import PRESETS, Options
-from .passes.adaround import EFFORTS, ROUNDINGS
-from .progress import Progress
-from .report import printable
-from .targets import TARGETS
+from ..config import overrides_of, read_config
+from ..data import Preprocess
+from ..errors import OutputError, UsageError
+from ..options import PRESETS, Options
+from ..passes.adaround import EFFORTS, ROUNDINGS
+from ..targets import TARGETS
 
-_CALIB = "Calibration data: a folder of images, .npy, .npz or test_data_set_*/*.pb, or one such file."
+CALIB = "Calibration data: a folder of images, .npy, .npz or test_data_set_*/*.pb, or one such file."
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,7 +59,7 @@ class _Size(click.ParamType[Any]):
         return self.fail(f"{value!r} is not a size like 224 or 240x320", param, ctx)
 
 
-def _options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     def apply(function: F) -> F:
         for decorator in reversed(decorators):
             function = decorator(function)
@@ -75,7 +68,7 @@ def _options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return apply
 
 
-_config = click.option(
+config_option = click.option(
     "--config",
     type=click.Path(dir_okay=False),
     is_eager=True,
@@ -87,7 +80,7 @@ _config = click.option(
 
 _METHODS = "minmax, mse, percentile[:P], entropy"
 
-_data_options = _options(
+data_options = options(
     click.option("--samples", type=click.IntRange(min=1), help="Use N calibration samples, spread over all [all]."),
     click.option("--seed", type=int, default=0, show_default=True, help="Chooses which samples --samples takes."),
     click.option(
@@ -112,7 +105,7 @@ _data_options = _options(
     click.option("--std", type=_Numbers(), default="1", show_default=True, help="One value, or one a channel."),
 )
 
-_placement_options = _options(
+placement_options = options(
     click.option("--target", type=click.Choice(sorted(TARGETS)), default="ort", show_default=True),
     click.option(
         "--preset",
@@ -145,7 +138,7 @@ _placement_options = _options(
     ),
 )
 
-_step_options = _options(
+step_options = options(
     click.option("--dead-channels/--no-dead-channels", default=True, help="Empty channels that carry a constant [on]."),
     click.option(
         "--cle",
@@ -179,7 +172,7 @@ _step_options = _options(
     ),
 )
 
-_data_free_options = _options(
+data_free_options = options(
     click.option("--data-free", is_flag=True, help="Without calibration data: ranges and means from BatchNorm."),
     click.option(
         "--input-range", multiple=True, metavar="INPUT=LO,HI", help="Range of an input, for --data-free; repeatable."
@@ -187,7 +180,7 @@ _data_free_options = _options(
     click.option("--synthetic", is_flag=True, help="With --data-free: range what BatchNorm cannot on random inputs."),
 )
 
-_range_options = _options(
+range_options = options(
     click.option(
         "--weight-range",
         default="auto",
@@ -203,7 +196,7 @@ _range_options = _options(
     ),
 )
 
-_run_options = _options(
+run_options = options(
     click.option(
         "--batch-size",
         type=click.IntRange(min=1),
@@ -221,119 +214,7 @@ _run_options = _options(
 )
 
 
-class _Group(click.Group):
-    """Turns the errors of this package into one message and their exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except OnnxqError as error:
-            click.echo(f"onnxq: error: {printable(str(error))}", err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("onnxq: interrupted, nothing was written", err=True)
-            ctx.exit(130)
-
-
-@click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="onnxq")
-def main() -> None:
-    """Quantize trained ONNX models: float32 in, verified integer QDQ models out."""
-
-
-@main.command("quantize", epilog=EXIT_CODES)
-@click.argument("model", type=click.Path(readable=False))
-@click.argument("output", type=click.Path(readable=False))
-@click.option("--calib", type=click.Path(readable=False), help=_CALIB)
-@click.option(
-    "--stats",
-    multiple=True,
-    type=click.Path(readable=False),
-    help="Statistics of `onnxq calibrate` instead of running the model; repeatable, they are merged.",
-)
-@_data_options
-@_data_free_options
-@_placement_options
-@_step_options
-@_range_options
-@_run_options
-@click.option("--report", type=click.Path(dir_okay=False), help="Write everything about the run to this JSON file.")
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
-@click.option("--verbose", "-v", is_flag=True, help="Print each step and each node left in float.")
-@_config
-def quantize_command(
-    model: str,
-    output: str,
-    calib: str | None,
-    stats: tuple[str, ...],
-    report: str | None,
-    quiet: bool,
-    verbose: bool,
-    **given: Any,
-) -> None:
-    """Quantize MODEL with calibration data and write the verified result to OUTPUT."""
-    if calib is None and not stats and not given["data_free"]:
-        raise click.UsageError("Missing option '--calib' (or '--stats', or '--data-free').")
-    preprocess, keys, options = _parse(given)
-    _refuse_same_files(output, report, model, *stats, *([calib] if calib is not None else []))
-    with ExitStack() as stack:
-        report_file = None if report is None else stack.enter_context(replacing(report))
-        progress = stack.enter_context(Progress(enabled=not quiet))
-        result = quantize(
-            model,
-            calib,
-            output=output,
-            statistics=stats,
-            options=options,
-            preprocess=preprocess,
-            input_keys=keys,
-            progress=progress,
-        )
-        if report_file is not None:
-            report_file.write_text(result.report.to_json(), encoding="utf-8")
-    if not quiet:
-        click.echo(f"{output}: {result.report.to_text(verbose)}")
-
-
-@main.command("calibrate", epilog=EXIT_CODES)
-@click.argument("model", type=click.Path(readable=False))
-@click.argument("output", type=click.Path(readable=False))
-@click.option("--calib", required=True, type=click.Path(readable=False), help=_CALIB)
-@_data_options
-@_run_options
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
-@_config
-def calibrate_command(model: str, output: str, calib: str, quiet: bool, **given: Any) -> None:
-    """Collect statistics of MODEL's activations and write them to OUTPUT, an .npz file for `quantize --stats`.
-
-    Parts of the calibration data may be collected apart, on several machines.
-    """
-    preprocess, keys, options = _parse(given)
-    _refuse_same_files(output, None, model, calib)
-    with Progress(enabled=not quiet) as progress:
-        found = calibrate(
-            model, calib, output, options=options, preprocess=preprocess, input_keys=keys, progress=progress
-        )
-    if not quiet:
-        click.echo(
-            f"{output}: {len(found.tensors)} tensors over {len(found.samples)} samples, digest {found.digest[:16]}"
-        )
-
-
-@main.command("inspect", epilog=EXIT_CODES)
-@click.argument("model", type=click.Path(readable=False))
-@_placement_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--verbose", "-v", is_flag=True, help="Print each layer and each node that would stay in float.")
-@_config
-def inspect_command(model: str, as_json: bool, verbose: bool, **given: Any) -> None:
-    """Show what MODEL is made of, what of it could be quantized, and what not and why."""
-    options = Options(**given, overrides=overrides_of(click.get_current_context()))
-    facts = inspect(*open_model(model), options)
-    click.echo(facts.to_json().rstrip() if as_json else facts.to_text(verbose))
-
-
-def _parse(given: dict[str, Any]) -> tuple[Preprocess, dict[str, str], Options]:
+def parse(given: dict[str, Any]) -> tuple[Preprocess, dict[str, str], Options]:
     """Parsed options as the records that the Python API takes."""
     image = ("layout", "color", "resize", "crop", "interpolation", "scale", "mean", "std")
     preprocess = Preprocess(**{name: given.pop(name) for name in image})
@@ -363,7 +244,7 @@ def _input_range(text: str) -> tuple[str, float, float]:
     return name, lo, hi
 
 
-def _refuse_same_files(output: str, report: str | None, model: str, *data: str) -> None:
+def refuse_same_files(output: str, report: str | None, model: str, *data: str) -> None:
     """The model itself is left to `quantize`, which knows links."""
     for path in data:
         if Path(output).resolve() == Path(path).resolve():
@@ -371,7 +252,3 @@ def _refuse_same_files(output: str, report: str | None, model: str, *data: str) 
     for path in (model, output, *data):
         if report is not None and Path(report).resolve() == Path(path).resolve():
             raise OutputError(f"--report {report}: this is {path} itself; choose another name")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""`python -m onnxq.cli`."""
+
+from . import main
+
+main()
