@@ -9,8 +9,6 @@ ratios: other work on the machine changes the seconds, but hardly the ratios.
 
 from __future__ import annotations
 
-import argparse
-import os
 import platform
 import shutil
 import statistics
@@ -21,12 +19,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import cases
 import measure
 import numpy as np
+import tables
 from cases import Case, Images
 
 TOOLS = ("quantize_static", "onnxq")
@@ -169,20 +167,13 @@ def copy_photos(folder: Path, photos: Sequence[Path], count: int) -> None:
         shutil.copyfile(photos[i % len(photos)], folder / f"{i:05}.jpg")
 
 
-def heading(repeats: int) -> Iterator[str]:
-    """What the tables show, and where they were made."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("onnxq", "onnxruntime", "onnx", "numpy"))
-    yield "# onnxq beside quantize_static\n"
-    yield "Written by `python bench/compare.py --memory --markdown docs/benchmarks.md`; do not edit.\n"
-    yield f"{packages}, Python {platform.python_version()}, {_processor()}, {os.cpu_count()} cores.\n"
-    yield (
-        "Both: uint8 activations, symmetric int8 weights per channel, min-max, the same samples as .npy files.\n"
-        "quantize_static is preceded by quant_pre_process, and by a conversion to opset 13 where the model is older.\n"
-        f"Time and peak memory: medians of {repeats} runs, whole processes, the tools by turns; ratios are medians of\n"
-        "pairs. Latency: one sample, one thread, the three models by turns in one process. SQNR is that of the\n"
-        "optimised graphs. Nodes, and the time in them, are those of ONNX Runtime's profile, layout changes included;\n"
-        "profiling adds 1 to 3 us to each node.\n"
-    )
+TEXT = """Both: uint8 activations, symmetric int8 weights per channel, min-max, the same samples as .npy files.
+quantize_static is preceded by quant_pre_process, and by a conversion to opset 13 where the model is older.
+Time and peak memory: medians of {repeats} runs, whole processes, the tools by turns; ratios are medians of
+pairs. Latency: one sample, one thread, the three models by turns in one process. SQNR is that of the
+optimised graphs. Nodes, and the time in them, are those of ONNX Runtime's profile, layout changes included;
+profiling adds 1 to 3 us to each node.
+"""
 
 
 def _processor() -> str:
@@ -194,34 +185,24 @@ def _processor() -> str:
 def main() -> None:
     """Print the tables, and write them to a file if asked."""
     known = {case.name: case for case in cases.all_cases()}
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"some of {', '.join(known)} [all]")
+    parser = tables.parser(__doc__, known)
     parser.add_argument("--repeats", type=int, default=5, help="quantizations of each model by each tool [5]")
     parser.add_argument("--seconds", type=float, default=6, help="time to measure the latency of each model [6]")
     parser.add_argument("--memory", action="store_true", help="peak memory with 100 and with 1000 images, too")
-    parser.add_argument("--markdown", type=Path, help="write the tables to this file as well")
-    args = parser.parse_args()
-    if unknown := set(args.models) - set(known):
-        parser.error(f"unknown model {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    args = tables.parsed(parser, known)
 
-    lines: list[str] = []
+    def parts() -> Iterator[Iterable[str]]:
+        command = "python bench/compare.py --memory --markdown docs/benchmarks.md"
+        text = TEXT.format(repeats=args.repeats)
+        yield tables.heading("onnxq beside quantize_static", command, text, _processor())
+        for name in args.models or known:
+            with tempfile.TemporaryDirectory() as scratch:
+                yield compare(known[name], args.repeats, args.seconds, Path(scratch))
+        if args.memory and cases.REAL.is_dir():
+            with tempfile.TemporaryDirectory() as scratch:
+                yield memory(min(args.repeats, 3), Path(scratch))
 
-    def show(part: Iterator[str]) -> None:
-        for line in part:
-            print(line, flush=True)
-            lines.append(line)
-        lines.append("")
-        print()
-
-    show(heading(args.repeats))
-    for name in args.models or known:
-        with tempfile.TemporaryDirectory() as scratch:
-            show(compare(known[name], args.repeats, args.seconds, Path(scratch)))
-    if args.memory and cases.REAL.is_dir():
-        with tempfile.TemporaryDirectory() as scratch:
-            show(memory(min(args.repeats, 3), Path(scratch)))
-    if args.markdown:
-        args.markdown.write_text("\n".join(lines), encoding="utf-8")
+    tables.show(parts(), args.markdown)
 
 
 if __name__ == "__main__":

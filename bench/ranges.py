@@ -7,15 +7,10 @@ Statistics are collected once for each model and serve all widths and methods. N
 
 from __future__ import annotations
 
-import argparse
-import math
-import os
-import platform
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +18,14 @@ import cases
 import compare
 import numpy as np
 import onnx
-import onnxruntime as ort
-from cases import Case, Images
+import tables
+from cases import Case
 from numpy.typing import NDArray
+from scores import Evaluation, Outputs, outputs
+from tables import head, line
 
 import onnxq
 from onnxq.numeric.logits import Logits
-from onnxq.numeric.metrics import Sqnr
 from onnxq.numeric.quant import QuantParams
 from onnxq.numeric.ranges import set_range
 from onnxq.statistics import load
@@ -54,8 +50,6 @@ ACTIVATION_METHODS = {
 }
 """Row of the table: methods for activations and for the logits."""
 
-Outputs = NDArray[np.float32]
-
 
 @dataclass
 class Subject:
@@ -68,16 +62,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.calibration = self.case.calibration()
-        x, labels = self.case.evaluation()
-        assert labels is not None
-        chosen = np.linspace(0, len(x) - 1, min(self.images, len(x))).astype(int)  # files are sorted by class
-        self.x, self.labels = x[chosen], labels[chosen]
-        self.reference = outputs(self.case.model, self.x)
-
-    def top1(self, scores: Outputs) -> float:
-        """Accuracy in percent; classes that tie for the first place share the hit."""
-        ties = scores == scores.max(axis=1, keepdims=True)
-        return float(100 * (ties[np.arange(len(scores)), self.labels] / ties.sum(axis=1)).mean())
+        self.evaluation = Evaluation(self.case, self.images)
 
     def cell(self, preset: str, **settings: Any) -> str:
         """Top-1 and SQNR of the model quantized with these options."""
@@ -91,12 +76,8 @@ class Subject:
             every_kernel=True,
             **{**RANGES_ALONE, **settings},
         )
-        return self.described(outputs(output, self.x))
-
-    def described(self, scores: Outputs) -> str:
-        distance = Sqnr()
-        distance.update(self.reference, scores)
-        return f"{self.top1(scores):.2f} ({distance.db:.1f})"
+        found = outputs(output, self.evaluation.x)
+        return f"{self.evaluation.top1(found[0]):.2f} ({self.evaluation.db(found):.1f})"
 
     def statistics(self, preset: str) -> Path:
         """Collected once for each operator set that grids need."""
@@ -107,23 +88,12 @@ class Subject:
         return self.known[needs]
 
 
-def outputs(model: Path | bytes, x: Images, batch: int = 50) -> Outputs:
-    """The first output for all samples, ONNX Runtime's optimisations on."""
-    session = ort.InferenceSession(
-        model if isinstance(model, bytes) else str(model), providers=["CPUExecutionProvider"]
-    )
-    name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: x[i : i + batch]})[0] for i in range(0, len(x), batch)])
-
-
-def tables(subject: Subject) -> Iterator[str]:
+def measured(subject: Subject) -> Iterator[str]:
     """All tables of one model, as lines of Markdown."""
-    share = subject.top1(subject.reference)
-    error = 100 * math.sqrt(share / 100 * (1 - share / 100) / len(subject.x))
     yield f"## {subject.case.name}\n"
     yield (
-        f"Float: {share:.2f} % of {len(subject.x)} images, standard error {error:.1f} points"
-        f" (of differences between two rows: less, the images being the same). {len(subject.calibration)} calibration"
+        f"{subject.evaluation.float_model()} Differences between two rows have less, the images being the same."
+        f" {len(subject.calibration)} calibration"
         f" samples; data: {subject.case.data}.\n"
     )
     yield from weight_table(subject)
@@ -157,14 +127,15 @@ def logit_table(subject: Subject) -> Iterator[str]:
     proto = onnx.load(subject.case.model)
     del proto.graph.output[:]
     proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    logits = outputs(proto.SerializeToString(), subject.x).reshape(len(subject.x), -1)
+    x, top1 = subject.evaluation.x, subject.evaluation.top1
+    logits = outputs(proto.SerializeToString(), x)[0].reshape(len(x), -1)
     samples = statistic.samples()
     truth = np.exp(_log_softmax(logits))
 
     yield f"\n### The logits `{name}` alone: top-1 %, cross-entropy with the float probabilities\n"
     yield from head("method", *(f"A{bits}" for bits in LOGIT_WIDTHS))
     entropy = -(truth * _log_softmax(logits)).sum(axis=1).mean()
-    yield line("float", *[f"{subject.top1(logits):.2f}, {entropy:.3f}"] * len(LOGIT_WIDTHS))
+    yield line("float", *[f"{top1(logits):.2f}, {entropy:.3f}"] * len(LOGIT_WIDTHS))
     for method in ("minmax", "mse", "cross-entropy"):
         cells = []
         for bits in LOGIT_WIDTHS:
@@ -173,7 +144,7 @@ def logit_table(subject: Subject) -> Iterator[str]:
             low, high = set_range(method, samples, wish)
             rounded = QuantParams.from_range(low[0], high[0], wish).fake(logits)
             entropy = -(truth * _log_softmax(rounded)).sum(axis=1).mean()
-            cells.append(f"{subject.top1(rounded):.2f}, {entropy:.3f} [{low[0]:.1f}, {high[0]:.1f}]")
+            cells.append(f"{top1(rounded):.2f}, {entropy:.3f} [{low[0]:.1f}, {high[0]:.1f}]")
         yield line(method, *cells)
 
 
@@ -204,6 +175,10 @@ NOTES = """## What they show
   MobileNet has lost the classes before the last layer. Target `ort` leaves the ResNet's logits in float, so that
   its two rows agree.
 """
+
+
+SEE_ALSO = """Further tables: [rounding of weights](accuracy-rounding.md),
+[equalization, absorption and bias correction](accuracy-steps.md)."""
 
 
 def cost(repeats: int, scratch: Path) -> Iterator[str]:
@@ -253,67 +228,38 @@ def cost(repeats: int, scratch: Path) -> Iterator[str]:
         yield line(name, f"{their:.1f}", f"{our:.1f}", f"{ratio:.2f}")
 
 
-def head(*cells: str) -> Iterator[str]:
-    """First two lines of a table."""
-    yield line(*cells)
-    yield "|---|" + "--:|" * (len(cells) - 1)
-
-
-def line(*cells: str) -> str:
-    """A line of a table."""
-    return "| " + " | ".join(cells) + " |"
-
-
-def heading() -> Iterator[str]:
-    """What the tables show, and where they were made."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("onnxq", "onnxruntime", "onnx", "numpy"))
-    yield "# Accuracy of range-setting methods\n"
-    yield "Written by `python bench/ranges.py --cost --markdown docs/accuracy.md`; do not edit.\n"
-    yield f"{packages}, Python {platform.python_version()}, {os.cpu_count()} cores.\n"
-    yield (
-        "Cells: top-1 % (SQNR in dB of the output against the float model's, over the evaluation images). All layers\n"
-        "take part (`every_kernel`), the first and the last too; nothing else is done for accuracy (no equalization,\n"
-        "no bias correction, no AdaRound). Weights symmetric, activations asymmetric and per tensor; widths that\n"
-        "ONNX Runtime does not have are simulated exactly. Classes that tie for the first place share the hit.\n"
-    )
+TEXT = """Cells: top-1 % (SQNR in dB of the output against the float model's, over the evaluation images). All layers
+take part (`every_kernel`), the first and the last too; nothing else is done for accuracy (no equalization,
+no bias correction, no AdaRound). Weights symmetric, activations asymmetric and per tensor; widths that
+ONNX Runtime does not have are simulated exactly. Classes that tie for the first place share the hit.
+"""
 
 
 def main() -> None:
     """Print the tables, and write them to a file if asked."""
     known = {case.name: case for case in cases.all_cases() if case.name not in ("ultraface", "vit_digits")}
     default = [name for name in ("resnet20_cifar10", "mobilenet_v1_025_imagenet") if name in known] or list(known)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(known)} [{', '.join(default)}]")
+    parser = tables.parser(__doc__, known, default)
     parser.add_argument("--images", type=int, default=2000, help="evaluation images at most, evenly spread [2000]")
     parser.add_argument("--cost", action="store_true", help="memory and time of calibration, too")
     parser.add_argument("--cost-only", action="store_true", help="nothing but them")
     parser.add_argument("--repeats", type=int, default=3, help="of the measurements of memory and time [3]")
-    parser.add_argument("--markdown", type=Path, help="write the tables to this file as well")
-    args = parser.parse_args()
-    if unknown := set(args.models) - set(known):
-        parser.error(f"unknown model {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    args = tables.parsed(parser, known)
 
-    lines: list[str] = []
+    def parts() -> Iterator[Iterable[str]]:
+        command = "python bench/ranges.py --cost --markdown docs/accuracy.md"
+        yield tables.heading("Accuracy of range-setting methods", command, TEXT)
+        for name in () if args.cost_only else args.models or default:
+            with tempfile.TemporaryDirectory() as scratch:
+                yield measured(Subject(known[name], args.images, Path(scratch)))
+        if not args.models and not args.cost_only:
+            yield NOTES.splitlines()
+        if (args.cost or args.cost_only) and cases.REAL.is_dir():
+            with tempfile.TemporaryDirectory() as scratch:
+                yield cost(args.repeats, Path(scratch))
+        yield SEE_ALSO.splitlines()
 
-    def show(part: Iterator[str]) -> None:
-        for text in part:
-            print(text, flush=True)
-            lines.append(text)
-        lines.append("")
-        print()
-
-    show(heading())
-    chosen: Sequence[str] = () if args.cost_only else args.models or default
-    for name in chosen:
-        with tempfile.TemporaryDirectory() as scratch:
-            show(tables(Subject(known[name], args.images, Path(scratch))))
-    if not args.models and not args.cost_only:
-        show(iter(NOTES.splitlines()))
-    if (args.cost or args.cost_only) and cases.REAL.is_dir():
-        with tempfile.TemporaryDirectory() as scratch:
-            show(cost(args.repeats, Path(scratch)))
-    if args.markdown:
-        args.markdown.write_text("\n".join(lines), encoding="utf-8")
+    tables.show(parts(), args.markdown)
 
 
 if __name__ == "__main__":

@@ -8,30 +8,23 @@ Steps are run on their own, one after another, with nobody to drop those that hu
 
 from __future__ import annotations
 
-import argparse
-import math
-import os
-import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import version
-from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import cases
 import numpy as np
 import onnx
+import tables
 from cases import Case
-from numpy.typing import NDArray
-from ranges import head, line, outputs
+from scores import Evaluation, outputs
+from tables import head, line
 
 import onnxq
 from onnxq.api import input_specs
 from onnxq.graph.model import Model
 from onnxq.job import make_context
-from onnxq.numeric.metrics import Sqnr
 from onnxq.passes.absorb_bias import AbsorbBias
 from onnxq.passes.base import Context, Outcome, Pass
 from onnxq.passes.correct_bias import CorrectBias
@@ -81,22 +74,12 @@ class Subject:
         every = self.case.calibration()
         self.input_range = float(np.floor(every.min())), float(np.ceil(every.max()))
         self.calibration = every[np.linspace(0, len(every) - 1, min(self.samples, len(every))).astype(int)]
-        self.x, labels = self.case.evaluation()
-        assert labels is not None
-        self.labels = labels
-        self.reference = outputs(self.case.model, self.x)
-
-    def hits(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
-        """1 for each image that is classified rightly; classes that tie for the first place share it."""
-        ties = scores == scores.max(axis=1, keepdims=True)
-        return np.asarray(ties[np.arange(len(scores)), self.labels] / ties.sum(axis=1))
+        self.evaluation = Evaluation(self.case)
 
     def cell(self, proto: onnx.ModelProto) -> str:
-        scores = outputs(proto.SerializeToString(), self.x)
-        hits, distance = self.hits(scores), Sqnr()
-        distance.update(self.reference, scores)
-        error = 100 * np.std(hits - self.hits(self.reference)) / math.sqrt(len(hits))
-        return f"{100 * hits.mean():.2f} ± {error:.1f} ({distance.db:.1f})"
+        found = outputs(proto.SerializeToString(), self.evaluation.x)
+        top1, error = self.evaluation.top1(found[0]), self.evaluation.error(found[0])
+        return f"{top1:.2f} ± {error:.1f} ({self.evaluation.db(found):.1f})"
 
     def steps(self, name: str) -> tuple[list[str], list[tuple[Pass, Outcome]]]:
         """Cells of a row of `ROWS`, and what became of its adjustments."""
@@ -137,14 +120,12 @@ def finish(model: Model, options: onnxq.Options, corrections: tuple[Pass, ...], 
     return model.to_proto()
 
 
-def tables(subject: Subject) -> Iterator[str]:
+def measured(subject: Subject) -> Iterator[str]:
     """All tables of one model, as lines of Markdown."""
-    share = float(subject.hits(subject.reference).mean())
     folded = not any(node.op_type == "BatchNormalization" for node in subject.proto.graph.node)
     yield f"## {subject.case.name}\n"
     yield (
-        f"Float: {100 * share:.2f} % of {len(subject.x)} images, standard error"
-        f" {100 * math.sqrt(share * (1 - share) / len(subject.x)):.1f} points. {len(subject.calibration)} calibration"
+        f"{subject.evaluation.float_model()} {len(subject.calibration)} calibration"
         f" samples. BatchNorm: {'folded by the exporter, no moments' if folded else 'in the model'}.\n"
     )
     yield from head("W8A8", *COLUMNS)
@@ -211,38 +192,28 @@ def label(step: Pass) -> str:
     return f"CLE ({step.method})" if isinstance(step, EqualizeLayers) else type(step).__name__
 
 
-def heading() -> Iterator[str]:
-    """What the tables show, and where they were made."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("onnxq", "onnxruntime", "onnx", "numpy"))
-    yield "# What equalization, absorption and bias correction bring\n"
-    yield "Written by `python bench/steps.py --markdown docs/accuracy-steps.md`; do not edit.\n"
-    yield f"{packages}, Python {platform.python_version()}, {os.cpu_count()} cores.\n"
-    yield (
-        "Cells: top-1 % ± standard error of its difference from float, on the same images (SQNR in dB of the output\n"
-        "against the float model's). All layers take part (`every_kernel`). Rows without `default` or `data-free`\n"
-        "apply the named steps and no others, without the judge; steps measure on the calibration samples.\n"
-        "Activations: mse; data-free: moments. Weights per tensor: mse weighted by contribution, or min-max, as in\n"
-        "the paper; per channel: mse. Run by ONNX Runtime, its optimisations on.\n"
-    )
+TEXT = """Cells: top-1 % ± standard error of its difference from float, on the same images (SQNR in dB of the output
+against the float model's). All layers take part (`every_kernel`). Rows without `default` or `data-free`
+apply the named steps and no others, without the judge; steps measure on the calibration samples.
+Activations: mse; data-free: moments. Weights per tensor: mse weighted by contribution, or min-max, as in
+the paper; per channel: mse. Run by ONNX Runtime, its optimisations on.
+"""
 
 
 def main() -> None:
     """Print the tables, and write them to a file if asked."""
     known = {case.name: case for case in cases.all_cases() if case.name in NAMES}
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(known)} [all]")
+    parser = tables.parser(__doc__, known)
     parser.add_argument("--samples", type=int, default=64, help="calibration samples at most, evenly spread [64]")
-    parser.add_argument("--markdown", type=Path, help="write the tables to this file as well")
-    args = parser.parse_args()
-    if unknown := set(args.models) - set(known):
-        parser.error(f"unknown model {', '.join(sorted(unknown))}; known: {', '.join(known)}")
-    lines: list[str] = []
-    for part in (heading(), *(tables(Subject(known[n], args.samples)) for n in args.models or NAMES if n in known)):
-        for text in chain(part, [""]):
-            print(text, flush=True)
-            lines.append(text)
-        if args.markdown:
-            args.markdown.write_text("\n".join(lines), encoding="utf-8")
+    args = tables.parsed(parser, known)
+
+    def parts() -> Iterator[Iterable[str]]:
+        command = "python bench/steps.py --markdown docs/accuracy-steps.md"
+        yield tables.heading("What equalization, absorption and bias correction bring", command, TEXT)
+        for name in args.models or [name for name in NAMES if name in known]:
+            yield measured(Subject(known[name], args.samples))
+
+    tables.show(parts(), args.markdown)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ print(result.report.to_text())
 
 from importlib.metadata import version as _version
 
+from .analysis.compare import compare
+from .analysis.evaluate import evaluate
 from .api import Result, calibrate, quantize
 from .data import CalibrationData, Preprocess
 from .errors import OnnxqError
@@ -28,5 +30,7 @@ __all__ = [
     "Result",
     "__version__",
     "calibrate",
+    "compare",
+    "evaluate",
     "quantize",
 ]

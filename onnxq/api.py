@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,8 +15,10 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
+from . import encodings as encodings_file
 from . import statistics as statistics_file
 from .data import CalibrationData, InputSpec, Preprocess
+from .details import Notebook
 from .errors import DataError, EngineError, ModelError, OutputError, UsageError
 from .graph import storage
 from .graph.match import class_logits
@@ -24,7 +26,7 @@ from .graph.ops import is_float
 from .job import INVENTED_INPUTS, Job, make_context
 from .numeric.histogram import Histogram
 from .numeric.logits import Logits
-from .options import Options
+from .options import Options, bits
 from .passes.collect import collect_tensors
 from .pipeline import load, prepare
 from .report import Report
@@ -42,12 +44,12 @@ class Result:
     report: Report
 
 
-def open_model(model: str | os.PathLike[str] | ModelProto) -> tuple[ModelProto, str]:
-    """The model as a checked protobuf, and what messages call it. Raises ModelError."""
+def open_model(model: str | os.PathLike[str] | ModelProto, *, quantized: bool = False) -> tuple[ModelProto, str]:
+    """The model as a checked protobuf, and what messages call it. quantized: whether it may be. Raises ModelError."""
     if isinstance(model, ModelProto):
-        storage.check(model, "model")
+        storage.check(model, "model", quantized=quantized)
         return model, "model"
-    return storage.read(model), str(model)
+    return storage.read(model, quantized=quantized), str(model)
 
 
 def input_specs(proto: ModelProto) -> list[InputSpec]:
@@ -71,11 +73,13 @@ def quantize(
     calibration: Any = None,
     *,
     output: str | os.PathLike[str] | None = None,
+    encodings: str | os.PathLike[str] | None = None,
     statistics: Iterable[str | os.PathLike[str]] = (),
     options: Options | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    details: bool = False,
     **settings: Any,
 ) -> Result:
     """Quantize a float32 ONNX model after training; the model is verified before `output` is written.
@@ -86,42 +90,72 @@ def quantize(
         May be left out with `statistics` or data-free; then the result is compared with the float model on random
         inputs.
     output: where to write the result; an existing file is replaced only by a verified one.
+    encodings: where to write scales and offsets in JSON; see `onnxq.encodings` and `Options.encodings_version`.
+        With `Options.float_output` the output is the float model that they belong to.
     statistics: files of `calibrate`, merged, instead of running the model; `calibration`, if given, must be data
         that they were collected on.
     options, settings: `Options`, or its fields as keywords (`target="ort", per_channel=False`).
     preprocess: how images become inputs. input_keys: input name -> key in .npz files, where they differ.
     progress: called with (label, done, total).
+    details: also report on every layer and activation; this costs one more pass over some samples.
 
     Returns the quantized model and the report. Raises a subclass of OnnxqError.
     """
     start = time.perf_counter()
-    options = _with_settings(options, settings)
+    options = with_settings(options, settings)
     with ExitStack() as stack:
         target_path = _open_output(stack, model, output)
+        encodings_path = None if encodings is None else stack.enter_context(storage.replacing(encodings))
+        if options.float_output and encodings_path is None:
+            raise UsageError("a float output without its encodings has lost what was found out; name a file for them")
         proto, origin = open_model(model)
         known = _read_statistics(statistics)
+        given = () if options.from_encodings is None else encodings_file.read(options.from_encodings)
         if calibration is None:
-            if known is None and not options.data_free:
+            if known is None and not options.data_free and options.from_encodings is None:
                 raise UsageError("no calibration data and no statistics are given; without any, quantize data-free")
-            calibration = _random_inputs(proto, known, options, origin)
+            calibration = _random_inputs(proto, known, given, options, origin)
             where: str | None = INVENTED_INPUTS
         elif options.synthetic:
             raise UsageError("--synthetic makes up calibration data, but some is given")
         else:
             where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
-        feeds = _open_data(calibration, proto, options, preprocess, input_keys)
+        feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys)
         if known is not None and where != INVENTED_INPUTS and not known.cover(feeds.sample_hashes()):
             raise DataError(
                 f"{where or 'the calibration data'} holds samples that the statistics were not collected on"
             )
-        job = Job(proto, origin, feeds, options, progress, input_keys or {}, where, known)
+        notebook = Notebook() if details else None
+        job = Job(proto, origin, feeds, options, progress, input_keys or {}, where, known, notebook, given)
         quantized = job.quantize()
-        if target_path is None:
-            folder = stack.enter_context(storage.scratch_folder())
-            target_path = folder / "model.onnx"
-        storage.write(quantized, target_path)
-        report = job.report(quantized, target_path, output, time.perf_counter() - start)
-    return Result(quantized, report)
+        quantized_path = target_path
+        if quantized_path is None or options.float_output:
+            quantized_path = stack.enter_context(storage.scratch_folder()) / "model.onnx"
+        storage.write(quantized, quantized_path)
+        result = quantized
+        if encodings_path is not None:
+            float_model, found = job.exported()
+            text = encodings_file.to_json(found, options.encodings_version, quantizer_arguments(options))
+            encodings_path.write_text(text, encoding="utf-8")
+            if options.float_output:
+                result = float_model
+                if target_path is not None:
+                    storage.write(result, target_path)
+        report = job.report(quantized, quantized_path, output, time.perf_counter() - start, result)
+    return Result(result, report)
+
+
+def quantizer_arguments(options: Options) -> dict[str, Any]:
+    """How encodings were found, in AIMET's words: for people who look into the file, not for converters."""
+    weight_bits, activation_bits = bits(options.preset)
+    return {
+        "activation_bitwidth": activation_bits or 32,
+        "dtype": "int",
+        "is_symmetric": not options.asymmetric_weights,
+        "param_bitwidth": weight_bits or 32,
+        "per_channel_quantization": options.per_channel,
+        "quant_scheme": "post_training_tf" if options.activation_range == "minmax" else "post_training_tf_enhanced",
+    }
 
 
 def calibrate(
@@ -140,12 +174,12 @@ def calibrate(
     Arguments are those of `quantize`. Of the options only what concerns the data and the preparation of the float
     model matters: bits, methods and placement may be chosen later. Raises a subclass of OnnxqError.
     """
-    options = _with_settings(options, settings)
+    options = with_settings(options, settings)
     with ExitStack() as stack:
         path = _open_output(stack, model, output)
         assert path is not None
         proto, origin = open_model(model)
-        feeds = _open_data(calibration, proto, options, preprocess, input_keys)
+        feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys)
         context = make_context(options, feeds, progress)
         prepared = load(proto, origin, options)
         prepare().run(prepared, context, proto)
@@ -164,23 +198,25 @@ def calibrate(
     return result
 
 
-def _with_settings(options: Options | None, settings: Mapping[str, Any]) -> Options:
+def with_settings(options: Options | None, settings: Mapping[str, Any]) -> Options:
+    """`options` with single fields replaced. Raises UsageError."""
     try:
         return replace(options or Options(), **settings)
     except TypeError:
         raise UsageError(f"unknown option among {', '.join(settings)}; known: {', '.join(asdict(Options()))}") from None
 
 
-def _open_data(
+def open_data(
     calibration: Any,
-    proto: ModelProto,
+    inputs: Sequence[InputSpec],
     options: Options,
     preprocess: Preprocess | None,
     input_keys: Mapping[str, str] | None,
 ) -> CalibrationData:
+    """Data for a model with these inputs, as the options choose from it. Raises DataError or UsageError."""
     return CalibrationData(
         calibration,
-        input_specs(proto),
+        inputs,
         preprocess=preprocess or Preprocess(),
         samples=options.samples,
         keys=input_keys,
@@ -194,10 +230,15 @@ def _read_statistics(paths: Iterable[str | os.PathLike[str]]) -> Statistics | No
 
 
 def _random_inputs(
-    proto: ModelProto, known: Statistics | None, options: Options, origin: str
+    proto: ModelProto,
+    known: Statistics | None,
+    encodings: Iterable[encodings_file.Encoding],
+    options: Options,
+    origin: str,
 ) -> list[dict[str, np.ndarray]]:
     """Inputs to verify with where there is no data: uniform over the range that each input is known to take."""
-    ranges = {name: (lo, hi) for name, lo, hi in options.input_ranges}
+    ranges = {e.name: e.range for e in encodings if e.bits is not None}
+    ranges |= {name: (lo, hi) for name, lo, hi in options.input_ranges}
     for spec in input_specs(proto):
         if known is not None and spec.name in known.tensors:
             samples = known.tensors[spec.name].samples()

@@ -13,20 +13,35 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from .data import CalibrationData
-from .errors import ModelError, UsageError
+from .check import check
+from .data import CalibrationData, Feed
+from .details import Notebook
+from .encodings import Encoding, encoding_of
+from .errors import ModelError, UsageError, VerificationError
 from .graph.model import Model, Quantizer
-from .judge import SAMPLES as JUDGED
-from .judge import Judge, try_steps
+from .judge import Judge, split, try_steps
 from .options import Options
+from .passes.apply_encodings import ApplyEncodings
 from .passes.base import Context, Outcome, Pass
 from .passes.correct_bias import CorrectBias
 from .passes.equalize_layers import EqualizeLayers
-from .pipeline import Pipeline, adjustments, corrections, load, lowering, prepare, raised, ranging, step_record
+from .passes.set_bias_scales import SetBiasScales
+from .pipeline import (
+    Pipeline,
+    adjustments,
+    corrections,
+    exceptions,
+    load,
+    lowering,
+    prepare,
+    raised,
+    ranging,
+    step_record,
+)
 from .report import FloatNode, ModelFacts, QuantizedTensor, Report, Step
-from .runtime import default_threads
+from .runtime import default_threads, saturates
 from .statistics import Statistics
-from .targets import TARGETS
+from .targets import find_target
 from .verify import SAMPLES, verify
 
 INVENTED_INPUTS = "random inputs"
@@ -47,7 +62,7 @@ def make_context(
     """What passes may use, as the options say."""
     threads = options.threads or default_threads()
     context = Context(
-        target=TARGETS[options.target],
+        target=find_target(options.target),
         feeds=feeds,
         statistics=known,
         threads=threads,
@@ -60,7 +75,7 @@ def make_context(
 @dataclass
 class Job:
     """proto: the checked float model. feeds: calibration data, or random inputs where `calibration` says so.
-    known: statistics collected before."""
+    known: statistics collected before. notebook: takes down what a detailed report shows. encodings: given grids."""
 
     proto: ModelProto
     origin: str
@@ -70,6 +85,8 @@ class Job:
     input_keys: Mapping[str, str]
     calibration: str | None
     known: Statistics | None
+    notebook: Notebook | None = None
+    encodings: tuple[Encoding, ...] = ()
     context: Context = field(init=False)
     steps: tuple[Step, ...] = ()
     planned: Model = field(init=False)
@@ -90,44 +107,82 @@ class Job:
 
     def quantize(self) -> ModelProto:
         """The quantized model. Raises OnnxqError."""
-        model = load(self.proto, self.origin, self.options)
-        self.steps += prepare().run(model, self.context, self.proto)
-        model = self._take(model, self._adjustments(), self._ranged_and_lowered)
-        self.steps += ranging(self.options).run(model, self.learning)
-        if not model.quantizers:
-            raise ModelError(f"{self.origin}: nothing to quantize: {_reasons(self._placed(), model)}")
-        model = self._take(raised(model, self.options), self._corrections(), self._lowered)
-        self.planned, model = model, model.clone()
+        self.planned = self.corrected(self.ranged(self.adjusted()))
+        model = self.planned.clone()
         self.steps += lowering().run(model, replace(self.context, feeds=()))
         model.graph.producer_name, model.graph.producer_version = "onnxq", version("onnxq")
         return model.to_proto()
+
+    def adjusted(self) -> Model:
+        """The float model in the form that the rest works on, and made easier to quantize."""
+        model = load(self.proto, self.origin, self.options)
+        self.steps += prepare().run(model, self.context, self.proto)
+        if self.notebook is not None:
+            self.notebook.start(model)
+        return self._take(model, self._adjustments(), self._ranged_and_lowered)
+
+    def ranged(self, model: Model) -> Model:
+        """An adjusted model, which is changed, with all quantizers planned; weights and biases are float's as yet."""
+        learning = self.learning if self.notebook is None else replace(self.learning, ranged=self.notebook.ranged)
+        self.steps += ranging(self.options, self._given()).run(model, learning)
+        if not model.quantizers:
+            raise ModelError(f"{self.origin}: nothing to quantize: {_reasons(self._placed(), model)}")
+        self.steps += exceptions(self.options).run(model, learning)
+        return raised(model, self.options)
+
+    def corrected(self, model: Model) -> Model:
+        """A ranged model, which may be changed, with weights and biases that make up for rounding."""
+        if self.notebook is not None:
+            self.notebook.adjusted(model)
+        return self._take(model, self._corrections(), self._lowered)
+
+    def exported(self) -> tuple[ModelProto, tuple[Encoding, ...]]:
+        """The float model that was quantized at last, and encodings of its tensors: the grids of the quantized one."""
+        model = self.planned.clone()
+        SetBiasScales().apply(model, self.context)
+        tensors = model.graph.tensors()
+        answers = [(q.tensor, q.params) for q in model.quantizers.values() if q.params is not None]
+        encodings = tuple(encoding_of(n, params, isinstance(tensors[n], gs.Constant)) for n, params in answers)
+        model.graph.producer_name, model.graph.producer_version = "onnxq", version("onnxq")
+        return model.to_proto(), encodings
+
+    def _given(self) -> tuple[Pass, ...]:
+        """What decides grids before any range is set."""
+        if not self.encodings:
+            return ()
+        target, options = self.context.target, self.options
+        complete = not self.invented or self.known is not None or options.data_free
+        activation, weight = options.activation or target.activation, options.weight or target.weight
+        return (ApplyEncodings(self.encodings, activation, weight, complete),)
 
     def _adjustments(self) -> tuple[Pass, ...]:
         """Statistics belong to the network as it was, and without a judge per-channel grids are left as they are."""
         steps = adjustments(self.options)
         reason = ""
-        if self.known is not None:
+        if self.encodings:
+            reason, dropped = "the encodings were made for the network as it is", steps
+        elif self.known is not None:
             reason, dropped = "statistics were collected on the network as it was", steps
         elif self.options.data_free and self.options.per_channel:
             reason = "per channel it helps only where data says so"
             dropped = tuple(step for step in steps if isinstance(step, EqualizeLayers))
         else:
             dropped = ()
-        for step in dropped:
-            self.steps += (step_record(type(step).__name__, step, Outcome(notes=(f"not run: {reason}",)), 0.0),)
+        self.steps += tuple(_not_run(step, reason) for step in dropped)
         return tuple(step for step in steps if step not in dropped)
 
     def _corrections(self) -> tuple[Pass, ...]:
         """Statistics alone do not tell what layers compute: then only moments can correct biases."""
         steps = corrections(self.options)
+        if self.encodings:
+            self.steps += tuple(_not_run(s, "the encodings were made for the weights as they are") for s in steps)
+            return ()
         if not self.invented or self.options.data_free:
             return steps
         blind = [step for step in steps if not isinstance(step, CorrectBias)]
         if blind and (self.options.rounding != "auto" or self.options.bias_correction == "empirical"):
             raise UsageError("optimised rounding and empirical bias correction need calibration data beside statistics")
-        for step in blind:
-            outcome = Outcome(notes=("not run: it needs calibration data beside the statistics",))
-            self.steps += (step_record(type(step).__name__, step, outcome, 0.0),)
+        self.steps += tuple(_not_run(s, "it needs calibration data beside the statistics") for s in blind)
         return (CorrectBias("moments"),) * (self.options.bias_correction != "off" and self.options.weight is not None)
 
     def _take(self, model: Model, passes: Sequence[Pass], finish: Callable[[Model], ModelProto]) -> Model:
@@ -137,17 +192,19 @@ class Job:
         if self.invented or self.options.data_free:
             self.steps += Pipeline(tuple(passes)).run(model, replace(self.learning, feeds=()))
             return model
-        judge = Judge(self.proto, self.feeds.take(JUDGED), self.context.threads)
+        judge = Judge(self.proto, split(self.feeds)[1], self.context.threads)
         model, trials = try_steps(model, passes, self.context, finish, judge)
         for trial in trials:
             outcome = trial.outcome or Outcome()
             outcome = replace(outcome, notes=(str(trial), *outcome.notes))
-            self.steps += (step_record(type(trial.step).__name__, trial.step, outcome, trial.seconds),)
+            step = step_record(type(trial.step).__name__, trial.step, outcome, trial.seconds)
+            kept = True
+            self.steps += (replace(step, before_db=trial.before, after_db=trial.after, kept=kept),)
         return model
 
     def _ranged_and_lowered(self, model: Model) -> ModelProto:
         """What becomes of a float model, by a few samples and the quick correction: good enough to compare steps."""
-        few = replace(self.context, feeds=self.feeds.take(JUDGED), progress=Context().progress)
+        few = replace(self.context, feeds=split(self.feeds)[0], progress=Context().progress)
         ranging(self.options).run(model, few)
         if self.options.weight is not None:
             CorrectBias().apply(model, few)
@@ -159,15 +216,26 @@ class Job:
         return model.to_proto()
 
     def report(
-        self, quantized: ModelProto, written: Path, output: str | os.PathLike[str] | None, seconds: float
+        self,
+        quantized: ModelProto,
+        written: Path,
+        output: str | os.PathLike[str] | None,
+        seconds: float,
+        result: ModelProto | None = None,
     ) -> Report:
-        """Verify the written model and say everything about it. Raises VerificationError."""
+        """Verify the quantized model, written to a file, and say everything about it. Raises VerificationError.
+
+        output: where the result is to be found, the quantized model, or `result` instead of it.
+        """
         compared = self.feeds.take(SAMPLES)
-        verdict = verify(written, self.proto, [(f.arrays, f.rows) for f in compared], self.context.threads)
+        target = self.context.target
+        checked = self._check(quantized)
+        feeds = [(f.arrays, f.rows) for f in compared]
+        verdict = verify(written, self.proto, feeds, self.context.threads, runs_here=target.runs_here)
         placed = self._placed()
         nodes = {node.name: node.op for node in self.planned.graph.nodes}
         unranged = self._unranged()
-        return Report(
+        report = Report(
             onnxq=version("onnxq"),
             onnxruntime=version("onnxruntime"),
             options={
@@ -177,7 +245,7 @@ class Job:
                 "calibration": self.calibration,
             },
             source=_facts(self.proto, self.origin),
-            result=_facts(quantized, None if output is None else str(output)),
+            result=_facts(result or quantized, None if output is None else str(output)),
             samples=len(self.known.samples) if self.known is not None else 0 if self.invented else len(self.feeds),
             steps=self.steps,
             integer_nodes=placed.changed - len(unranged),
@@ -189,15 +257,44 @@ class Job:
             quality=verdict.quality,
             compared_samples=sum(f.rows or 1 for f in compared),
             runtime_operators=dict(verdict.operators),
-            warnings=self._warnings() + verdict.warnings + (INVENTED_WARNING,) * (self.invented),
+            requirements=checked,
+            warnings=self._warnings() + self._saturation() + verdict.warnings + (INVENTED_WARNING,) * (self.invented),
             seconds=seconds,
         )
+        return report if self.notebook is None else self._detailed(report, self.notebook, compared)
+
+    def _detailed(self, report: Report, notebook: Notebook, feeds: Sequence[Feed]) -> Report:
+        """The report with all layers, compared on some feeds, and activations."""
+        layers = notebook.layers(self.planned, replace(self.context, feeds=feeds))
+        return replace(report, layers=layers, distributions=notebook.distributions(self.planned))
+
+    def _check(self, quantized: ModelProto) -> tuple[str, ...]:
+        """The target's requirements that the model keeps to. Raises VerificationError where it breaks one.
+
+        Nodes that the user keeps in float are as they are on purpose.
+        """
+        wanted = {where for where, why in self._placed().skips if why.startswith(("excluded by", "not included"))}
+        result = check(quantized, self.context.target, self.origin, wanted)
+        if result.violations:
+            some = "; ".join(str(violation) for violation in result.violations[:3])
+            raise VerificationError(
+                f"the quantized model breaks {len(result.violations)} requirements of {result.target}, and was not"
+                f" written: {some}{'; ...' * (len(result.violations) > 3)}; options that contradict the target, such as"
+                " presets, overrides and symmetry, are the usual reason"
+            )
+        return tuple(f"{requirement.id}: {requirement.text}" for requirement in result.requirements)
 
     def _without_range(self) -> dict[str, str]:
         """Tensors that were to be quantized but have no range, and why."""
-        steps = [s for s in self.steps if s.name in ("SetActivationRanges", "ForeseeActivationRanges")]
-        skips = dict(skip for step in steps for skip in step.skips)
-        return {name: reason for name, reason in skips.items() if name not in self.planned.quantizers}
+        names = ("ApplyEncodings", "SetActivationRanges", "ForeseeActivationRanges")
+        skips = dict(skip for step in self.steps if step.name in names for skip in step.skips)
+        tensors = self.planned.graph.tensors()
+        return {n: reason for n, reason in skips.items() if n in tensors and n not in self.planned.quantizers}
+
+    def _strangers(self) -> list[str]:
+        """Names in the encodings that mean no tensor of the model."""
+        tensors = self.planned.graph.tensors()
+        return [e.name for e in self.encodings if e.name not in tensors]
 
     def _unranged(self) -> dict[str, str]:
         """Nodes that compute in float after all, since a tensor that they read has no range, and why."""
@@ -209,18 +306,36 @@ class Job:
                     readers[node.name] = f"its input {name!r} has no range"
         return readers
 
+    def _saturation(self) -> tuple[str, ...]:
+        """A word on 16-bit accumulators, where this machine has them and the weights may reach their ends."""
+        weight = self.options.weight
+        if not (self.context.target.runs_here and weight is not None and weight.grid.bits == 8 and saturates()):
+            return ()
+        return ("this CPU has no VNNI: products of 8-bit integers saturate on it; quantize for --target ort-no-vnni",)
+
     def _warnings(self) -> tuple[str, ...]:
+        strangers = self._strangers()
+        warnings = (
+            f"{len(strangers)} of {len(self.encodings)} encodings name tensors that the prepared model does not have"
+            f" ({', '.join(map(repr, strangers[:3]))}{', ...' * (len(strangers) > 3)}); they are not used",
+        ) * bool(strangers)
         missing = self._without_range()
         if not missing:
-            return ()
+            return warnings
         some = "; ".join(f"{name!r}: {reason}" for name, reason in list(missing.items())[:3])
         remedy = "; --input-range, --synthetic or calibration data can range them" * self.options.data_free
         return (
+            *warnings,
             f"{len(missing)} tensors have no range and stay in float ({some}{', ...' * (len(missing) > 3)}){remedy}",
         )
 
     def _placed(self) -> Step:
         return next(step for step in self.steps if step.name == "AddQuantizers")
+
+
+def _not_run(step: Pass, reason: str) -> Step:
+    record = step_record(type(step).__name__, step, Outcome(notes=(f"not run: {reason}",)), 0.0)
+    return replace(record, kept=False)
 
 
 def _reasons(placed: Step, model: Model) -> str:

@@ -3,7 +3,8 @@
     db(model) = SQNR of all float outputs, the original's against the quantized model's, on a few calibration samples
 
 A step is tried on a copy, which is then quantized to the end: what counts is the result, not how the weights look. It
-is kept unless it costs more than `tolerance` dB.
+is kept unless it costs more than `tolerance` dB. Ranges of the copy come from other samples than those compared: a
+step may shift what the former clip.
 """
 
 from __future__ import annotations
@@ -12,16 +13,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from onnx import ModelProto
 
-from .data import Feed
+from .data import CalibrationData, Feed
 from .graph.model import Model
-from .numeric.metrics import Sqnr
+from .numeric.metrics import OutputSqnr
 from .passes.base import Context, Outcome, Pass
 from .runtime import Session, parallel_map, without_padding
 
 SAMPLES = 32
+"""To set ranges on, and as many others to compare on."""
+
+
+def split(feeds: CalibrationData) -> tuple[list[Feed], list[Feed]]:
+    """Feeds to set ranges on, and feeds to compare on: no sample is among both, unless there is but one feed."""
+    drawn = feeds.take(2 * SAMPLES)
+    return (drawn[::2], drawn[1::2]) if len(drawn) > 1 else (drawn, drawn)
 
 
 @dataclass(frozen=True)
@@ -50,16 +57,14 @@ class Judge:
     def db(self, quantized: ModelProto) -> float:
         """SQNR over all float outputs together, each in units of its own power."""
         sessions = Session(self.original), Session(quantized)
-        totals: dict[str, Sqnr] = {}
+        total = OutputSqnr()
         runs = parallel_map(lambda feed: (feed, [s.run(feed.arrays) for s in sessions]), self.feeds, self.threads)
-        for feed, (reference, other) in runs:
-            for name, value in reference.items():
-                x, y = (without_padding(v, feed.arrays, feed.rows) for v in (value, other[name]))
-                if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.shape == y.shape:
-                    totals.setdefault(name, Sqnr()).update(x, y)
-        shares = [10 ** (-total.db / 10) for total in totals.values()]
-        noise = float(np.mean(shares)) if shares else 0.0
-        return float(-10 * np.log10(noise)) if noise > 0 else np.inf
+        for feed, outputs in runs:
+            reference, other = (
+                {name: without_padding(v, feed.arrays, feed.rows) for name, v in found.items()} for found in outputs
+            )
+            total.update(reference, other)
+        return total.db
 
 
 def try_steps(

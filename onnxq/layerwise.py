@@ -18,8 +18,6 @@ DequantizeLinear is computed anew in every segment that reads it.
 from __future__ import annotations
 
 import tempfile
-import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +35,7 @@ from .graph.ops import LinearLayer, linear_layer
 from .graph.simulate import simulated
 from .passes.base import Context
 from .runtime import Session, parallel_map
+from .shelf import Held, Shelf
 
 Array = NDArray[np.generic]
 Floats = NDArray[np.floating]
@@ -52,8 +51,14 @@ class Visitor(Protocol):
     def take(self, layer: LinearLayer, part: Any) -> None:
         """What `observe` gave, in the order of the samples; called in the main thread."""
 
-    def change(self, uses: Sequence[LinearLayer]) -> None:
-        """All samples of all layers that share a weight were seen: change its values, and the layers' biases."""
+    def change(self, uses: Sequence[LinearLayer]) -> str:
+        """All samples of all layers that share a weight were seen: change its values, and the layers' biases.
+
+        Returns what became of it in a few words.
+        """
+
+    def cost(self, layer: LinearLayer) -> int:
+        """How much work it is to visit a layer, in any unit: time left is told by that."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def visit_layers(model: Model, context: Context, visitor: Visitor, label: str) -
     if not layers:
         return Traffic(0, 0)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        shelf = _Shelf(Path(folder), context.max_memory)
+        shelf = Shelf(Path(folder), context.max_memory)
         walk = _Walk(model, context, layers, shelf)
         walk.run(visitor, label)
         return Traffic(shelf.most, shelf.spilled)
@@ -118,7 +123,7 @@ class _Walk:
     model: Model
     context: Context
     layers: list[LinearLayer]
-    shelf: _Shelf
+    shelf: Shelf
     reference: _Stream = field(init=False)
     quantized: _Stream = field(init=False)
 
@@ -132,20 +137,23 @@ class _Walk:
         for k, layer in enumerate(self.layers):
             groups.setdefault(id(layer.weight), []).append(k)
         kept: dict[int, list[_Cut]] = {}
+        costs = [max(visitor.cost(layer), 1) for layer in self.layers]
+        self.context.progress(label, 0, sum(costs))
         cuts, k, seen = self._begin(), 0, -1
         while k < len(self.layers):
-            uses, fresh = groups[id(self.layers[k].weight)], k > seen
+            name, uses, told = self.layers[k].node.name, groups[id(self.layers[k].weight)], ""
+            fresh = k > seen
             cuts = self._advance(k, cuts, visitor if fresh else None)
             seen = max(seen, k)
             if k == uses[0] and seen < uses[-1]:
                 kept[k] = list(cuts)
             if fresh and k == uses[-1]:
-                visitor.change([self.layers[use] for use in uses])
+                told = visitor.change([self.layers[use] for use in uses])
                 for use in uses:
                     self._update(use)
                 if len(uses) > 1:  # what comes after its first use goes on with the new values
                     k, cuts = uses[0], kept.pop(uses[0])
-            self.context.progress(label, seen + 1, len(self.layers))
+            self.context.progress(f"{label}: {name} {told}", sum(costs[: seen + 1]), sum(costs))
             k += 1
 
     def _update(self, k: int) -> None:
@@ -215,8 +223,8 @@ class _Cut:
     sample: int
     batch: int
     rows: int | None
-    reference: Mapping[str, _Held]
-    quantized: Mapping[str, _Held]
+    reference: Mapping[str, Held]
+    quantized: Mapping[str, Held]
 
     def real(self, x: Array) -> Any:
         """A tensor without the rows that fill a fixed batch up."""
@@ -262,7 +270,7 @@ class _Stream:
     def _set(self, name: str, values: NDArray[np.generic]) -> None:
         self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
 
-    def enter(self, k: int) -> Callable[[Mapping[str, _Held]], tuple[Any, Arrays]]:
+    def enter(self, k: int) -> Callable[[Mapping[str, Held]], tuple[Any, Arrays]]:
         """A function from a cut's tensors to the probe of segment k, and to what later segments read of it."""
         segment = self._segments[k]
         passing = segment.probe in segment.reads  # computed before: another layer reads it too
@@ -272,14 +280,14 @@ class _Stream:
         if session is not None:
             self._types |= {name: _type(text, name) for name, text in session.output_types().items()}
 
-        def run(tensors: Mapping[str, _Held]) -> tuple[Any, Arrays]:
+        def run(tensors: Mapping[str, Held]) -> tuple[Any, Arrays]:
             made = session.run({name: tensors[name].array() for name in fed}) if session is not None else {}
             probe = tensors[segment.probe].array() if passing else made[segment.probe]
             return probe, {name: made[name] for name in segment.makes}
 
         return run
 
-    def moved(self, k: int, tensors: Mapping[str, _Held], made: Mapping[str, Array], shelf: _Shelf) -> dict[str, _Held]:
+    def moved(self, k: int, tensors: Mapping[str, Held], made: Mapping[str, Array], shelf: Shelf) -> dict[str, Held]:
         """A cut's tensors behind segment k."""
         kept = {name: held for name, held in tensors.items() if name not in self._segments[k].drops}
         return kept | {name: shelf.put(value) for name, value in made.items()}
@@ -345,48 +353,3 @@ def _type(text: str, name: str) -> onnx.TypeProto:
     if not text.startswith("tensor(") or kind not in known:
         raise ModelError(f"tensor {name!r} between two layers is a {text}, which cannot be kept")
     return helper.make_tensor_type_proto(known[kind], None)
-
-
-class _Shelf:
-    """Holds arrays in memory as long as they fit, writes the others to files; both go when nobody refers to them."""
-
-    def __init__(self, folder: Path, limit: int) -> None:
-        self._folder, self._limit, self._count = folder, limit, 0
-        self._lock = threading.RLock()  # the collector may release in the middle of `put`
-        self.held = self.most = self.spilled = 0
-
-    def put(self, array: Array) -> _Held:
-        with self._lock:
-            fits = self.held + array.nbytes <= self._limit
-            self._count += 1
-            path = None if fits else self._folder / f"{self._count}.npy"
-            if fits:
-                self.held += array.nbytes
-                self.most = max(self.most, self.held)
-            else:
-                self.spilled += array.nbytes
-        handle = _Held(array, path)
-        weakref.finalize(handle, self._release, array.nbytes, path).atexit = False
-        return handle
-
-    def _release(self, size: int, path: Path | None) -> None:
-        if path is not None:
-            path.unlink(missing_ok=True)
-            return
-        with self._lock:
-            self.held -= size
-
-
-class _Held:
-    """An array on the shelf."""
-
-    def __init__(self, array: Array, path: Path | None) -> None:
-        self._array = array if path is None else None
-        self._path = path
-        if path is not None:
-            np.save(path, array)
-
-    def array(self) -> Array:
-        if self._path is None:
-            return np.asarray(self._array)
-        return np.asarray(np.load(self._path))

@@ -6,12 +6,13 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from .encodings import VERSIONS
 from .errors import UsageError
 from .numeric.quant import Grid, QuantSpec
 from .numeric.ranges import parse_method
 from .passes.adaround import EFFORTS, ROUNDINGS
 from .passes.apply_overrides import Override
-from .targets import TARGETS
+from .targets import find_target
 
 PRESETS = ("w8a8", "w8a16", "w4a8", "w4a16", "w8", "w4")
 """Those worth naming; any of w2 to w16, a2 to a16, alone or together, is understood. Without w or a: left in float."""
@@ -21,13 +22,17 @@ PRESETS = ("w8a8", "w8a16", "w4a8", "w4a16", "w8", "w4")
 class Options:
     """The fields are the command line's options and the configuration file's keys.
 
-    target: a key of `TARGETS`. preset: bits of weights and activations, `w8a8`; one alone leaves the other in float.
+    target: a key of `TARGETS`, or a TOML file that describes one. preset: bits of weights and activations, `w8a8`; one alone leaves the other in float.
     per_channel: one weight scale per output channel. every_kernel: also integer kernels slower than float ones.
     symmetric_activations: zero point 0, unsigned where a tensor has no negative values (7, 8b).
     asymmetric_weights: weights with zero points. power_of_two: all scales. block_size: weights in blocks.
     dead_channels, cle, absorb, bias_correction: the steps of sections 3.2 and 3.3. cle: `noise`, `range` (the paper's
         criterion) or `off`. bias_correction: `analytic`, `empirical` or `off`. With calibration data a step that makes
         the result worse is dropped.
+    migrate_scales: how much of the outliers behind LayerNorm goes to the weights that read them, 0 to 1 (SmoothQuant's
+        alpha); None: the step is left out. Dropped like those above.
+    wide_activations: `auto` finds activations for which the preset's width costs the outputs too much and gives them
+        16 bits; `off`.
     rounding: how weights are rounded (section 3.4), a key of `ROUNDINGS`; `auto`: by descent below 8 bits, else to
         nearest. effort: time for quality, a key of `EFFORTS`. checkpoint: a folder that an interrupted run goes on
         from.
@@ -38,6 +43,11 @@ class Options:
         is so by default (`auto`) per tensor; per channel it is mse.
     include, exclude: globs of node names or operator types. tie: operators (Add, Concat) whose inputs share a grid.
     overrides: exceptions for single tensors.
+    from_encodings: a file of scales and offsets that a tool like AIMET wrote beside the model; they are taken as they
+        are, and no step changes the network that they were made for. Tensors that it does not name are ranged from
+        data, or stay in float without any.
+    encodings_version: the schema, a key of `encodings.VERSIONS`, that such a file is written in.
+        float_output: the output is the float model that the encodings belong to, instead of the quantized one.
     samples, seed: how many calibration samples to use, and which draw of them.
     batch_size: samples held in memory and run at once, 0 for two a thread; threads: 0 for all processors;
         max_memory: MiB of activations held while calibrating. None of these three changes the result.
@@ -55,6 +65,8 @@ class Options:
     cle: str = "noise"
     absorb: bool = True
     bias_correction: str = "analytic"
+    migrate_scales: float | None = None
+    wide_activations: str = "off"
     rounding: str = "auto"
     effort: str = "medium"
     checkpoint: str | None = None
@@ -68,6 +80,9 @@ class Options:
     exclude: tuple[str, ...] = ()
     tie: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
+    from_encodings: str | None = None
+    encodings_version: str = "1.0.0"
+    float_output: bool = False
     samples: int | None = None
     seed: int = 0
     batch_size: int = 0
@@ -75,7 +90,7 @@ class Options:
     max_memory: int = 512
 
     def __post_init__(self) -> None:
-        _one_of("target", self.target, TARGETS)
+        find_target(self.target)
         for name, lowest in (("batch_size", 0), ("threads", 0), ("max_memory", 1), ("samples", 1), ("block_size", 1)):
             value = getattr(self, name)
             if value is not None and value < lowest:
@@ -87,12 +102,25 @@ class Options:
             _one_of("tie", op, ("Add", "Concat"))
         _one_of("cle", self.cle, ("noise", "range", "off"))
         _one_of("bias-correction", self.bias_correction, ("analytic", "empirical", "off"))
+        _one_of("wide-activations", self.wide_activations, ("off", "auto"))
+        if self.migrate_scales is not None and not 0 <= self.migrate_scales <= 1:
+            raise UsageError(f"migrate-scales must be from 0 to 1, got {self.migrate_scales}")
+        if self.wide_activations == "auto" and self.data_free:
+            raise UsageError("--wide-activations auto needs calibration data: it tries what each grid costs")
         _one_of("rounding", self.rounding, ("auto", *ROUNDINGS))
         _one_of("effort", self.effort, EFFORTS)
+        _one_of("encodings-version", self.encodings_version, VERSIONS)
         if self.data_free and self.bias_correction == "empirical":
             raise UsageError("--bias-correction empirical needs calibration data; data-free there is analytic")
         if self.data_free and self.rounding not in ("auto", "nearest"):
             raise UsageError(f"--rounding {self.rounding} needs calibration data; data-free there is nearest")
+        if self.from_encodings is not None and (
+            self.rounding not in ("auto", "nearest") or self.bias_correction == "empirical"
+        ):
+            raise UsageError(
+                "--from-encodings takes weights and biases as they are: it goes with --rounding nearest and without"
+                " empirical bias correction"
+            )
         if self.synthetic and not self.data_free:
             raise UsageError("--synthetic is for --data-free: with calibration data there is nothing to make up")
         for text in (self.weight_method, self.activation_range, self.logits_range):
@@ -109,9 +137,9 @@ class Options:
         width = bits(self.preset)[1]
         if width is None:
             return None
-        spec = TARGETS[self.target].activation
-        spec = replace(spec, grid=replace(spec.grid, bits=width), power_of_two=self.power_of_two or spec.power_of_two)
-        if self.symmetric_activations:
+        spec = find_target(self.target).activation_of(width)
+        spec = replace(spec, power_of_two=self.power_of_two or spec.power_of_two)
+        if self.symmetric_activations and not spec.symmetric:
             spec = replace(spec, grid=Grid(width, signed=True), symmetric=True, one_tailed=True)
         return spec
 
@@ -121,17 +149,18 @@ class Options:
         width = bits(self.preset)[0]
         if width is None:
             return None
-        spec = TARGETS[self.target].weight
-        spec = replace(spec, grid=replace(spec.grid, bits=width), power_of_two=self.power_of_two or spec.power_of_two)
+        spec = find_target(self.target).weight_of(width)
+        spec = replace(spec, power_of_two=self.power_of_two or spec.power_of_two)
         if self.asymmetric_weights:
-            spec = replace(spec, grid=Grid(width, spec.grid.signed), symmetric=False)
+            spec = replace(spec, grid=Grid(spec.grid.bits, spec.grid.signed), symmetric=False)
         per_channel = spec.per_channel and self.per_channel and self.block_size is None
         return replace(spec, per_channel=per_channel, block=self.block_size)
 
     @property
     def weighs_weights(self) -> bool:
         """Whether the weights' squared error is weighted by what their input channels contribute."""
-        return self.weight_range == "weighted" or (self.weight_range == "auto" and not self.per_channel)
+        auto = self.weight_range == "auto" and not self.per_channel and self.from_encodings is None
+        return auto or self.weight_range == "weighted"
 
     @property
     def optimised_rounding(self) -> str | None:
@@ -140,7 +169,7 @@ class Options:
             return None
         if self.rounding != "auto":
             return self.rounding
-        return "descent" if self.weight.grid.bits < 8 and self.block_size is None else None
+        return "descent" if self.weight.grid.bits < 8 else None
 
     @property
     def weight_method(self) -> str:
@@ -158,7 +187,7 @@ class Options:
         widths = [spec.grid.stored_bits for spec in (self.activation, self.weight) if spec is not None]
         widths += [Grid(o.bits, True).stored_bits for o in self.overrides if o.bits is not None]
         blocks = self.block_size is not None or any(o.block is not None for o in self.overrides)
-        return max(TARGETS[self.target].min_opset, 21 if blocks or {4, 16} & set(widths) else 0)
+        return max(find_target(self.target).min_opset, 21 if blocks or {4, 16} & set(widths) else 0)
 
 
 def bits(preset: str) -> tuple[int | None, int | None]:

@@ -23,19 +23,22 @@ from .passes.base import Context, Outcome, Pass
 from .passes.correct_bias import CorrectBias
 from .passes.correct_bias_empirically import CorrectBiasEmpirically
 from .passes.equalize_layers import EqualizeLayers
+from .passes.fit_scales import FitScales
 from .passes.fold_batchnorm import FoldBatchNorm
 from .passes.foresee_activation_ranges import ForeseeActivationRanges
 from .passes.fuse_activation import FuseActivation
 from .passes.lower_to_qdq import LowerToQdq
+from .passes.migrate_scales import MigrateScales
 from .passes.normalize import Normalize
 from .passes.remove_dead_channels import RemoveDeadChannels
 from .passes.set_activation_ranges import SetActivationRanges
 from .passes.set_bias_scales import SetBiasScales
 from .passes.set_weight_ranges import SetWeightRanges
 from .passes.weigh_weight_ranges import WeighWeightRanges
+from .passes.widen_activations import WidenActivations
 from .report import Step
 from .runtime import Session
-from .targets import TARGETS
+from .targets import find_target
 
 PRESERVED_DB = 60.0
 """A pass that claims to preserve the float function may change its outputs by a thousandth (root mean square)."""
@@ -82,20 +85,23 @@ def _refuse_change(name: str, before: dict[str, Any], after: dict[str, Any]) -> 
 def step_record(name: str, step: Pass, outcome: Outcome, seconds: float) -> Step:
     options = repr(step).partition("(")[2].removesuffix(")")
     skips = tuple((skip.where, skip.reason) for skip in outcome.skips)
-    return Step(name, options, outcome.changed, seconds, outcome.notes, skips)
+    return Step(name, options, outcome.changed, seconds, outcome.notes, skips, rounded=outcome.rounded)
 
 
 def load(proto: ModelProto, origin: str, options: Options) -> Model:
     """A model to work on, at an operator set that the target needs: the same one for all grids, so that statistics
     serve all of them."""
-    target = TARGETS[options.target]
+    target = find_target(options.target)
     return Model.from_proto(convert_opset(proto, target.min_opset, origin, target.max_opset), origin)
 
 
 def raised(model: Model, options: Options) -> Model:
     """The planned model at an operator set that its grids need, ready for `lowering`."""
     proto = model.to_proto()
-    converted = convert_opset(proto, options.min_opset, model.origin, TARGETS[options.target].max_opset)
+    specs = [q.spec for q in model.quantizers.values()]
+    wide = any(spec.grid.stored_bits in (4, 16) or spec.block is not None for spec in specs)
+    needed = max(options.min_opset, 21 if wide else 0)
+    converted = convert_opset(proto, needed, model.origin, find_target(options.target).max_opset)
     if converted is proto:
         return model
     copy = Model.from_proto(converted, model.origin)
@@ -132,16 +138,24 @@ def adjustments(options: Options) -> tuple[Pass, ...]:
         steps.append(EqualizeLayers(method, bits=(weight_bits or 16, activation_bits or 16)))
     if options.absorb:
         steps.append(AbsorbBias())
+    if options.migrate_scales is not None:
+        steps.append(MigrateScales(options.migrate_scales))
     return tuple(steps)
 
 
-def ranging(options: Options) -> Pipeline:
-    """Where quantizers go, and what their scales are."""
+def ranging(options: Options, given: tuple[Pass, ...] = ()) -> Pipeline:
+    """Where quantizers go, and what their scales are. given: passes that know some of them beforehand."""
     weigh = (WeighWeightRanges(),) * (options.weighs_weights and options.weight is not None)
     ranges: tuple[Pass, ...] = (SetActivationRanges(options.activation_range, options.logits_range),)
     if options.data_free:
         ranges = (*ranges * options.synthetic, ForeseeActivationRanges(inputs=options.input_ranges))
-    return Pipeline((*placement(options).passes, SetWeightRanges(options.weight_method), *weigh, *ranges))
+    fit = (FitScales(),) * find_target(options.target).fits_scales
+    return Pipeline((*placement(options).passes, *given, SetWeightRanges(options.weight_method), *weigh, *ranges, *fit))
+
+
+def exceptions(options: Options) -> Pipeline:
+    """Grids that turn out too coarse, once all have their scales."""
+    return Pipeline((WidenActivations(),) * (options.wide_activations == "auto" and options.activation is not None))
 
 
 def corrections(options: Options) -> tuple[Pass, ...]:

@@ -43,6 +43,15 @@ def runtime_version() -> str:
     return str(ort.__version__)
 
 
+def saturates() -> bool:
+    """Whether products of uint8 and int8 saturate in 16 bits on this machine: x86 without VNNI, where Linux says so."""
+    try:
+        flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    except OSError:
+        return False
+    return "sse2" in flags.split() and not any(f.endswith("_vnni") for f in flags.split())
+
+
 class Session:
     """A model loaded for the CPU, from a path or from memory. `optimize`: whether ONNX Runtime rewrites it first.
 

@@ -81,7 +81,7 @@ def test_fields_of_weights():
         found = overridden(Override(tensor="w", **fields))["w"]
         return str(found.spec), found.axis
 
-    assert spec(bits=3) == ("int3 narrow symmetric per channel", 0)
+    assert spec(bits=3) == ("int3 symmetric per channel", 0)
     assert spec(symmetric=False) == ("int8 asymmetric per channel", 0)
     assert spec(per_channel=False) == ("int8 narrow symmetric per tensor", None)
     assert spec(power_of_two=True) == ("int8 narrow symmetric per channel power of two", 0)

@@ -12,14 +12,14 @@ import onnxq
 ROOT = Path(onnxq.__file__).parent
 
 LEVELS = [
-    {"errors", "progress"},
+    {"errors", "progress", "shelf"},
     {"numeric", "report"},
     {"graph"},
-    {"runtime", "data", "targets", "statistics"},
-    {"passes.base", "verify"},
+    {"runtime", "data", "targets", "statistics", "encodings"},
+    {"passes.base", "verify", "check"},
     {"layerwise", "judge", "checkpoint"},
     {"passes"},
-    {"options"},
+    {"options", "details"},
     {"pipeline", "config"},
     {"job"},
     {"api"},

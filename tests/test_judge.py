@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 from graphs import feeds, model, wrapped
 
-from onnxq.data import Feed
+from onnxq.data import CalibrationData, Feed, InputSpec
 from onnxq.graph.model import Model
-from onnxq.judge import Judge, try_steps
+from onnxq.judge import Judge, split, try_steps
 from onnxq.passes.base import Context, Outcome
 
 
@@ -43,3 +43,15 @@ def test_a_step_that_hurts_is_dropped() -> None:
     assert "dropped" in str(trials[1])
     assert result is not start
     assert judge.db(proto) == np.inf
+
+
+def test_ranges_come_from_other_samples_than_those_compared() -> None:
+    for count in (1, 2, 7, 200):
+        data = CalibrationData(
+            np.float32(np.arange(5 * count)).reshape(count, 5), [InputSpec("x", np.float32, ("N", 5))]
+        )
+        ranging, compared = split(data)
+        first = {float(feed.arrays["x"][0, 0]) for feed in ranging}
+        second = {float(feed.arrays["x"][0, 0]) for feed in compared}
+        assert len(first) == min(-(-count // 2), 32)
+        assert count == 1 or not first & second

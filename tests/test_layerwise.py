@@ -49,6 +49,9 @@ class Recorder:
         self.x[layer.node.name].append(x)
         self.y.setdefault(layer.node.name, []).append(y)
 
+    def cost(self, layer):
+        return layer.weight.values.size
+
     def change(self, uses):
         self.groups.append([use.node.name for use in uses])
         if self.halve:
@@ -56,6 +59,7 @@ class Recorder:
             uses[0].weight.values = params.fake(uses[0].weight.values / 2)
             for use in uses:
                 use.bias.values = use.bias.values + np.float32(0.25)
+        return "halved" if self.halve else "seen"
 
 
 def visited(proto, halve=False, feeds=None, **fields):
@@ -147,6 +151,17 @@ def test_isolated_layers_have_biases_of_their_own():
     assert all(len(layer.bias.outputs) == 1 for layer in layers)
     assert len(layers[0].weight.outputs) == 2  # both layers, not the Mul
     graphs.assert_same_function(proto, model.to_proto(), 1e-6)
+
+
+def test_progress_tells_the_layer_and_counts_its_cost():
+    proto, calls = graphs.model(TIED), []
+    _, _, after, _ = visited(proto, progress=lambda *call: calls.append(call))
+    layers = [layer.node.name for layer in planned_layers(after)]
+    assert calls[0] == ("visiting", 0, 64)
+    assert (f"visiting: {layers[-1]} seen", 64, 64) in calls
+    done = [done for _, done, _ in calls]
+    assert done == sorted(done)
+    assert {done for _, done, _ in calls} == {0, 16, 32, 48, 64}
 
 
 def test_no_data():

@@ -24,6 +24,13 @@ def test_presets_name_the_bits_of_weights_and_activations(preset, widths):
     assert tuple(spec and spec.grid.bits for spec in (options.weight, options.activation)) == widths
 
 
+@pytest.mark.parametrize(("preset", "lowest"), [("w8", -127), ("w7", -64), ("w4a8", -8), ("w3a8", -4)])
+def test_only_grids_of_8_bits_leave_out_their_lowest_integer(preset, lowest):
+    weight = Options(preset=preset).weight
+    assert weight is not None
+    assert weight.grid.qmin == lowest
+
+
 @pytest.mark.parametrize("preset", ["", "w", "w1", "a17", "w8w8", "8a8", "w99", "a8w8", "w8a", "W8A8", "w8a8 ", "w-4"])
 def test_presets_that_are_refused(preset):
     with pytest.raises(UsageError, match="is unknown; expected w8a8, w8a16"):

@@ -3,8 +3,9 @@ import pytest
 from graphs import model, run, weights
 from quantized import answered, planned, quantized, samples
 
+from onnxq.graph.bias_scale import LARGEST_BIAS
 from onnxq.passes.base import Context
-from onnxq.passes.set_bias_scales import LARGEST_BIAS, SetBiasScales
+from onnxq.passes.set_bias_scales import SetBiasScales
 from onnxq.runtime import Session
 
 LAYERS = {

@@ -19,7 +19,7 @@ from ..options import Options
 from ..passes.base import Context
 from ..pipeline import load, placement, prepare
 from ..report import FloatNode, printable
-from ..targets import TARGETS
+from ..targets import find_target
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Inspection:
 def inspect(proto: ModelProto, origin: str, options: Options | None = None) -> Inspection:
     """What the checked model `proto` holds, and what would be quantized. Raises ModelError or EngineError."""
     options = options or Options()
-    context = Context(target=TARGETS[options.target])
+    context = Context(target=find_target(options.target))
     model = load(proto, origin, options)
     prepare().run(model, context)
     step = placement(options).run(model, context)[0]

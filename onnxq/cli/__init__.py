@@ -10,9 +10,14 @@ from .. import __version__
 from ..errors import OnnxqError
 from ..report import printable
 from .calibrate import calibrate_command
+from .check import check_command
+from .compare import compare_command
+from .evaluate import evaluate_command
 from .inspect import inspect_command
 from .options import EXIT_CODES
 from .quantize import quantize_command
+from .sensitivity import sensitivity_command
+from .targets import targets_command
 
 
 class _Group(click.Group):
@@ -35,6 +40,17 @@ def main() -> None:
     """Quantize trained ONNX models: float32 in, verified integer QDQ models out."""
 
 
-for command in (quantize_command, calibrate_command, inspect_command):
+COMMANDS = (
+    quantize_command,
+    calibrate_command,
+    inspect_command,
+    evaluate_command,
+    compare_command,
+    sensitivity_command,
+    targets_command,
+    check_command,
+)
+
+for command in COMMANDS:
     command.epilog = EXIT_CODES
     main.add_command(command)

@@ -10,10 +10,10 @@ import click
 
 from ..config import overrides_of, read_config
 from ..data import Preprocess
+from ..encodings import VERSIONS
 from ..errors import OutputError, UsageError
 from ..options import PRESETS, Options
 from ..passes.adaround import EFFORTS, ROUNDINGS
-from ..targets import TARGETS
 
 CALIB = "Calibration data: a folder of images, .npy, .npz or test_data_set_*/*.pb, or one such file."
 
@@ -106,7 +106,13 @@ data_options = options(
 )
 
 placement_options = options(
-    click.option("--target", type=click.Choice(sorted(TARGETS)), default="ort", show_default=True),
+    click.option(
+        "--target",
+        default="ort",
+        show_default=True,
+        metavar="NAME|FILE",
+        help="The tool-chain that is to run the result: `onnxq targets` lists them; or a TOML file that describes one.",
+    ),
     click.option(
         "--preset",
         default="w8a8",
@@ -150,6 +156,19 @@ step_options = options(
     click.option("--no-cle", is_flag=True, help="The same as --cle off."),
     click.option("--absorb/--no-absorb", default=True, help="Absorb high biases [on]."),
     click.option(
+        "--migrate-scales",
+        type=click.FloatRange(0, 1),
+        metavar="ALPHA",
+        help="Move outliers behind LayerNorm into the weights that read them, as SmoothQuant does; 0.5 is usual [off].",
+    ),
+    click.option(
+        "--wide-activations",
+        type=click.Choice(["off", "auto"]),
+        default="off",
+        show_default=True,
+        help="Give activations 16 bits where fewer cost the outputs too much, as few of them as possible.",
+    ),
+    click.option(
         "--bias-correction",
         type=click.Choice(["analytic", "empirical", "off"]),
         default="analytic",
@@ -180,6 +199,46 @@ data_free_options = options(
     click.option("--synthetic", is_flag=True, help="With --data-free: range what BatchNorm cannot on random inputs."),
 )
 
+judging_options = options(
+    click.option(
+        "--labels",
+        type=click.Path(readable=False),
+        help="Class indices of the calibration data: .txt, .csv, .json, .npy or .npz, as `onnxq evaluate` takes them.",
+    ),
+    click.option(
+        "--metric",
+        metavar="NAME|MODULE:FUNCTION",
+        help="sqnr, agreement, kl, top1, top5, or a function (outputs, labels) -> number, higher is better"
+        " [top1 with --labels].",
+    ),
+    click.option(
+        "--judged",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Calibration samples to measure on [64 for sqnr and kl, else up to 1024].",
+    ),
+)
+
+encodings_options = options(
+    click.option(
+        "--encodings-version",
+        type=click.Choice(list(VERSIONS)),
+        default="1.0.0",
+        show_default=True,
+        help="The schema of --encodings.",
+    ),
+    click.option(
+        "--float-output",
+        is_flag=True,
+        help="With --encodings: OUTPUT is the float model that they belong to, for QNN's converter.",
+    ),
+    click.option(
+        "--from-encodings",
+        type=click.Path(dir_okay=False),
+        help="Take scales and offsets from an encodings file of AIMET, QNN or onnxq; needs no calibration data.",
+    ),
+)
+
 range_options = options(
     click.option(
         "--weight-range",
@@ -196,13 +255,17 @@ range_options = options(
     ),
 )
 
-run_options = options(
+thread_options = options(
     click.option(
         "--batch-size",
         type=click.IntRange(min=1),
         help="Samples held in memory and run at once; never changes the result [two a thread].",
     ),
     click.option("--threads", type=click.IntRange(min=1), help="Never changes the result [all processors]."),
+)
+
+run_options = options(
+    thread_options,
     click.option(
         "--max-memory",
         type=click.IntRange(min=1),
@@ -252,3 +315,10 @@ def refuse_same_files(output: str, report: str | None, model: str, *data: str) -
     for path in (model, output, *data):
         if report is not None and Path(report).resolve() == Path(path).resolve():
             raise OutputError(f"--report {report}: this is {path} itself; choose another name")
+
+
+def refuse_overwriting(option: str, written: str | None, *others: str | None) -> None:
+    """A file that is written must be none of the others."""
+    for path in others:
+        if written is not None and path is not None and Path(written).resolve() == Path(path).resolve():
+            raise OutputError(f"{option} {written}: this is {path} itself; choose another name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -10,18 +11,22 @@ import click
 from ..api import quantize
 from ..graph.storage import replacing
 from ..progress import Progress
+from .mixed import config_text, mixed_options, take_wish
 from .options import (
     CALIB,
     config_option,
     data_free_options,
     data_options,
+    encodings_options,
     parse,
     placement_options,
     range_options,
+    refuse_overwriting,
     refuse_same_files,
     run_options,
     step_options,
 )
+from .reports import report_option, writing
 
 
 @click.command("quantize")
@@ -40,7 +45,12 @@ from .options import (
 @step_options
 @range_options
 @run_options
-@click.option("--report", type=click.Path(dir_okay=False), help="Write everything about the run to this JSON file.")
+@click.option(
+    "--encodings", type=click.Path(dir_okay=False), help="Write scales and offsets in AIMET's and QNN's JSON, too."
+)
+@encodings_options
+@mixed_options
+@report_option
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 @click.option("--verbose", "-v", is_flag=True, help="Print each step and each node left in float.")
 @config_option
@@ -49,30 +59,45 @@ def quantize_command(
     output: str,
     calib: str | None,
     stats: tuple[str, ...],
-    report: str | None,
+    encodings: str | None,
+    reports: tuple[str, ...],
     quiet: bool,
     verbose: bool,
     **given: Any,
 ) -> None:
     """Quantize MODEL with calibration data and write the verified result to OUTPUT."""
-    if calib is None and not stats and not given["data_free"]:
-        raise click.UsageError("Missing option '--calib' (or '--stats', or '--data-free').")
-    preprocess, keys, options = parse(given)
-    refuse_same_files(output, report, model, *stats, *([calib] if calib is not None else []))
+    if calib is None and not stats and not given["data_free"] and given["from_encodings"] is None:
+        raise click.UsageError("Missing option '--calib' (or '--stats', '--data-free', '--from-encodings').")
+    wish, config = take_wish(given, calib, stats)
+    preprocess, keys, options = parse(dict(given))
+    refuse_same_files(output, None, model, *stats, *([calib] if calib is not None else []))
+    refuse_overwriting("--encodings", encodings, model, output, calib, options.from_encodings, *stats)
+    refuse_overwriting("--write-config", config, model, output, encodings, calib, options.from_encodings, *reports)
     with ExitStack() as stack:
-        report_file = None if report is None else stack.enter_context(replacing(report))
+        files = (model, output, encodings, calib, options.from_encodings, *stats)
+        write_report = stack.enter_context(writing(reports, *files))
+        config_file = None if config is None else stack.enter_context(replacing(config))
         progress = stack.enter_context(Progress(enabled=not quiet))
+        found = None if wish is None else wish.search(model, str(calib), options, preprocess, keys, progress)
+        options = options if found is None else found.options
         result = quantize(
             model,
             calib,
             output=output,
+            encodings=encodings,
             statistics=stats,
             options=options,
             preprocess=preprocess,
             input_keys=keys,
             progress=progress,
+            details=bool(reports),
         )
-        if report_file is not None:
-            report_file.write_text(result.report.to_json(), encoding="utf-8")
+        if found is not None:
+            result = replace(result, report=replace(result.report, pareto=found.front))
+            if config_file is not None:
+                config_file.write_text(config_text(quantize_command, given, found), encoding="utf-8")
+        write_report(result.report)
     if not quiet:
+        if found is not None:
+            click.echo(found.text)
         click.echo(f"{output}: {result.report.to_text(verbose)}")

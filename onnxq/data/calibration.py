@@ -118,6 +118,16 @@ class CalibrationData:
         fewer.__dict__.pop("_chosen", None)
         return list(fewer)
 
+    def origins(self) -> list[str]:
+        """`Feed.origin` of every sample that the source holds, used or not, in order."""
+        pairs = zip(self._records, self._counts, strict=True)
+        return [_origin(record, row, count) for record, count in pairs for row in range(count)]
+
+    def numbers(self) -> list[int]:
+        """Of the samples used, in the order of their feeds: the place of each in `origins`."""
+        size, total = self._batch or 1, sum(self._counts)
+        return [n for feed in self._chosen for n in range(feed * size, min(feed * size + size, total))]
+
     def digest(self) -> str:
         """SHA-256, in hex, of the set of samples used: names, dtypes, shapes and bytes after preprocessing.
 
@@ -180,7 +190,7 @@ class CalibrationData:
         if (length or 1) != count:
             raise DataError(f"{record.origin} changed: it had {count} samples at first, now {length or 1}")
         for row in rows:
-            origin = record.origin if count == 1 else f"{record.origin}[{row}]"
+            origin = _origin(record, row, count)
             feed = {}
             for spec in self.inputs:
                 array = arrays[spec.name]
@@ -240,6 +250,10 @@ class CalibrationData:
             place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
             raise DataError(f"{origin}: input {shown(spec.name)} has {array[place]} at {place}; leave it out")
         return array
+
+
+def _origin(record: Record, row: int, count: int) -> str:
+    return record.origin if count == 1 else f"{record.origin}[{row}]"
 
 
 def _misshapen(origin: str, spec: InputSpec, array: Array, hint: str) -> DataError:

@@ -28,7 +28,9 @@ class Quantizer:
     widened_by: other tensors whose statistics count too, since their quantizers share this one's grid.
     fixed: a range known beforehand, such as (0, 1) after Softmax.
     method: how its range is set, where that differs from the pass's.
-    readers: names of the nodes that read a weight through this quantizer; others read it in float.
+    readers: names of the nodes that read a weight through this quantizer; others read it in float. Of activations
+    likewise, where there are any; else all.
+    given: its parameters came with the model, and are not to be set from ranges.
     """
 
     tensor: str
@@ -40,6 +42,7 @@ class Quantizer:
     fixed: tuple[float, float] | None = None
     method: str | None = None
     readers: tuple[str, ...] = ()
+    given: bool = False
 
     def answered(self, params: QuantParams) -> Quantizer:
         """The same quantizer with its parameters set."""
@@ -51,6 +54,15 @@ def grid_root(quantizers: Mapping[str, Quantizer], name: str) -> str:
     while (source := quantizers[name].grid_of) is not None:
         name = source
     return name
+
+
+def drop_quantizer(model: Model, name: str) -> None:
+    """Leave a tensor in float, where it is on a grid, and those that keep its grid."""
+    gone = {name} & set(model.quantizers)
+    while followers := {n for n, q in model.quantizers.items() if q.grid_of in gone} - gone:
+        gone |= followers
+    for follower in gone:
+        del model.quantizers[follower]
 
 
 @dataclass(frozen=True)

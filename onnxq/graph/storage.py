@@ -25,8 +25,8 @@ _INTEGER_OPS = {
 }  # fmt: skip
 
 
-def read(path: str | os.PathLike[str]) -> ModelProto:
-    """The model at `path`, external data included, past the ONNX checker. Raises ModelError."""
+def read(path: str | os.PathLike[str], *, quantized: bool = False) -> ModelProto:
+    """The model at `path`, external data included, past `check`. Raises ModelError."""
     path = Path(path)
     if not os.path.exists(path):  # unlike Path.exists, calm about names that are too long
         raise ModelError(f"{path}: no such file")
@@ -41,7 +41,7 @@ def read(path: str | os.PathLike[str]) -> ModelProto:
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(f"{path}: not an ONNX model, or a truncated one (no graph or operator sets in it)")
     _load_external(proto, path)
-    check(proto, str(path))
+    check(proto, str(path), quantized=quantized)
     return proto
 
 
@@ -55,13 +55,13 @@ def _load_external(proto: ModelProto, path: Path) -> None:
         ) from None
 
 
-def check(proto: ModelProto, origin: str) -> None:
-    """Raise ModelError where the ONNX checker rejects the model, or where it is quantized already."""
+def check(proto: ModelProto, origin: str, *, quantized: bool = False) -> None:
+    """Raise ModelError where the ONNX checker rejects the model, or where it is quantized but must not be."""
     try:
         onnx.checker.check_model(proto if proto.ByteSize() < LARGEST_PROTOBUF else _without_weights(proto))
     except (onnx.checker.ValidationError, UnicodeDecodeError) as error:  # the latter for damaged names
         raise ModelError(f"{origin}: not a valid ONNX model: {first_line(error)}") from None
-    for node in nodes_of(proto.graph):
+    for node in () if quantized else nodes_of(proto.graph):
         if node.op_type in _INTEGER_OPS:
             raise AlreadyQuantizedError(
                 f"{origin}: already quantized: node {node.name or node.output[0]!r} is {node.op_type};"

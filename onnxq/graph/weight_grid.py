@@ -13,10 +13,11 @@ from .matrix import LayerMatrix
 
 
 def lattice(matrix: LayerMatrix, params: QuantParams) -> Lattice:
-    """Scale and bounds of every entry of W."""
+    """Scale and bounds of every entry of W, or of its rows where columns do not differ."""
     scale, zero_point = params.broadcast(matrix.shape)
     bounds = (scale, params.grid.qmin - zero_point, params.grid.qmax - zero_point)
-    return Lattice(*(np.asarray(matrix.weights(np.broadcast_to(a, matrix.shape)), np.float64) for a in bounds))
+    entries = (matrix.weights(np.broadcast_to(np.asarray(a, np.float64), matrix.shape)) for a in bounds)
+    return Lattice(*(a[:, :, :1] if (a == a[:, :, :1]).all() else a for a in entries))
 
 
 def scale_units(matrix: LayerMatrix, params: QuantParams) -> NDArray[np.intp]:

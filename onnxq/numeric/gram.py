@@ -25,6 +25,19 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Means:
+    """The small part of the form, which biases come from: s (g, K), t (g, M), and the number of columns."""
+
+    s: Array
+    t: Array
+    count: float
+
+    def bias(self, W: Array) -> Array:
+        """The bias (g, M) that minimises the error of W (g, M, K)."""
+        return np.asarray((self.t - np.einsum("gmk,gk->gm", W, self.s)) / max(self.count, 1))
+
+
+@dataclass(frozen=True)
 class Gram:
     """G (g, K, K), B (g, M, K), s (g, K), t (g, M), yy (g, M), and the number of columns."""
 
@@ -64,9 +77,15 @@ class Gram:
             self.count,
         )
 
-    def bias(self, W: Array) -> Array:
-        """The bias (g, M) that minimises the error of W (g, M, K)."""
-        return np.asarray((self.t - np.einsum("gmk,gk->gm", W, self.s)) / max(self.count, 1))
+    @property
+    def means(self) -> Means:
+        """What the best bias depends on."""
+        return Means(self.s, self.t, self.count)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        return sum(a.nbytes for a in (self.G, self.B, self.s, self.t, self.yy))
 
     def error(self, W: Array, bias: Array | None = None) -> Array:
         """Total squared error of each row, (g, M), with a bias (g, M) or with none."""
@@ -79,8 +98,9 @@ class Gram:
         """The same form plus lambda |W~ - W|^2, lambda a share of G's mean diagonal: rows that the data does not
         determine stay where W (g, M, K) has them."""
         mean = np.trace(self.G, axis1=1, axis2=2) / self.G.shape[1]
-        strength = (share * np.where(mean > 0, mean, 1.0))[:, None, None]
-        G = self.G + strength * np.eye(self.G.shape[1])
-        B = self.B + strength * W
-        yy = self.yy + strength[:, 0] * np.square(W).sum(2)
+        strength = (share * np.where(mean > 0, mean, 1.0))[:, None]
+        G, diagonal = self.G.copy(), np.arange(self.G.shape[1])
+        G[:, diagonal, diagonal] += strength
+        B = self.B + strength[:, :, None] * W
+        yy = self.yy + strength * np.square(W).sum(2)
         return Gram(G, B, self.s, self.t, yy, self.count)

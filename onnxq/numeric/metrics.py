@@ -1,12 +1,22 @@
-"""How far one tensor is from another."""
+"""How far one tensor is from another, and what vectors of class scores say.
+
+SQNR        10 log10(sum x^2 / sum (x - y)^2), in dB, streamed; x the reference, y the other tensor
+KL(p, q)    sum_c p_c ln(p_c / q_c), in nats; p, q over classes
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .quant import FloatArray
+
+SMALLEST_PROBABILITY = 1e-7
+"""What a probability of 0 on an 8-bit grid counts as in a logarithm: about float32's resolution."""
 
 
 @dataclass
@@ -24,6 +34,11 @@ class Sqnr:
         with np.errstate(invalid="ignore", over="ignore"):
             self.noise += float(np.square(x - y, where=~same, out=np.zeros_like(x)).sum())
 
+    def merge(self, other: Sqnr) -> None:
+        """Take in what another one has seen."""
+        self.signal += other.signal
+        self.noise += other.noise
+
     @property
     def db(self) -> float:
         """Infinite for identical tensors; minus infinity where the other is infinite or not-a-number."""
@@ -39,3 +54,77 @@ def sqnr(reference: FloatArray, other: FloatArray) -> float:
     total = Sqnr()
     total.update(reference, other)
     return total.db
+
+
+@dataclass
+class OutputSqnr:
+    """SQNR over all float outputs of a model together, each in units of its own power: the mean of the noise shares."""
+
+    totals: dict[str, Sqnr] = field(default_factory=dict)
+
+    def update(self, reference: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        """Outputs of one feed, padding removed. Other types, and shapes that differ (detections), do not count."""
+        for name, x in reference.items():
+            y = outputs.get(name)
+            if y is not None and comparable(x, y):
+                self.totals.setdefault(name, Sqnr()).update(x, y)
+
+    @property
+    def db(self) -> float:
+        """Infinite where all outputs are identical, or none was compared (`totals` is empty)."""
+        shares = [10 ** (-total.db / 10) for total in self.totals.values()]
+        noise = float(np.mean(shares)) if shares else 0.0
+        return float(-10 * np.log10(noise)) if noise > 0 else np.inf
+
+
+def finite(db: float) -> float | None:
+    """A figure as records hold it: None where the two are identical (infinite), and never below -200."""
+    return None if np.isposinf(db) else max(db, -200.0)
+
+
+def comparable(x: Any, y: Any) -> bool:
+    """Whether both are float arrays of one shape."""
+    both = isinstance(x, np.ndarray) and isinstance(y, np.ndarray)
+    return both and x.dtype.kind == "f" and y.dtype.kind == "f" and x.shape == y.shape
+
+
+def class_scores(output: Any) -> FloatArray | None:
+    """An output (N, C) or (N, C, 1, ...) as (N, C), where it looks like scores of C > 1 classes; else None."""
+    if not isinstance(output, np.ndarray) or output.dtype.kind != "f" or output.ndim < 2:
+        return None
+    if output.shape[1] < 2 or any(n != 1 for n in output.shape[2:]):
+        return None
+    return np.reshape(output, output.shape[:2])
+
+
+def ranks(scores: FloatArray, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many classes come before the right one, (N,): 0 where `argmax` finds it. scores: (N, C). labels: (N,).
+
+    C in rows that hold not-a-number, which say nothing.
+    """
+    own = np.take_along_axis(scores, labels[:, None], 1)
+    earlier = np.arange(scores.shape[1]) < labels[:, None]
+    before = (scores > own) | ((scores == own) & earlier)
+    return np.asarray(np.where(np.isnan(scores).any(axis=1), scores.shape[1], before.sum(axis=1)), np.int64)
+
+
+def kl_divergence(reference: FloatArray, other: FloatArray) -> NDArray[np.float64]:
+    """KL of the classes' probabilities, (N,), from scores (N, C) both.
+
+    Scores are logits, of which softmax is taken, unless the reference's row is a distribution already: not negative,
+    with a sum of 1.
+    """
+    x, y = np.asarray(reference, np.float64), np.asarray(other, np.float64)
+    ready = (x >= 0).all(axis=1) & (np.abs(x.sum(axis=1) - 1) < 1e-3)
+    p, q = (np.where(ready[:, None], _normalized(s), _softmax(s)) for s in (x, y))
+    return np.asarray((p * (np.log(p) - np.log(q))).sum(axis=1))
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(over="ignore"):
+        return _normalized(np.exp(logits - logits.max(axis=1, keepdims=True)))
+
+
+def _normalized(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    floored = np.maximum(scores, SMALLEST_PROBABILITY * np.maximum(scores.max(axis=1, keepdims=True), 1e-300))
+    return np.asarray(floored / floored.sum(axis=1, keepdims=True))

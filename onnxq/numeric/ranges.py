@@ -43,6 +43,9 @@ _COARSE = 2.0 ** (-np.arange(0, 96) / 8)
 
 _HOPELESS = 100.0
 
+_CACHED = 2**14
+"""Values that a search goes over again and again together: what stays in a processor's cache."""
+
 
 def minmax(samples: Samples, spec: QuantSpec) -> Range:
     """The whole range of what was seen: no clipping error, coarsest steps."""
@@ -52,7 +55,10 @@ def minmax(samples: Samples, spec: QuantSpec) -> Range:
 def mse(samples: Samples, spec: QuantSpec) -> Range:
     """The range whose quantization error, clipping and rounding together, is least."""
     samples = compress(samples)
-    return _search(lambda params: squared_error(samples, params), samples, spec)
+    at_once = max(_CACHED // max(samples.values.shape[1], 1), 1)
+    parts = [samples.channels(slice(i, i + at_once)) for i in range(0, max(samples.lo.size, 1), at_once)]
+    found = [_search(lambda p, s=part: squared_error(s, p), part, spec) for part in parts]  # type: ignore[misc]
+    return np.concatenate([lo for lo, _ in found]), np.concatenate([hi for _, hi in found])
 
 
 def cross_entropy(samples: Samples, spec: QuantSpec) -> Range:
@@ -257,3 +263,17 @@ def _divergence(centers: Vector, mass: Vector, params: QuantParams) -> Vector:
     if (q[filled] == 0).any():
         return np.array([np.inf])
     return np.array([(p[filled] * np.log(p[filled] / q[filled])).sum()])
+
+
+MASKED = -1000.0
+"""Scores below it are masks, -10000 and the like: what Softmax makes of them is 0 in float32."""
+
+MASK_MARGIN = 8.0
+"""How far below the smallest score masks end up: Softmax gives them at most exp(-8), 0.03 %, of its share."""
+
+
+def unmasked_range(samples: Samples) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The range of scores of attention, scalars: without masks, but for room to tell these from scores."""
+    real = samples.values[0][samples.values[0] >= MASKED]
+    lo, hi = (float(real.min()), float(real.max())) if real.size else (0.0, 0.0)
+    return np.asarray(lo - MASK_MARGIN), np.asarray(max(hi, float(samples.hi[0])))

@@ -27,13 +27,17 @@ from .gram import Gram
 
 Array = NDArray[np.float64]
 
-_BLOCK = 64
-"""Columns whose updates are gathered before they reach all others as one product of matrices."""
+_ROWS = 1024
+"""How many rows are rounded at once when several scales are tried."""
+
+_BLOCK, _INNER = 128, 16
+"""Columns whose updates are gathered before they reach all others as one product of matrices, and within those."""
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """Where weights may lie: s q for integers low <= q <= high, zero point taken off the bounds. All (g, M, K)."""
+    """Where weights may lie: s q for integers low <= q <= high, zero point taken off the bounds. All (g, M, K), or
+    (g, M, 1) where columns do not differ."""
 
     scale: Array
     low: Array
@@ -57,10 +61,17 @@ class Lattice:
         """Several of equal shape as one of more rows."""
         return cls(*(np.concatenate([getattr(a, n) for a in lattices], axis=1) for n in ("scale", "low", "high")))
 
-    def columns(self, order: NDArray[np.intp]) -> Lattice:
-        """Columns in another order, (g, K)."""
-        at = order[:, None, :]
-        return Lattice(*(np.take_along_axis(a, at, 2) for a in (self.scale, self.low, self.high)))
+    def upright(self) -> tuple[Array, Array, Array]:
+        """Scale, low and high as (g, K or 1, M): what the solvers visit one after another lies together in memory."""
+        return _upright(self.scale), _upright(self.low), _upright(self.high)
+
+
+def _upright(a: Array) -> Array:
+    return np.ascontiguousarray(a.swapaxes(1, 2))
+
+
+def _clip(q: Array, low: Array, high: Array) -> Array:
+    return np.asarray(np.minimum(np.maximum(q, low), high))
 
 
 class ErrorFeedback:
@@ -70,57 +81,80 @@ class ErrorFeedback:
         self._order = np.argsort(-np.diagonal(form.G, axis1=1, axis2=2), axis=1, kind="stable")
         G = np.take_along_axis(form.G, self._order[:, :, None], 1)
         G = np.take_along_axis(G, self._order[:, None, :], 2)
-        inverse = np.linalg.inv(G)
+        backward = np.linalg.cholesky(G[:, ::-1, ::-1])
+        U = np.ascontiguousarray(_triangular_inverse(backward)[:, ::-1, ::-1])  # upper, G^-1 = U' U
         B = np.take_along_axis(form.B, self._order[:, None, :], 2)
-        self._target = B @ inverse  # the real-valued optimum
-        self._factor = np.linalg.cholesky((inverse + inverse.swapaxes(1, 2)) / 2).swapaxes(1, 2)  # upper
+        self._target, self._factor = B @ U.swapaxes(1, 2) @ U, U  # the real-valued optimum, B G^-1
 
     def round(self, lattice: Lattice) -> Array:
         """q (g, M, K); on stacked lattices, of n M rows, (g, n M, K)."""
-        lattice, U = lattice.columns(self._order), self._factor
-        free = np.tile(self._target, (1, lattice.scale.shape[1] // self._target.shape[1], 1))
+        order, U = self._order[:, :, None], self._factor
+        free = np.tile(self._target.swapaxes(1, 2), (1, 1, lattice.scale.shape[1] // self._target.shape[1]))
+        s, low, high = (np.take_along_axis(a, order, 1) if a.shape[1] > 1 else a for a in lattice.upright())
+        s, low, high = (np.broadcast_to(a, free.shape) for a in (s, low, high))
         q = np.empty_like(free)
-        for begin in range(0, free.shape[2], _BLOCK):
-            end = min(begin + _BLOCK, free.shape[2])
-            errors = np.empty((*free.shape[:2], end - begin))
-            for j in range(begin, end):
-                s = lattice.scale[:, :, j]
-                best = np.minimum(np.maximum(np.rint(free[:, :, j] / s), lattice.low[:, :, j]), lattice.high[:, :, j])
-                error = (free[:, :, j] - s * best) / U[:, None, j, j]
-                q[:, :, j] = best
-                free[:, :, j + 1 : end] -= error[:, :, None] * U[:, None, j, j + 1 : end]
-                errors[:, :, j - begin] = error
-            free[:, :, end:] -= errors @ U[:, begin:end, end:]
-        back = np.argsort(self._order, axis=1, kind="stable")
-        return np.take_along_axis(q, back[:, None, :], 2)
+        for begin in range(0, free.shape[1], _BLOCK):
+            end = min(begin + _BLOCK, free.shape[1])
+            errors = np.empty((free.shape[0], end - begin, free.shape[2]))
+            for first in range(begin, end, _INNER):
+                last = min(first + _INNER, end)
+                for j in range(first, last):
+                    q[:, j] = _clip(np.rint(free[:, j] / s[:, j]), low[:, j], high[:, j])
+                    error = (free[:, j] - s[:, j] * q[:, j]) / U[:, j, j, None]
+                    free[:, j + 1 : last] -= U[:, j, j + 1 : last, None] * error[:, None]
+                    errors[:, j - begin] = error
+                free[:, last:end] -= U[:, first:last, last:end].swapaxes(1, 2) @ errors[:, first - begin : last - begin]
+            free[:, end:] -= U[:, begin:end, end:].swapaxes(1, 2) @ errors
+        back = np.argsort(order, axis=1, kind="stable")
+        return _upright(np.take_along_axis(q, back, 1))
+
+
+def _triangular_inverse(L: Array) -> Array:
+    """Of lower triangular matrices (g, K, K), half by half: a ninth of the work of `np.linalg.inv`."""
+    half = L.shape[1] // 2
+    if half < _BLOCK // 4:
+        return np.tril(np.linalg.inv(L))
+    inverse = np.zeros_like(L)
+    inverse[:, :half, :half] = A = _triangular_inverse(L[:, :half, :half])
+    inverse[:, half:, half:] = D = _triangular_inverse(L[:, half:, half:])
+    inverse[:, half:, :half] = -D @ (L[:, half:, :half] @ A)
+    return inverse
 
 
 def descend(form: Gram, lattice: Lattice, q: Array, sweeps: int = 20) -> Array:
-    """Coordinate descent from integers q (g, M, K), for at most so many sweeps over all weights."""
+    """Coordinate descent from integers q (g, M, K), for at most so many sweeps over all weights.
+
+    Rows that a sweep leaves as they are (in all groups) are done: rows do not depend on each other.
+    """
     q, gradient = q.copy(), (lattice.scale * q) @ form.G - form.B  # half the derivative of E
+    bounds = (np.broadcast_to(a, gradient.swapaxes(1, 2).shape) for a in lattice.upright())
+    active, state = np.arange(q.shape[1]), [*bounds, _upright(q), _upright(gradient)]
     for _ in range(sweeps):
-        if not _sweep(form.G, lattice, q, gradient):
+        changed = np.flatnonzero(_sweep(form.G, *state))
+        if not changed.size:
             break
+        q[:, active] = state[3].swapaxes(1, 2)
+        active, state = active[changed], [a[:, :, changed] for a in state]
     return q
 
 
-def _sweep(G: Array, lattice: Lattice, q: Array, gradient: Array) -> bool:
-    """Each weight once, q and gradient in place; whether anything changed."""
-    changed = False
-    for begin in range(0, q.shape[2], _BLOCK):
-        end = min(begin + _BLOCK, q.shape[2])
-        local, steps = gradient[:, :, begin:end].copy(), np.zeros((*q.shape[:2], end - begin))
+def _sweep(G: Array, s: Array, low: Array, high: Array, q: Array, gradient: Array) -> NDArray[np.bool_]:
+    """Each weight once, q and gradient in place, all (g, K, M); which rows changed, (M,)."""
+    changed = np.zeros(q.shape[2], bool)
+    for begin in range(0, q.shape[1], _BLOCK // 2):
+        end = min(begin + _BLOCK // 2, q.shape[1])
+        local, steps = gradient[:, begin:end].copy(), np.zeros((q.shape[0], end - begin, q.shape[2]))
         for j in range(begin, end):
-            s, old = lattice.scale[:, :, j], q[:, :, j]
-            best = np.rint(old - local[:, :, j - begin] / (G[:, None, j, j] * s))
-            step = s * (np.clip(best, lattice.low[:, :, j], lattice.high[:, :, j]) - old)
-            if step.any():
-                q[:, :, j] += np.rint(step / s)
-                steps[:, :, j - begin] = step
-                local += step[:, :, None] * G[:, None, j, begin:end]
-        if steps.any():
-            gradient += steps @ G[:, begin:end, :]
-            changed = True
+            best = np.rint(q[:, j] - local[:, j - begin] / (G[:, j, j, None] * s[:, j]))
+            moves = _clip(best, low[:, j], high[:, j]) - q[:, j]
+            if moves.any():
+                q[:, j] += moves
+                steps[:, j - begin] = s[:, j] * moves
+                local += G[:, begin:end, j, None] * steps[:, None, j - begin]
+        rows = np.flatnonzero(steps.any(axis=(0, 1)))
+        if rows.size:
+            gradient[:, :, rows] += G[:, :, begin:end] @ steps[:, :, rows]
+            changed[rows] = True
     return changed
 
 
@@ -157,15 +191,16 @@ def fit_scale(
     Octaves down to 1/64 are tried first, then ever smaller steps around the best, down to 2^(1/32), unless only
     `octaves` are allowed (powers of two).
     """
-    count = int(units.max(initial=0)) + 1
+    count, at_once = int(units.max(initial=0)) + 1, max(_ROWS // units.shape[1], 1)
     best, least = np.ones(count), np.full(count, np.inf)
     exponents = [-np.arange(7.0), *(np.array([-s, s]) for s in (0.5, 0.25, 0.125, 0.0625, 0.03125) if not octaves)]
     for around in exponents:
         trials = best * 2.0 ** around[:, None]
-        grids = [lattice.scaled(factor[units]) for factor in trials]
-        q = np.split(rounded(Lattice.stacked(grids)), len(grids), axis=1)
-        for factor, grid, integers in zip(trials, grids, q, strict=True):
-            errors = weights * form.error(grid.scale * integers)
-            total = np.bincount(units.ravel(), errors.ravel(), count)
-            best, least = np.where(total < least, factor, best), np.minimum(total, least)
+        for part in np.split(trials, range(at_once, len(trials), at_once)):
+            grids = [lattice.scaled(factor[units]) for factor in part]
+            q = np.split(rounded(Lattice.stacked(grids)), len(grids), axis=1)
+            for factor, grid, integers in zip(part, grids, q, strict=True):
+                errors = weights * form.error(grid.scale * integers)
+                total = np.bincount(units.ravel(), errors.ravel(), count)
+                best, least = np.where(total < least, factor, best), np.minimum(total, least)
     return best[units]

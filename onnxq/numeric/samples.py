@@ -47,7 +47,10 @@ class Samples:
 
     def channel(self, index: int) -> Samples:
         """One channel alone."""
-        part = slice(index, index + 1)
+        return self.channels(slice(index, index + 1))
+
+    def channels(self, part: slice) -> Samples:
+        """Some channels alone."""
         widths = None if self.widths is None else self.widths[part]
         return Samples(self.values[part], self.counts[part], self.lo[part], self.hi[part], widths, self.vectors)
 

@@ -7,6 +7,7 @@
     absorb_bias             high biases go into the next layer                                (23, 24)
     add_quantizers          where the target computes in integers                             (2.3.2, 2.3.3)
     apply_overrides         what the user wants otherwise
+    apply_encodings         grids that an encodings file gives
     set_weight_ranges       weight scales from the weights                                    (3.1)
     weigh_weight_ranges     the same, weighted by what channels contribute
     set_activation_ranges   activation scales from calibration data                           (3.1)

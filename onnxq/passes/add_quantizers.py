@@ -22,7 +22,9 @@ import onnx_graphsurgeon as gs
 
 from ..errors import UsageError
 from ..graph.model import Model, Quantizer, grid_root
-from ..graph.ops import LinearLayer, clip_bounds, is_float, linear_layer
+from ..graph.ops import ONNX_DOMAINS, LinearLayer, clip_bounds, is_float, linear_layer
+from ..graph.patterns import Composite, find_composites
+from ..graph.residual import residual_input
 from ..numeric.quant import QuantSpec
 from ..targets import OpRule, Target
 from .base import Context, Outcome, Skip
@@ -51,11 +53,11 @@ class AddQuantizers:
         target = context.target
         choice = _Choice(model, target, self)
         chosen, skips = choice.run()
-        placement = _Placement(model, self, chosen, choice.fused)
+        placement = _Placement(model, target, self, chosen, choice.fused, choice.composites)
         placement.place()
-        for node, _ in chosen:
-            if node.op in self.tie:
-                placement.tie(node)
+        for node, rule in chosen:
+            if node.op in self.tie or rule.tie != "none":
+                placement.tie(node, output=node.op in self.tie or rule.tie == "all")
         model.quantizers.update(placement.quantizers)
         moved_in_float = sum(r.kind == "movement" and not placement.keeps_grid(n) for n, r in chosen)
         notes = (f"tensors on grids: {len(placement.quantizers)}",)
@@ -84,9 +86,12 @@ def _matches(node: gs.Node, pattern: str) -> bool:
     return fnmatchcase(node.name, pattern) or fnmatchcase(node.op, pattern)
 
 
-def _data_inputs(node: gs.Node, rule: OpRule) -> list[gs.Tensor]:
+def _data_inputs(model: Model, node: gs.Node, rule: OpRule) -> list[gs.Tensor]:
     """The tensors that must be on grids when the node runs in integers; linear layers' weights are not among them."""
-    if rule.kind == "movement" or rule.grid == "same":
+    if rule.kind == "residual":
+        branch = residual_input(model, node)
+        return [] if isinstance(branch, str) else [branch]
+    if rule.kind == "movement" or rule.grid == "same" or rule.data == "first":
         return [node.inputs[0]]
     if rule.kind == "linear":
         return [t for t in node.inputs[:2] if not isinstance(t, gs.Constant)]
@@ -102,12 +107,14 @@ class _Choice:
         self.inputs = set(self.integer)  # those that are but inputs of the model, moved at most
         self.gridded: set[int] = set()  # integers that cannot be had in float for nothing: their kernel writes a grid
         self.weights = {id(layer.weight) for layer in _layers(model)}
+        self.composites = {id(node): whole for whole in find_composites(model) for node in whole.nodes}
         self.fused: dict[int, gs.Tensor] = {}  # tensor -> output of the activation that its producer fuses
         self.fused_nodes: set[int] = set()
 
     def run(self) -> tuple[list[tuple[gs.Node, OpRule]], list[Skip]]:
         chosen, skips = [], []
-        biases = {id(layer.bias_node) for layer in _layers(self.model) if layer.bias_node is not layer.node}
+        layers = _layers(self.model) if self.target.added_bias == "layer" else ()
+        biases = {id(layer.bias_node) for layer in layers if layer.bias_node is not layer.node}
         for node in self.model.graph.nodes:
             if id(node) in biases or id(node) in self.fused_nodes:
                 continue
@@ -121,48 +128,62 @@ class _Choice:
 
     def _rule(self, node: gs.Node) -> OpRule | str:
         """The rule by which the node is quantized, or why it is not; empty where that is not worth a word."""
+        if (whole := self.composites.get(id(node))) is not None:
+            return f"part of {whole.operator}, which ends in {whole.nodes[0].name!r}"
         rule = self.target.rule(node)
         if isinstance(rule, str):
             return rule
         if not self.options.every_kernel and (reason := rule.slow(node)) is not None:
             return reason
-        data = _data_inputs(node, rule)
+        if rule.kind in ("commuting", "either"):
+            return ""
+        if rule.kind == "residual" and isinstance(reason := residual_input(self.model, node), str):
+            return reason
+        data = _data_inputs(self.model, node, rule)
         if not all(is_float(t) for t in (*data, *node.outputs[:1])):
             return "" if rule.kind == "movement" else "its tensors are not float32"
         if rule.kind == "movement":
             return rule if id(data[0]) in self.integer else ""
         if rule.kind == "elementwise":
-            joined = self.integer if self.options.every_kernel else self.gridded
-            if not any(id(t) in joined - self.inputs for t in data):
+            if not self._joins(data):
                 return "none of its inputs is computed in integers"
             for constant in (t for t in data if isinstance(t, gs.Constant)):
                 if id(constant) in self.weights:
                     return f"{constant.name!r} is the weight of a linear layer, which has a grid of its own"
                 if not np.isfinite(constant.values).all():
                     return f"constant {constant.name!r} holds infinity or not-a-number"
-            if self.model.is_output(node.outputs[0]):
+            if self.target.outputs != "grid" and self.model.is_output(node.outputs[0]):
                 return "it computes an output of the model, which keeps float precision"
         return rule
+
+    def _joins(self, data: list[gs.Tensor]) -> bool:
+        """Whether an elementwise operator on these tensors is worth a place among the integers."""
+        if self.target.joins == "everywhere":
+            return True
+        joined = self.integer if self.options.every_kernel or self.target.joins == "integers" else self.gridded
+        return any(id(t) in joined - self.inputs for t in data)
 
     def _mark(self, node: gs.Node, rule: OpRule) -> None:
         outputs = list(node.outputs)
         layer = linear_layer(node) if rule.kind == "linear" else None
         if isinstance(layer, LinearLayer):
-            outputs = [layer.output]
+            outputs = [self.target.output_of(layer)]
         self.integer.update(map(id, outputs))
         if rule.kind == "movement":
             for kept in (self.inputs, self.gridded):
                 if id(node.inputs[0]) in kept:
                     kept.update(map(id, outputs))
             return
-        if rule.output == "grid":
+        writes_grid = rule.output == "grid" or rule.followed
+        if writes_grid:
             self.gridded.update(map(id, outputs))
         activation = self.model.sole_consumer(outputs[0])
         if activation is not None and self._fuses(activation):
             self.fused[id(outputs[0])] = activation.outputs[0]
             self.fused_nodes.add(id(activation))
             self.integer.add(id(activation.outputs[0]))
-            self.gridded.add(id(activation.outputs[0]))
+            if writes_grid or self.target.fused_needs_grid:
+                self.gridded.add(id(activation.outputs[0]))
 
     def _fuses(self, node: gs.Node) -> bool:
         if any(_matches(node, pattern) for pattern in self.options.exclude):
@@ -183,17 +204,22 @@ class _Placement:
     """Steps 2 and 3: the quantizers of the chosen nodes, by tensor name."""
 
     model: Model
+    target: Target
     options: AddQuantizers
     chosen: list[tuple[gs.Node, OpRule]]
     fused: Mapping[int, gs.Tensor]
+    composites: Mapping[int, Composite]
     quantizers: dict[str, Quantizer] = field(default_factory=dict)
+    biases: set[int] = field(default_factory=set)  # constants, by identity, whose grids come with lowering
 
     def place(self) -> None:
+        self.biases = {id(layer.bias) for layer in _layers(self.model)}
         for node, rule in self.chosen:
             if rule.kind == "movement":
                 continue
-            for tensor in _data_inputs(node, rule):
-                self._activation(tensor, node)
+            for tensor in _data_inputs(self.model, node, rule):
+                if id(tensor) not in self.biases:
+                    self._activation(tensor, node)
             layer = linear_layer(node) if rule.kind == "linear" else None
             if isinstance(layer, LinearLayer):
                 self._weight(layer, rule)
@@ -205,15 +231,25 @@ class _Placement:
     def _activation(self, tensor: gs.Tensor, reader: gs.Node | None = None) -> None:
         if self.options.activation is None:
             return
-        quantizer = self.quantizers.setdefault(tensor.name, Quantizer(tensor.name, self.options.activation))
-        if reader is not None and isinstance(tensor, gs.Constant):
+        wish = Quantizer(tensor.name, self.options.activation, fixed=self._known_range(tensor))
+        quantizer = self.quantizers.setdefault(tensor.name, wish)
+        if reader is not None and (isinstance(tensor, gs.Constant) or self.target.pairs == "reader"):
             self.quantizers[tensor.name] = replace(quantizer, readers=(*quantizer.readers, reader.name))
+
+    def _known_range(self, tensor: gs.Tensor) -> tuple[float, float] | None:
+        """What Softmax and the like cannot leave, also where they run in float."""
+        node = tensor.inputs[0] if tensor.inputs else None
+        if node is None or node.domain not in ONNX_DOMAINS:
+            return None
+        operator = self.composites[id(node)].operator if id(node) in self.composites else node.op
+        rule = self.target.rules.get(operator)
+        return None if rule is None else rule.fixed
 
     def _weight(self, layer: LinearLayer, rule: OpRule) -> None:
         spec = self.options.weight
         if spec is None:
             return
-        if not rule.per_channel(layer):
+        if not rule.takes_channels(layer.weight.shape):
             spec = replace(spec, per_channel=False)
         name, reader = layer.weight.name, (layer.node.name,)
         axis = layer.reduction_axis if spec.block else layer.axis if spec.per_channel else None
@@ -226,15 +262,19 @@ class _Placement:
         self.quantizers[name] = replace(known, readers=(*known.readers, *reader))
 
     def _ends_in_activation(self, node: gs.Node) -> bool:
-        """Kernels that can write float cannot where an activation is fused behind them, but for the model's output."""
+        """Kernels that can write float may not where an activation is fused behind them, but for the model's output."""
+        if not self.target.fused_needs_grid:
+            return False
         layer = linear_layer(node)
-        output = layer.output if isinstance(layer, LinearLayer) else node.outputs[0]
+        output = self.target.output_of(layer) if isinstance(layer, LinearLayer) else node.outputs[0]
         return id(output) in self.fused and not self.model.is_output(self.fused[id(output)])
 
     def _output(self, node: gs.Node, rule: OpRule) -> None:
         layer = linear_layer(node) if rule.kind == "linear" else None
-        output = layer.output if isinstance(layer, LinearLayer) else node.outputs[0]
+        output = self.target.output_of(layer) if isinstance(layer, LinearLayer) else node.outputs[0]
         behind = self.fused.get(id(output), output)
+        if self.target.outputs == "float" and self.model.is_output(behind):
+            return
         self._activation(behind)
         quantizer = self.quantizers.get(behind.name)
         if quantizer is None:
@@ -245,9 +285,11 @@ class _Placement:
             self.quantizers[behind.name] = replace(quantizer, grid_of=node.inputs[0].name)
 
     def _follow_movement(self) -> None:
-        for node, rule in reversed(self.chosen):
-            if rule.kind != "movement":
-                continue
+        moving = [node for node, rule in self.chosen if rule.kind == "movement"]
+        if self.target.outputs == "grid":
+            for tensor in (t for node in moving for t in node.outputs if self.model.is_output(t)):
+                self._activation(tensor)
+        for node in reversed(moving):
             followers = [t for t in node.outputs if t.name in self.quantizers]
             if followers:
                 source = node.inputs[0]
@@ -260,12 +302,14 @@ class _Placement:
         order = {name: index for index, name in enumerate(self.model.graph.tensors())}
         self.quantizers = dict(sorted(self.quantizers.items(), key=lambda item: order[item[0]]))
 
-    def tie(self, node: gs.Node) -> None:
-        """Let all inputs and the output of `node` share one grid, wide enough for all."""
-        output = node.outputs[0]
-        tensors = (*node.inputs, self.fused.get(id(output), output))
+    def tie(self, node: gs.Node, output: bool) -> None:
+        """Let all inputs of `node`, and its output where that is asked for, share one grid, wide enough for all."""
+        last = node.outputs[0]
+        tensors = (*node.inputs, *(self.fused.get(id(last), last),) * output)
         names = [t.name for t in tensors if not isinstance(t, gs.Constant)]
         roots = dict.fromkeys(grid_root(self.quantizers, name) for name in names if name in self.quantizers)
+        if len(roots) < 2:
+            return
         leader, *others = roots
         members = self.quantizers[leader].widened_by
         for other in others:

@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import onnx_graphsurgeon as gs
 
 from ..errors import UsageError
-from ..graph.model import Model, Quantizer
+from ..graph.model import Model, Quantizer, drop_quantizer
 from ..graph.ops import LinearLayer, linear_layer
 from ..numeric.quant import Grid, QuantSpec
 from ..numeric.ranges import parse_method
+from ..targets import Target
 from .base import Context, Outcome
 
 
@@ -84,11 +85,11 @@ class ApplyOverrides:
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:
-        changed = sum(_apply(model, override) for override in self.overrides)
+        changed = sum(_apply(model, override, context.target) for override in self.overrides)
         return Outcome(changed)
 
 
-def _apply(model: Model, override: Override) -> int:
+def _apply(model: Model, override: Override, target: Target) -> int:
     matched = [name for name in _names(model, override) if name in model.quantizers]
     own = [name for name in matched if model.quantizers[name].grid_of is None]
     if not own:
@@ -98,9 +99,9 @@ def _apply(model: Model, override: Override) -> int:
         raise UsageError(f"the override of {override.place} matches no quantized tensor with a grid of its own; {hint}")
     for name in own:
         if override.keep_float:
-            _drop(model, name)
+            drop_quantizer(model, name)
         else:
-            model.quantizers[name] = _changed(model, model.quantizers[name], override)
+            model.quantizers[name] = _changed(model, model.quantizers[name], override, target)
     return len(own)
 
 
@@ -130,16 +131,7 @@ def _behind(model: Model, node: gs.Node) -> list[str]:
     return names
 
 
-def _drop(model: Model, name: str) -> None:
-    """Remove a quantizer and those that keep its grid."""
-    gone = {name}
-    while followers := {n for n, q in model.quantizers.items() if q.grid_of in gone} - gone:
-        gone |= followers
-    for follower in gone:
-        del model.quantizers[follower]
-
-
-def _changed(model: Model, quantizer: Quantizer, override: Override) -> Quantizer:
+def _changed(model: Model, quantizer: Quantizer, override: Override, target: Target) -> Quantizer:
     spec = quantizer.spec
     symmetric = spec.symmetric if override.symmetric is None else override.symmetric
     per_channel = spec.per_channel if override.per_channel is None else override.per_channel
@@ -151,7 +143,8 @@ def _changed(model: Model, quantizer: Quantizer, override: Override) -> Quantize
     if override.method is not None and weight and parse_method(override.method)[0] in ("bn", "cross-entropy"):
         raise UsageError(f"the override of {override.place}: method {override.method!r} is for activations; try mse")
     signed = spec.grid.signed if override.symmetric is None or weight else symmetric
-    grid = Grid(override.bits or spec.grid.bits, signed, narrow=spec.grid.narrow and symmetric)
+    narrow = target.weight_of(override.bits).grid.narrow if weight and override.bits else spec.grid.narrow
+    grid = Grid(override.bits or spec.grid.bits, signed, narrow=narrow and symmetric)
     power_of_two = spec.power_of_two if override.power_of_two is None else override.power_of_two
     new = QuantSpec(
         grid,

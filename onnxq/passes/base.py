@@ -10,6 +10,10 @@ import numpy as np
 
 from ..data import Feed
 from ..graph.model import Model
+from ..numeric.channel_statistics import ChannelFacts
+from ..numeric.quant import QuantParams
+from ..numeric.samples import Samples
+from ..report import RoundedLayer
 from ..statistics import Statistics
 from ..targets import ORT, Target
 
@@ -24,11 +28,15 @@ class Skip:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a pass did: how many places it changed, what it declined, and facts worth reporting."""
+    """What a pass did: how many places it changed, what it declined, and facts worth reporting.
+
+    rounded: the weights whose rounding it optimised.
+    """
 
     changed: int = 0
     skips: tuple[Skip, ...] = ()
     notes: tuple[str, ...] = ()
+    rounded: tuple[RoundedLayer, ...] = ()
 
 
 def _no_progress(label: str, done: int, total: int) -> None:
@@ -43,7 +51,10 @@ class Context:
     statistics: of activations, where they were collected before.
     threads, in_flight: how many feeds run at once, and how many are held in memory for that.
     max_memory: bytes of activations that may be held at once.
-    progress: called with (label, done, total) during long work.
+    progress: called with (label, done, total) during long work; done and total in any unit of work; label: what is
+        done and, behind a colon, a detail of it.
+    ranged: called with (tensor, statistics, the grid chosen for them), where somebody wants to show them.
+    measured: what `observe.channel_facts` has seen, by graph, tensor and axis; `replace` makes a context without it.
     """
 
     target: Target = ORT
@@ -53,6 +64,8 @@ class Context:
     in_flight: int = 2
     max_memory: int = 512 * 2**20
     progress: Callable[[str, int, int], None] = field(default=_no_progress)
+    ranged: Callable[[str, Samples, QuantParams], None] | None = None
+    measured: dict[str, dict[tuple[str, int], ChannelFacts]] = field(init=False, default_factory=dict, repr=False)
 
     def arrays(self, label: str = "") -> Iterable[tuple[Mapping[str, np.ndarray], int | None]]:
         """(arrays, rows) of every feed, with progress reported under `label`."""

@@ -21,15 +21,15 @@ def collect_tensors(
         raise DataError("no calibration data: activation ranges need at least one sample")
     proto = model.to_proto()
     sizes = tensor_bytes(proto, names, first.arrays)
-    chunks = list(_chunks(sizes, context.max_memory // context.in_flight))
+    parts = list(chunks(sizes, context.max_memory // context.in_flight))
     statistics: dict[str, Statistic] = {}
-    for index, chunk in enumerate(chunks, 1):
-        part = label if len(chunks) == 1 else f"{label}, part {index} of {len(chunks)}"
+    for index, chunk in enumerate(parts, 1):
+        part = label if len(parts) == 1 else f"{label}, part {index} of {len(parts)}"
         statistics |= collect(extract(proto, chunk), context.arrays(part), make, context.threads, context.in_flight)
     return statistics
 
 
-def _chunks(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
+def chunks(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
     """Names in order, in groups whose sizes add up to at most `limit` (or a single larger one)."""
     chunk: list[str] = []
     total = 0

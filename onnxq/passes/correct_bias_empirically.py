@@ -59,7 +59,11 @@ class _Corrector:
             part = tuple(a + b for a, b in zip(known, part, strict=True))
         self.sums[layer.node.name] = part
 
-    def change(self, uses: Sequence[LinearLayer]) -> None:
+    def cost(self, layer: LinearLayer) -> int:
+        return 1
+
+    def change(self, uses: Sequence[LinearLayer]) -> str:
+        shift = 0.0
         for layer in uses:
             x, y, count = self.sums.pop(layer.node.name)
             params = self.model.quantizers[layer.weight.name].params
@@ -70,3 +74,4 @@ class _Corrector:
             shift = float(np.abs(bias - layer.bias.values).max(initial=0))
             layer.bias.values = np.asarray(bias, np.float32)
             self.notes.append(f"{layer.node.name}: bias moved by {shift:.3g} at most")
+        return f"bias moved by {shift:.3g}"

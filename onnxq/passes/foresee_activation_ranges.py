@@ -40,12 +40,15 @@ class ForeseeActivationRanges:
         activations = {n: q for n, q in model.quantizers.items() if isinstance(tensors[n], gs.Variable)}
         ranges: dict[str, tuple[float, float] | None] = {}
         for name, quantizer in activations.items():
-            if quantizer.grid_of is None:
+            if quantizer.grid_of is None and not quantizer.given:
                 parts = [given.get(n) or _range(known.get(n)) for n in (name, *quantizer.widened_by)]
                 ranges[name] = quantizer.fixed or _union(parts)
         skips = []
         for name, quantizer in activations.items():
             root = grid_root(activations, name)
+            if (given_params := activations[root].params) is not None and activations[root].given:
+                model.quantizers[name] = quantizer.answered(given_params)
+                continue
             span = ranges[root]
             if span is None:
                 if root == name:

@@ -29,6 +29,8 @@ class FuseActivation:
     preserves: ClassVar[bool | None] = False
 
     def apply(self, model: Model, context: Context) -> Outcome:
+        if context.target.keeps_activations:
+            return Outcome(notes=(f"{context.target.name} fuses activations itself",))
         removed, skips = [], []
         for node in model.graph.nodes:
             bounds = clip_bounds(node)

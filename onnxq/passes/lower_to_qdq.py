@@ -2,7 +2,8 @@
 
     activation x    x -> QuantizeLinear -> DequantizeLinear -> its readers
     weight W        integers -> DequantizeLinear -> its readers
-    bias b          int32 at scale s_x s_w, zero point 0 -> DequantizeLinear -> the node that adds it
+    bias b          int32 at scale s_x s_w, zero point 0 -> DequantizeLinear -> the node that adds it; or, where the
+                    target wants it so, int8 with a scale of its own, or float
 
 Weights of 4 bits are stored as int4 or uint4. Activations never are: ONNX Runtime 1.32 moves integers through
 MaxPool and others that have no 4-bit kernel. Widths that no type has are stored in the next larger one, activations
@@ -14,7 +15,7 @@ graph inputs and outputs stay; everything else takes the tensor's name and a suf
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from ..graph import edit
 from ..graph.model import Model, Quantizer
 from ..graph.ops import LinearLayer, clip_bounds, linear_layer
 from ..numeric.quant import Grid, QuantParams
+from ..targets import Target
 from .base import Context, Outcome
 
 BIAS_GRID = Grid(32, signed=True)
@@ -39,9 +41,9 @@ class LowerToQdq:
 
     def apply(self, model: Model, context: Context) -> Outcome:
         tensors = model.graph.tensors()
-        lowering = _Lowering(model)
+        lowering = _Lowering(model, context.target)
         if context.target.quantizes_float_weights:
-            lowering = _Lowering(model, shielded=_float_layers_on_grids(model), blocked=_blocks_on_grids(model))
+            lowering.shielded, lowering.blocked = _float_layers_on_grids(model), _blocks_on_grids(model)
         for layer in [linear_layer(node) for node in model.graph.nodes]:
             if isinstance(layer, LinearLayer):
                 lowering.bias(layer)
@@ -55,7 +57,8 @@ class LowerToQdq:
         pairs = len(model.quantizers)
         model.quantizers.clear()
         edit.drop_dangling(model)
-        return Outcome(pairs + lowering.biases, notes=(f"biases at 32 bits: {lowering.biases}",))
+        width = 8 if context.target.bias == "int8" else 32
+        return Outcome(pairs + lowering.biases, notes=(f"biases at {width} bits: {lowering.biases}",))
 
 
 @dataclass
@@ -63,6 +66,7 @@ class _Lowering:
     """Collects new nodes by where they belong, and inserts them in one go: before a reader, behind a producer."""
 
     model: Model
+    target: Target
     first: list[gs.Node] = field(default_factory=list)
     before: dict[int, list[gs.Node]] = field(default_factory=dict)
     behind: dict[int, list[gs.Node]] = field(default_factory=dict)
@@ -77,9 +81,9 @@ class _Lowering:
     def activation(self, tensor: gs.Variable, quantizer: Quantizer) -> None:
         params = _answer(quantizer)
         dtype, shape = tensor.dtype, tensor.shape
-        readers = self.model.consumers(tensor)
+        readers = [n for n in self.model.consumers(tensor) if not quantizer.readers or n.name in quantizer.readers]
         source, target = tensor, self._variable(f"{tensor.name}_dequantized", dtype, shape)
-        if self.model.is_output(tensor) and tensor.inputs:
+        if self.model.is_output(tensor) and tensor.inputs and self.target.outputs != "float":
             source, target = self._variable(f"{tensor.name}_float", dtype, shape), tensor
             producer = tensor.inputs[0]
             producer.outputs[next(i for i, t in enumerate(producer.outputs) if t is tensor)] = source
@@ -129,10 +133,28 @@ class _Lowering:
 
     def bias(self, layer: LinearLayer) -> None:
         x, weight = (self.model.quantizers.get(t.name) for t in (layer.input, layer.weight))
-        if layer.bias is None or x is None or weight is None or layer.node.name not in weight.readers:
+        if self.target.adds_biases and weight is not None and layer.node.name in weight.readers:
+            self._add_behind(layer)
+            return
+        if self.target.added_bias == "operator" and layer.bias_node is not layer.node:
+            self._operand(layer)
+            return
+        if (
+            self.target.bias == "float"
+            or layer.bias is None
+            or x is None
+            or weight is None
+            or layer.node.name not in weight.readers
+        ):
             return
         if weight.spec.block is not None:
             return  # the accumulator has no one scale a channel: the bias stays in float
+        assert layer.bias_node is not None
+        self.biases += 1
+        if self.target.bias == "int8":
+            params = self._bias_params(layer, x, weight)
+            self._constant(layer.bias, params, np.asarray(params.quantize(layer.bias.values)), [layer.bias_node])
+            return
         scale = np.asarray(_answer(x).scale, np.float64) * np.asarray(_answer(weight).scale, np.float64)
         if scale.size not in (1, layer.channels):
             scale = np.tile(scale, layer.groups)
@@ -140,9 +162,59 @@ class _Lowering:
         integers = np.rint(np.asarray(layer.bias.values, np.float64) / scale.astype(np.float64))
         integers = np.clip(integers, BIAS_GRID.qmin, BIAS_GRID.qmax).astype(np.int32)
         params = QuantParams(BIAS_GRID, scale, np.zeros(scale.shape, np.int32), None if scale.ndim == 0 else 0)
-        assert layer.bias_node is not None
         self._constant(layer.bias, params, integers, [layer.bias_node])
+
+    def _add_behind(self, layer: LinearLayer) -> None:
+        """Let an Add behind a convolution add its bias."""
+        if layer.bias is None or layer.node.op not in ("Conv", "ConvTranspose"):
+            return
+        node, output, rank = layer.node, layer.output, len(layer.weight.shape)
+        bare = self._variable(f"{output.name}_unbiased", output.dtype, output.shape)
+        values = np.reshape(layer.bias.values, (1, -1, *[1] * (rank - 2)))
+        del node.inputs[2]
+        node.outputs[0] = bare
+        bias = edit.constant(self.model, f"{layer.bias.name}_added", values)
+        nodes = self.model.graph.nodes
+        place = next(index for index, other in enumerate(nodes) if other is node)
+        nodes.insert(place + 1, gs.Node("Add", inputs=[bare, bias], outputs=[output]))
+
+    def _operand(self, layer: LinearLayer) -> None:
+        """Put the product and the bias of an Add behind MatMul onto grids, as inputs of an operator of its own."""
+        y, product = self._written(layer), layer.node.outputs[0]
+        if layer.bias is None or layer.bias_node is None or y is None:
+            return
+        if product.name not in self.model.quantizers:  # the Add came with bias correction
+            self.model.quantizers[product.name] = Quantizer(product.name, y.spec, params=y.params)
+        values = np.asarray(layer.bias.values, np.float64)
+        params = QuantParams.from_range(values.min(initial=0.0), values.max(initial=0.0), y.spec)
+        least = self.target.smallest_range / (params.grid.qmax - params.grid.qmin)
+        if self.target.shifts is not None:
+            least = float(_answer(self.model.quantizers[product.name]).scale) * 2.0**-self.target.shifts.read
+        params = replace(params, scale=np.asarray(np.maximum(params.scale, np.float32(least)), np.float32))
+        self._constant(layer.bias, params, np.asarray(params.quantize(layer.bias.values)), [layer.bias_node])
         self.biases += 1
+
+    def _bias_params(self, layer: LinearLayer, x: Quantizer, weight: Quantizer) -> QuantParams:
+        """A grid of the bias's own, from its largest value, as near as the shifts of the target let it be."""
+        assert layer.bias is not None
+        spec = replace(self.target.weight_of(8), per_channel=False)
+        values = np.asarray(layer.bias.values, np.float64)
+        params = QuantParams.from_range(values.min(initial=0.0), values.max(initial=0.0), spec)
+        y = self._written(layer)
+        if self.target.shifts is None or y is None:
+            return params
+        accumulator = np.log2(np.asarray(_answer(x).scale, np.float64) * np.asarray(_answer(weight).scale, np.float64))
+        cut = np.log2(np.asarray(_answer(y).scale, np.float64)) - accumulator
+        finest = min(0, int(cut) - self.target.shifts.accumulator)
+        exponent = np.clip(np.log2(params.scale), accumulator + finest, accumulator + self.target.shifts.bias)
+        return replace(params, scale=np.asarray(2.0**exponent, np.float32))
+
+    def _written(self, layer: LinearLayer) -> Quantizer | None:
+        """The quantizer of what the layer writes, by itself or through the activation behind it."""
+        tensor, behind = layer.output, self.model.sole_consumer(layer.output)
+        if tensor.name not in self.model.quantizers and behind is not None and clip_bounds(behind) is not None:
+            tensor = behind.outputs[0]
+        return self.model.quantizers.get(tensor.name)
 
     def insert(self) -> None:
         nodes = list(self.first)

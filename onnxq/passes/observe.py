@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ..graph.foresight import foresee
 from ..graph.model import Model
 from ..numeric.channel_statistics import ChannelFacts, ChannelStatistics
+from ..statistics import graph_hash
 from .base import Context
 from .collect import collect_tensors
 
@@ -17,12 +18,17 @@ def channel_facts(
     """What is known of `tensors` (name -> channel axis); those of which nothing is known are left out.
 
     deviations: how many of them from its mean a channel is foretold to stay, where there is no data.
+    Tensors that this context has measured in this very graph are not measured again.
     """
     if not has_data(context):
         known = foresee(model, deviations)
         return {name: known[name] for name in tensors if name in known}
-    statistics = collect_tensors(model, tensors, context, lambda name: ChannelStatistics(tensors[name]), label)
-    return {name: s.facts() for name, s in statistics.items() if isinstance(s, ChannelStatistics)}
+    measured = context.measured.setdefault(graph_hash(model.to_proto()), {})
+    missing = [name for name, axis in tensors.items() if (name, axis) not in measured]
+    if missing:
+        found = collect_tensors(model, missing, context, lambda name: ChannelStatistics(tensors[name]), label)
+        measured |= {(name, tensors[name]): s.facts() for name, s in found.items() if isinstance(s, ChannelStatistics)}
+    return {name: measured[name, axis] for name, axis in tensors.items() if (name, axis) in measured}
 
 
 def has_data(context: Context) -> bool:

@@ -18,10 +18,11 @@ from ..errors import DataError, UsageError
 from ..graph.match import class_logits
 from ..graph.model import Model, Quantizer, grid_root
 from ..graph.ops import clip_bounds
+from ..graph.patterns import feeds_softmax
 from ..numeric.histogram import Histogram
 from ..numeric.logits import Logits
 from ..numeric.quant import QuantParams
-from ..numeric.ranges import batchnorm, parse_method, set_range
+from ..numeric.ranges import MASKED, batchnorm, parse_method, set_range, unmasked_range
 from ..numeric.samples import MinMax, Statistic
 from ..statistics import graph_hash
 from .base import Context, Outcome, Skip
@@ -34,6 +35,7 @@ class SetActivationRanges:
 
     method, logits_method: names as `numeric.ranges.parse_method` reads them; the second one is for the logits of
     classifiers, found by what stands behind them.
+    Scores of attention are ranged without their masks; the grid cuts these off where Softmax makes nearly nothing of them.
     A tensor that takes infinite values or not-a-number (masks of attention) has no range: it stays in float.
     """
 
@@ -44,7 +46,7 @@ class SetActivationRanges:
     def apply(self, model: Model, context: Context) -> Outcome:
         tensors = model.graph.tensors()
         activations = {n: q for n, q in model.quantizers.items() if isinstance(tensors[n], gs.Variable)}
-        roots = {n: q for n, q in activations.items() if q.grid_of is None}
+        roots = {n: q for n, q in activations.items() if q.grid_of is None and not q.given}
         logits = class_logits(model)
         methods = self._methods(model, roots, logits)
         measured = {
@@ -56,7 +58,7 @@ class SetActivationRanges:
         statistics = self._statistics(model, measured, context)
         skips = []
         for name, quantizer in roots.items():
-            params = self._params(model, quantizer, methods[name], statistics)
+            params = self._params(model, quantizer, methods[name], statistics, context)
             if params is None:
                 skips.append(Skip(name, "takes infinite values or not-a-number on the calibration data"))
                 del model.quantizers[name]
@@ -86,7 +88,9 @@ class SetActivationRanges:
         if not methods:
             return {}
         if context.statistics is None:
-            return collect_tensors(model, methods, context, lambda name: _statistic_for(methods[name]))
+            tensors = model.graph.tensors()
+            shown = methods if context.ranged is not None else {n for n in methods if feeds_softmax(tensors[n])}
+            return collect_tensors(model, methods, context, lambda name: _statistic_for(methods[name], name in shown))
         if context.statistics.graph != graph_hash(model.to_proto()):
             raise DataError(
                 "the statistics were collected on another model, or prepared with other options;"
@@ -98,7 +102,7 @@ class SetActivationRanges:
         return {name: context.statistics.tensors[name] for name in methods}
 
     def _params(
-        self, model: Model, quantizer: Quantizer, method: str, statistics: Mapping[str, Statistic]
+        self, model: Model, quantizer: Quantizer, method: str, statistics: Mapping[str, Statistic], context: Context
     ) -> QuantParams | None:
         """None where the tensor has no finite range."""
         if quantizer.fixed is not None:
@@ -111,17 +115,23 @@ class SetActivationRanges:
         samples = statistic.samples()
         if not (np.isfinite(samples.lo).all() and np.isfinite(samples.hi).all()):
             return None
+        if samples.lo[0] < MASKED and feeds_softmax(model.graph.tensors()[quantizer.tensor]):
+            return QuantParams.from_range(*unmasked_range(samples), quantizer.spec)
         if parse_method(method)[0] == "cross-entropy" and samples.vectors is None:
             if quantizer.method is not None:
                 raise UsageError(f"cross-entropy needs vectors of logits, which {quantizer.tensor!r} does not hold")
             method = "mse"
         low, high = set_range(method, samples, quantizer.spec)
-        return QuantParams.from_range(low[0], high[0], quantizer.spec)
+        params = QuantParams.from_range(low[0], high[0], quantizer.spec)
+        if context.ranged is not None:
+            context.ranged(quantizer.tensor, samples, params)
+        return params
 
 
-def _statistic_for(method: str) -> Statistic:
+def _statistic_for(method: str, shown: bool) -> Statistic:
+    """The least that the method needs; with `shown` all that there is to see."""
     name = parse_method(method)[0]
-    if name == "minmax":
+    if name == "minmax" and not shown:
         return MinMax()
     return Logits() if name == "cross-entropy" else Histogram()
 

@@ -26,7 +26,7 @@ class SetWeightRanges:
         changed = 0
         for constant in model.initializers():
             quantizer = model.quantizers.get(constant.name)
-            if quantizer is None:
+            if quantizer is None or quantizer.given:
                 continue
             values = np.asarray(constant.values)
             if not np.isfinite(values).all():

@@ -46,7 +46,7 @@ class WeighWeightRanges:
         for scaled, load in zip(groups.layers, loads, strict=True):
             layer = scaled.layer
             quantizer = model.quantizers.get(layer.weight.name)
-            if quantizer is None or layer.node.name not in quantizer.readers:
+            if quantizer is None or quantizer.given or layer.node.name not in quantizer.readers:
                 continue
             if len(layer.weight.outputs) > 1 or quantizer.spec.block is not None:
                 skips.append(Skip(layer.node.name, "its weight is shared, or quantized in blocks"))

@@ -1,0 +1,294 @@
+"""A planned model with a switch at every grid, and what it scores with some of them on (white paper, figure 9).
+
+    group   what is switched together: the quantizers on one grid, and for weights the rounded values, and the biases
+            that were corrected for them
+    state   the groups that are on, by name; all others are off, and what they hold is the float model's
+    cut i   the tensors that nodes i, i + 1, ... read and nodes 0 ... i - 1 compute, of every sample, in some state
+
+A quantizer acts where its tensor is read. So two states compute the same in front of the first node that reads a
+group which they hold differently, and a state is scored by running the rest of the network, from the last cut in
+front of that node. The cuts of two states are held: mostly all off, to switch single groups on, and all on, to
+switch single groups off. Where memory does not hold all cuts, those stay that save most work for their bytes.
+
+A score does not depend on where it started: ONNX Runtime, its optimisations off, computes every node alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from ..data import Feed
+from ..errors import UsageError
+from ..graph.model import Model, Quantizer, captured, grid_root
+from ..graph.simulate import on_grids
+from ..layerwise import planned_layers
+from ..runtime import Session, parallel_map
+from .metric import Metric, Outputs, by_sample
+from .workload import Workload, workload
+
+HELD_STATES = 2
+
+MOVED = 10
+"""Multiplications that take about as long as computing one element by an elementwise operator."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """One switch. name: the tensor whose quantizer decides the grid.  quantizers: of activations and of constants
+    that no linear layer multiplies with.  constants: weights on their grid, and corrected biases, by name."""
+
+    name: str
+    quantizers: tuple[Quantizer, ...]
+    constants: Mapping[str, TensorProto] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> set[str]:
+        """What changes for its readers when the switch is turned."""
+        return {*self.constants, *(q.tensor for q in self.quantizers)}
+
+
+State = Mapping[str, Group]
+
+
+def groups_of(base: Model, planned: Model) -> dict[str, Group]:
+    """The switches of `planned`, by name, in the order of its quantizers.
+
+    base: the float model as it was before weights and biases were changed, past `layerwise.isolate`. Its nodes have
+    the names that they have in `planned`; constants may have others.
+    """
+    final = {layer.node.name: layer for layer in planned_layers(planned)}
+    constants: dict[str, dict[str, TensorProto]] = {}
+    rounded = set()
+    for layer in planned_layers(base):
+        quantized = final[layer.node.name]
+        params = planned.quantizers[quantized.weight.name].params
+        assert params is not None
+        assert layer.bias is not None
+        own = constants.setdefault(grid_root(planned.quantizers, quantized.weight.name), {})
+        rounded.add(quantized.weight.name)
+        if layer.weight.name not in own:
+            own[layer.weight.name] = _constant(layer.weight.name, params.fake(quantized.weight.values))
+        bias = np.asarray(quantized.bias_values, np.asarray(layer.bias.values).dtype)
+        own[layer.bias.name] = _constant(layer.bias.name, bias)
+    members: dict[str, list[Quantizer]] = {}
+    for name, quantizer in planned.quantizers.items():
+        followers = members.setdefault(grid_root(planned.quantizers, name), [])
+        if name not in rounded:
+            followers.append(quantizer)
+    return {name: Group(name, tuple(found), constants.get(name, {})) for name, found in members.items()}
+
+
+def _constant(name: str, values: np.ndarray) -> TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(values), name)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A state, its score, and of each cut the tensors of every sample; cut 0 are the feeds."""
+
+    state: State
+    score: float
+    cuts: Mapping[int, Sequence[Mapping[str, np.ndarray]]]
+
+
+class Switchboard:
+    """Scores states of one model, always on the same samples and by the same metric.
+
+    base: the float model (see `groups_of`).  groups: all that will be switched, also several of one name.
+    references: the original model's outputs for each feed, if the metric is relative (`metric.float_outputs`).
+    max_memory: bytes of activations that may be held.
+    """
+
+    def __init__(
+        self,
+        base: Model,
+        groups: Iterable[Group],
+        feeds: Sequence[Feed],
+        metric: Metric,
+        references: Sequence[Outputs] | None,
+        *,
+        threads: int = 1,
+        max_memory: int = 512 * 2**20,
+    ) -> None:
+        self.metric, self.threads = metric, threads
+        self._feeds, self._references = feeds, references
+        self._graph = _Graph(base.to_proto(), feeds[0])
+        starts = [self._graph.start(group) for group in groups]
+        self._cuts = self._graph.cuts(starts, max_memory // (HELD_STATES * len(feeds)))
+        self._held: deque[_Held] = deque(maxlen=HELD_STATES)
+        self.scored, self.passes = 0, 0.0
+
+    def hold(self, state: State) -> float:
+        """The state's score; states like this one will be scored faster. Only the last two are held."""
+        fed = [dict(feed.arrays) for feed in self._feeds]
+        cuts: dict[int, list[Mapping[str, np.ndarray]]] = {i: [] for i in self._cuts}
+        held = _Held(state, self._run(state, 0, fed, cuts), {**cuts, 0: fed})
+        self._held.append(held)
+        return held.score
+
+    def score(self, state: State) -> float:
+        """What the metric says of the model with the groups of `state` on."""
+        starts = [(self._shared(held, state), held) for held in self._held]
+        begin, held = max(starts, key=lambda pair: pair[0], default=(0, None))
+        if held is not None and begin == len(self._graph.nodes):
+            return held.score
+        if held is None:
+            return self._run(state, 0, [dict(feed.arrays) for feed in self._feeds], {})
+        cut = max(i for i in held.cuts if i <= begin)
+        return self._run(state, cut, held.cuts[cut], {})
+
+    def _shared(self, held: _Held, state: State) -> int:
+        """The first node that computes something else in `state` than in a held one."""
+        both = [(held.state.get(name), state.get(name)) for name in {*held.state, *state}]
+        changed = [group for pair in both if pair[0] is not pair[1] for group in pair if group is not None]
+        return min(map(self._graph.start, changed), default=len(self._graph.nodes))
+
+    def _run(
+        self,
+        state: State,
+        cut: int,
+        values: Sequence[Mapping[str, np.ndarray]],
+        keep: Mapping[int, list[Mapping[str, np.ndarray]]],
+    ) -> float:
+        """The score, running nodes `cut`, ... on the cut's tensors; `keep` takes in later cuts."""
+        graph = self._graph
+        made = {name for i in keep for name in graph.live(i)} - values[0].keys()
+        session = Session(graph.part(cut, state, values[0], sorted(made)))
+
+        def run(fed: Mapping[str, np.ndarray]) -> dict[str, Any]:
+            return session.run({name: fed[name] for name in graph.live(cut)})
+
+        tally, sample = self.metric.start(), 0
+        for k, found in enumerate(parallel_map(run, values, self.threads)):
+            feed = self._feeds[k]
+            outputs = {name: by_sample(found[target], feed) for name, target in graph.outputs.items()}
+            tally.update(sample, {} if self._references is None else self._references[k], outputs)
+            sample += feed.rows or 1
+            for i, samples in keep.items():
+                samples.append({n: found[n] if n in found else values[k][n] for n in graph.live(i)})
+        self.scored, self.passes = self.scored + 1, self.passes + graph.share(cut)
+        value = tally.value()
+        if np.isnan(value):
+            raise UsageError(f"{self.metric.name} cannot be measured: no output of the model is of that kind")
+        return value
+
+
+class _Graph:
+    """The float model, which parts of it run from a cut, and how much work and memory that is."""
+
+    def __init__(self, proto: ModelProto, feed: Feed) -> None:
+        self._proto = proto
+        self.outputs = _read_outputs(proto)
+        self.nodes: Sequence[NodeProto] = list(proto.graph.node)
+        self._constants = {t.name: t for t in proto.graph.initializer}
+        self._reads = [{*node.input, *captured(node)} - {""} for node in self.nodes]
+        self._first: dict[str, int] = {}  # tensor -> the first node that reads it
+        last: dict[str, int] = {}
+        for i, names in enumerate(self._reads):
+            for name in names:
+                self._first.setdefault(name, i)
+                last[name] = i
+        made = {name: -1 for name in (v.name for v in proto.graph.input) if name not in self._constants}
+        made |= {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
+        self._alive = {name: (made[name], last[name]) for name in last if name in made}
+        self._work = workload(proto, feed)
+        costs = [_cost(node, self._work) for node in self.nodes]
+        self._rest = [*itertools.accumulate(reversed(costs), initial=0)][::-1]  # work of nodes i, i + 1, ...
+
+    def start(self, group: Group) -> int:
+        """The first node that computes something else when the group is switched."""
+        return min((self._first[name] for name in group.tensors if name in self._first), default=len(self.nodes))
+
+    def live(self, cut: int) -> list[str]:
+        """The tensors of a cut, constants left out."""
+        return [name for name, (made, last) in self._alive.items() if made < cut <= last]
+
+    def share(self, cut: int) -> float:
+        """The work behind a cut, 1 for all."""
+        return self._rest[cut] / self._rest[0]
+
+    def cuts(self, starts: Sequence[int], limit: int) -> list[int]:
+        """Where to cut so that least is computed again, given `limit` bytes a sample; 0 is not among them.
+
+        starts: where the states that are going to be scored begin to differ, one a state.
+        """
+        chosen, held, size = [0], set[str](), 0
+        candidates = {
+            i: names for i in set(starts) if 0 < i < len(self.nodes) and self._can_pass(names := self.live(i))
+        }
+        while True:
+            best: tuple[float, int, int] | None = None
+            for i, names in candidates.items():
+                extra = sum(self._work.bytes(name) for name in names if name not in held)
+                before = max(c for c in chosen if c < i)
+                behind = min((c for c in chosen if c > i), default=len(self.nodes))
+                served = sum(i <= start < behind for start in starts)
+                gain = served * (self._rest[before] - self._rest[i]) / max(extra, 1)
+                if size + extra <= limit and gain > 0 and (best is None or (gain, -i) > (best[0], -best[1])):
+                    best = gain, i, extra
+            if best is None:
+                return sorted(chosen[1:])
+            _, i, extra = best
+            chosen.append(i)
+            held.update(candidates.pop(i))
+            size += extra
+
+    def _can_pass(self, names: Iterable[str]) -> bool:
+        """Sequences cannot be held."""
+        return all(name in self._work.arrays for name in names)
+
+    def part(self, cut: int, state: State, fed: Mapping[str, np.ndarray], kept: Collection[str]) -> ModelProto:
+        """The model from `cut` on with the groups of `state` on; it makes `kept` beside the outputs."""
+        proto, constants = self._proto, dict(self._constants)
+        for group in state.values():
+            constants.update(group.constants)
+        read = set().union(*self._reads[cut:])
+        model = ModelProto(ir_version=proto.ir_version, graph=onnx.GraphProto(name="part"))
+        model.opset_import.extend(proto.opset_import)
+        model.functions.extend(proto.functions)
+        model.graph.node.extend(self.nodes[cut:])
+        model.graph.input.extend(_value(name, fed[name]) for name in self.live(cut))
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in (*self.outputs.values(), *kept))
+        model.graph.initializer.extend(constants[name] for name in self._constants if name in read)
+        quantizers = {q.tensor: q for group in state.values() for q in group.quantizers if q.tensor in read}
+        return on_grids(model, quantizers, _namer({*self._alive, *constants, *self._work.arrays}))
+
+
+def _read_outputs(proto: ModelProto) -> dict[str, str]:
+    """Let an Identity read each output of the model, so that its quantizer acts; output -> what the Identity makes."""
+    new_name = _namer({name for node in proto.graph.node for name in node.output})
+    targets = {value.name: new_name(f"{value.name}_read") for value in proto.graph.output}
+    for name, target in targets.items():
+        proto.graph.node.append(helper.make_node("Identity", [name], [target], name=target))
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=target) for target in targets.values())
+    return targets
+
+
+def _namer(taken: set[str]) -> Callable[[str], str]:
+    """stem -> a name that is not taken."""
+
+    def name(stem: str) -> str:
+        candidates = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(1)))
+        found = next(c for c in candidates if c not in taken)
+        taken.add(found)
+        return found
+
+    return name
+
+
+def _value(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    return onnx.ValueInfoProto(name=name, type=helper.make_tensor_type_proto(kind, None))
+
+
+def _cost(node: NodeProto, work: Workload) -> int:
+    return work.products.get(node.name, 0) + MOVED * sum(map(work.elements, node.output))

@@ -1,0 +1,105 @@
+"""Does a QDQ model, written by whatever tool, keep to a target's requirements? Each breach is named, with its source.
+
+The checks read the QDQ graph itself and know nothing of how onnxq places quantizers; both share the target's data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Container, Mapping
+from dataclasses import asdict, dataclass
+
+from onnx import ModelProto
+
+from ..report import printable
+from ..targets import Requirement, Target, requirements
+from . import placement, values
+from .finding import Check
+from .qdq import QdqGraph
+from .shifts import shifts
+
+CHECKS: Mapping[str, Check] = {
+    "opset": values.opset,
+    "activation-types": values.activation_types,
+    "weight-types": values.weight_types,
+    "activation-zero-point": values.activation_zero_point,
+    "weight-zero-point": values.weight_zero_point,
+    "weight-range": values.weight_range,
+    "activation-granularity": values.activation_granularity,
+    "weight-granularity": values.weight_granularity,
+    "power-of-two": values.power_of_two,
+    "smallest-range": values.smallest_range,
+    "bias": values.bias,
+    "fused-activation": placement.fused_activation,
+    "same-grid": placement.same_grid,
+    "shared-grid": placement.shared_grid,
+    "fixed-encoding": placement.fixed_encoding,
+    "integer-readers": placement.integer_readers,
+    "float-outputs": placement.float_outputs,
+    "residual-add": placement.residual_add,
+    "whole-operators": placement.whole_operators,
+    "one-width": placement.one_width,
+    "shifts": shifts,
+}
+"""A check for each of `targets.REQUIREMENTS`."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A place in a model that breaks a requirement. node, tensor: empty where the model as a whole does."""
+
+    requirement: str
+    node: str
+    tensor: str
+    expected: str
+    got: str
+    source: str
+
+    def __str__(self) -> str:
+        place = f"{self.node}: " if self.node else ""
+        tensor = f"{self.tensor!r}: " if self.tensor else ""
+        return f"{self.requirement}: {place}{tensor}expected {self.expected}, got {self.got} ({self.source})"
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What was checked of which model, and what was found."""
+
+    model: str
+    target: str
+    requirements: tuple[Requirement, ...]
+    violations: tuple[Violation, ...]
+
+    def to_json(self) -> str:
+        """JSON, keys as the fields here."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def to_text(self) -> str:
+        """A line for each violation, and one that sums up."""
+        counts = Counter(violation.requirement for violation in self.violations)
+        lines = [str(violation) for violation in self.violations]
+        if counts:
+            found = ", ".join(f"{count} of {id}" for id, count in counts.items())
+            lines.append(f"{self.model} breaks {len(counts)} of {len(self.requirements)} requirements: {found}")
+        else:
+            lines.append(f"{self.model} keeps to all {len(self.requirements)} requirements of {self.target}")
+        return "\n".join(printable(line) for line in lines)
+
+
+def check(
+    proto: ModelProto, target: Target, origin: str = "model", forgiven: Container[str] = frozenset()
+) -> CheckResult:
+    """What of the target's requirements a QDQ model breaks. Raises ModelError where nothing in it is quantized.
+
+    forgiven: names of nodes that are as they are on purpose.
+    """
+    graph = QdqGraph(proto, origin)
+    asked = requirements(target)
+    violations = tuple(
+        Violation(requirement.id, f.node, f.tensor, f.expected, f.got, requirement.source)
+        for requirement in asked
+        for f in CHECKS[requirement.id](graph, target)
+        if f.node not in forgiven
+    )
+    return CheckResult(origin, target.name, asked, violations)

@@ -1,0 +1,165 @@
+"""Checks on where grids are: before and behind which operators, shared with whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_graphsurgeon as gs
+
+from ..graph.ops import ONNX_DOMAINS, clip_bounds, preserves_grid
+from ..graph.residual import CONVOLUTIONS
+from ..targets import OpRule, Target
+from ..targets.requirements import readers
+from ..targets.target import masks_attention
+from .finding import Finding
+from .qdq import Pair, QdqGraph, is_dequantize, is_quantize, label
+
+
+def fused_activation(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    for pair in graph.pairs:
+        producer = pair.tensor.inputs[0] if pair.tensor.inputs else None
+        if producer is None or producer.op not in target.rules or pair.is_output or len(pair.tensor.outputs) > 1:
+            continue
+        if len(pair.readers) == 1 and pair.readers[0].op in target.fused and clip_bounds(pair.readers[0]) is not None:
+            behind = pair.readers[0].op
+            yield Finding(
+                label(producer), pair.tensor.name, f"{behind} directly behind {producer.op}", "a pair between"
+            )
+
+
+def same_grid(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    for node, rule in _ruled(graph, target):
+        if rule.grid != "same" or (rule.kind == "movement" and not preserves_grid(node)):
+            continue
+        source = graph.read(node, 0)
+        for output in node.outputs:
+            pair = graph.pair_of(output)
+            if source is not None and pair is not None and not pair.encoding.same_grid(source):
+                yield Finding(label(node), output.name, f"the grid of its input, {source}", str(pair.encoding))
+
+
+def shared_grid(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    for node, rule in _ruled(graph, target):
+        if rule.tie == "none":
+            continue
+        grids = [(t.name, e) for i, t in graph.activations(node) if (e := graph.read(node, i)) is not None]
+        if rule.tie == "all" and grids and (pair := graph.written(node)) is not None:
+            grids.append((pair.tensor.name, pair.encoding))
+        for name, encoding in grids[1:]:
+            if not encoding.same_grid(grids[0][1]):
+                yield Finding(label(node), name, f"the grid of {grids[0][0]!r}, {grids[0][1]}", str(encoding))
+
+
+def fixed_encoding(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    for node, rule in _ruled(graph, target):
+        pair = graph.pair_of(node.outputs[0])
+        for wish in rule.encodings:
+            if pair is None or pair.encoding.type != wish.type:
+                continue
+            scale, zero_point = float(pair.encoding.scale.reshape(-1)[0]), int(pair.encoding.zero_point.reshape(-1)[0])
+            if (scale, zero_point) != (wish.scale, wish.zero_point):
+                expected = f"{wish.type} with scale {wish.scale:g} and zero point {wish.zero_point}"
+                yield Finding(label(node), pair.tensor.name, expected, str(pair.encoding))
+
+
+def integer_readers(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    known = readers(target)
+    for pair in graph.pairs:
+        if not any(node.op in known or is_quantize(node) for node in pair.readers):
+            found = ", ".join(dict.fromkeys(node.op for node in pair.readers)) or "the output of the model"
+            yield Finding(label(pair.quantize), pair.tensor.name, f"a reader among {', '.join(known)}", found)
+
+
+def float_outputs(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    for pair in graph.pairs:
+        if pair.is_output:
+            yield Finding(label(pair.quantize), pair.tensor.name, "an output of the model in float", str(pair.encoding))
+
+
+def residual_add(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    for node, rule in _ruled(graph, target):
+        if rule.kind != "residual" or len(list(graph.activations(node))) != 2:
+            continue
+        ends = [tensor for tensor in node.inputs if _ends_convolution(graph, tensor)]
+        quantized = [graph.read(node, index) is not None for index in (0, 1)]
+        names = " and ".join(repr(graph.float_source(t).name) for t in node.inputs)
+        if len(ends) == 2 and sum(quantized) != 1:
+            yield Finding(label(node), names, "one of two convolutions' outputs quantized", f"{sum(quantized)} are")
+        elif len(ends) == 1:
+            index = next(i for i, tensor in enumerate(node.inputs) if tensor is ends[0])
+            if quantized[index]:
+                name = graph.float_source(ends[0]).name
+                yield Finding(label(node), name, "the convolution's output unquantized", "quantized")
+            if not quantized[1 - index]:
+                name = node.inputs[1 - index].name
+                yield Finding(label(node), name, "the residual input quantized", "in float")
+
+
+def whole_operators(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    for node, rule in _ruled(graph, target):
+        if rule.kind in ("residual", "commuting", "either") or (
+            target.added_bias == "layer" and _adds_bias(graph, node)
+        ):
+            continue
+        output = node.outputs[0]
+        pair = _written_through_bias(graph, target, node) if rule.kind == "linear" else graph.written(node)
+        weighted = rule.kind == "linear" and graph.constant(node, 1) is not None
+        if weighted and pair is None and rule.output == "grid":
+            yield Finding(label(node), output.name, "its output quantized, as its weight is", "in float")
+        if weighted or pair is not None:
+            yield from _float_inputs(graph, node, rule)
+
+
+def one_width(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    for node, _ in _ruled(graph, target):
+        grids = [(t, e) for i, t in graph.activations(node) if (e := graph.read(node, i)) is not None]
+        for tensor, encoding in grids[1:]:
+            if encoding.type != grids[0][1].type:
+                name = graph.float_source(tensor).name
+                yield Finding(label(node), name, f"{grids[0][1].type}, as its first input", encoding.type)
+
+
+def _ruled(graph: QdqGraph, target: Target) -> Iterator[tuple[gs.Node, OpRule]]:
+    for node in graph.nodes:
+        rule = target.rules.get(node.op) if node.domain in ONNX_DOMAINS else None
+        if rule is not None and id(node) not in graph.pieces:
+            yield node, rule
+
+
+def _written_through_bias(graph: QdqGraph, target: Target, node: gs.Node) -> Pair | None:
+    """The pair behind a linear operator, and behind the Add of its bias that exporters of MatMul write."""
+    pair = graph.written(node)
+    behind = node.outputs[0].outputs if target.added_bias == "layer" else []
+    if pair is None and len(behind) == 1 and behind[0].op == "Add":
+        return graph.written(behind[0])
+    return pair
+
+
+def _adds_bias(graph: QdqGraph, node: gs.Node) -> bool:
+    """Whether an Add does nothing but add the bias of a MatMul."""
+    products = [t for t in node.inputs if t.inputs and t.inputs[0].op == "MatMul" and len(t.outputs) == 1]
+    others = [t for t in node.inputs if isinstance(graph.float_source(t), gs.Constant)]
+    return node.op == "Add" and len(products) == 1 and len(others) == 1
+
+
+def _float_inputs(graph: QdqGraph, node: gs.Node, rule: OpRule) -> Iterator[Finding]:
+    """Inputs that a quantized operator reads in float, where it should not."""
+    first = rule.kind == "movement" or rule.data == "first" or rule.grid == "same"
+    last = 1 if first else 2 if rule.kind == "linear" else len(node.inputs)
+    for index, tensor in enumerate(node.inputs[:last]):
+        if not tensor.name or graph.read(node, index) is not None:
+            continue
+        moved = rule.kind == "movement" and isinstance(tensor, gs.Constant)
+        masked = node.op == "Softmax" and bool(tensor.inputs) and masks_attention(tensor.inputs[0]) is not None
+        if not moved and not masked and (tensor.dtype is None or str(tensor.dtype).endswith("float32")):
+            yield Finding(label(node), tensor.name, "quantized, as the rest of the operator", "in float")
+
+
+def _ends_convolution(graph: QdqGraph, tensor: gs.Tensor) -> bool:
+    """Whether a tensor, or what its pair quantizes, comes straight from a quantized convolution."""
+    source = graph.float_source(tensor)
+    producer = source.inputs[0] if source.inputs else None
+    if producer is None or is_dequantize(producer) or producer.op not in CONVOLUTIONS:
+        return False
+    alone = len(source.outputs) == 1 and len(tensor.outputs) == 1 and not graph.model.is_output(source)
+    return alone and graph.constant(producer, 1) is not None

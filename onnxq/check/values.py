@@ -1,0 +1,183 @@
+"""Checks on what grids are like: types, zero points, granularity, scales, biases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ..graph.ops import LINEAR_OPS
+from ..targets import Target
+from .finding import Finding
+from .qdq import Constant, Encoding, QdqGraph, label
+
+_TOLERANCE = 1e-5
+
+
+def opset(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    highest = target.max_opset or graph.opset
+    if not target.min_opset <= graph.opset <= highest:
+        bounds = f"{target.min_opset} to {target.max_opset}" if target.max_opset else f"at least {target.min_opset}"
+        yield Finding("", "", f"operator set {bounds}", f"operator set {graph.opset}")
+
+
+def activation_types(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    for node, tensor, encoding in _activations(graph):
+        if encoding.type not in target.activation_types:
+            yield Finding(node, tensor, " or ".join(target.activation_types), encoding.type)
+
+
+def weight_types(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    for weight in _weights(graph):
+        if weight.encoding.type not in target.weight_types:
+            yield _at(weight, " or ".join(target.weight_types), weight.encoding.type)
+
+
+def activation_zero_point(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    for node, tensor, encoding in _activations(graph):
+        if found := _zero_point(encoding, target.activation_zero_points):
+            yield Finding(node, tensor, "zero point 0", found)
+
+
+def weight_zero_point(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    for weight in _weights(graph):
+        if found := _zero_point(weight.encoding, target.weight_zero_points):
+            yield _at(weight, "zero point 0", found)
+
+
+def weight_range(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    limit = target.weight_limit or 0
+    for weight in _weights(graph):
+        integers, encoding = weight.integers, weight.encoding
+        zero_point = encoding.zero_point if encoding.zero_point.any() else np.zeros((), np.int64)
+        if zero_point.ndim == 1 and encoding.axis is not None:
+            shape = [-1 if i == encoding.axis % integers.ndim else 1 for i in range(integers.ndim)]
+            zero_point = zero_point.reshape(shape)
+        largest = int(np.abs(integers - zero_point).max(initial=0)) if zero_point.ndim in (0, integers.ndim) else 0
+        if largest > limit:
+            yield _at(weight, f"integers at most {limit} from the zero point", f"{largest}")
+
+
+def activation_granularity(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    for node, tensor, encoding in _activations(graph):
+        if encoding.scale.size > 1:
+            yield Finding(node, tensor, "one scale for the tensor", f"{encoding.scale.size} scales")
+
+
+def weight_granularity(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    for weight in _weights(graph):
+        encoding = weight.encoding
+        rule = target.rules.get(weight.node.op)
+        if encoding.axis is None or encoding.block or encoding.scale.size == 1 or rule is None:
+            continue
+        rank = len(weight.tensor.shape)
+        axis = _output_axis(weight.node, rank)
+        if not (target.weight.per_channel and rule.takes_channels(tuple(weight.tensor.shape))):
+            yield _at(weight, f"one scale for the weight of {weight.node.op}", f"{encoding.scale.size} scales")
+        elif encoding.axis % rank != axis:
+            yield _at(weight, f"scales along axis {axis}, the output channels", f"along axis {encoding.axis}")
+
+
+def power_of_two(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    for node, tensor, encoding in _everything(graph):
+        if np.any(np.frexp(encoding.scale)[0] != 0.5):
+            worst = encoding.scale.reshape(-1)[np.argmax(np.frexp(encoding.scale.reshape(-1))[0] != 0.5)]
+            yield Finding(node, tensor, "scales that are powers of two", f"{worst:g}")
+
+
+def smallest_range(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    grids = [*_activations(graph), *((label(w.node), w.tensor.name, w.encoding) for w in _weights(graph))]
+    for node, tensor, encoding in grids:
+        lowest, highest = encoding.limits
+        span = float(encoding.scale.min()) * (highest - lowest)
+        if span < target.smallest_range * (1 - _TOLERANCE):
+            yield Finding(node, tensor, f"a range of at least {target.smallest_range:g}", f"{span:g}")
+
+
+def bias(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+    for node in graph.nodes:
+        index, layer = _bias_input(graph, node)
+        if layer is None or not node.inputs[index].name:
+            continue
+        x, weight = graph.read(layer, 0), graph.constant(layer, 1)
+        if x is None or x.scale.size > 1 or weight is None or weight.encoding.block:
+            continue
+        found = graph.constant(node, index)
+        got = "float" if found is None else str(found.encoding)
+        tensor = graph.float_source(node.inputs[index])
+        if not isinstance(tensor, gs.Constant):
+            continue
+        if expected := _wrong_bias(target, x, weight.encoding, found):
+            yield Finding(label(node), tensor.name, expected, got)
+
+
+def _wrong_bias(target: Target, x: Encoding, weight: Encoding, found: Constant | None) -> str | None:
+    """What was expected of a bias that is not as the target wants it."""
+    if target.bias == "float":
+        return None if found is None else "float"
+    if target.bias == "int8":
+        good = found is not None and found.encoding.type in target.weight_types and not found.encoding.zero_point.any()
+        return None if good else f"{target.weight_types[0]} with a scale of its own, zero point 0"
+    expected = np.asarray(x.scale, np.float64).reshape(()) * weight.scale
+    if found is not None and found.encoding.type == "int32" and not found.encoding.zero_point.any():
+        scale = found.encoding.scale
+        if scale.size > 1 and expected.size > 1 and scale.size != expected.size:
+            expected = np.resize(expected, scale.size)  # a grouped ConvTranspose: the same scales in every group
+        if np.allclose(scale, expected, rtol=_TOLERANCE, atol=0):
+            return None
+    if expected.size > 1:
+        return "int32, zero point 0, scales s_x s_w"
+    return f"int32, zero point 0, scale s_x s_w = {expected.item():g}"
+
+
+def _bias_input(graph: QdqGraph, node: gs.Node) -> tuple[int, gs.Node | None]:
+    """Where a node reads a bias, and the linear operator whose bias it is."""
+    if node.op in LINEAR_OPS and len(node.inputs) > 2:
+        return 2, node
+    if node.op == "Add":
+        for index in (0, 1):
+            other = node.inputs[1 - index]
+            constant = graph.constant(node, index)
+            if other.inputs and other.inputs[0].op == "MatMul" and constant is not None:
+                return (index, other.inputs[0]) if constant.role == "bias" else (0, None)
+    return 0, None
+
+
+def _zero_point(encoding: Encoding, wish: str) -> str | None:
+    asked = wish == "zero" or (wish == "signed zero" and not encoding.type.startswith("u"))
+    if asked and encoding.zero_point.any():
+        return f"{encoding.type} with zero point {encoding.zero_point[encoding.zero_point != 0].reshape(-1)[0]}"
+    return None
+
+
+def _output_axis(node: gs.Node, rank: int) -> int:
+    if node.op == "MatMul":
+        return rank - 1
+    if node.op == "Gemm":
+        return 0 if node.attrs.get("transB", 0) else 1
+    return 1 if node.op == "ConvTranspose" else 0
+
+
+def _weights(graph: QdqGraph) -> Iterator[Constant]:
+    return (constant for constant in graph.constants if constant.role == "weight")
+
+
+def _activations(graph: QdqGraph) -> Iterator[tuple[str, str, Encoding]]:
+    """Node, tensor and grid of activations, and of constants that stand in their place."""
+    for pair in graph.pairs:
+        yield label(pair.quantize), pair.tensor.name, pair.encoding
+    for constant in graph.constants:
+        if constant.role == "operand":
+            yield label(constant.node), constant.tensor.name, constant.encoding
+
+
+def _everything(graph: QdqGraph) -> Iterator[tuple[str, str, Encoding]]:
+    for pair in graph.pairs:
+        yield label(pair.quantize), pair.tensor.name, pair.encoding
+    for constant in graph.constants:
+        yield label(constant.node), constant.tensor.name, constant.encoding
+
+
+def _at(constant: Constant, expected: str, got: str) -> Finding:
+    return Finding(label(constant.node), constant.tensor.name, expected, got)

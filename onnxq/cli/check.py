@@ -1,0 +1,26 @@
+"""`onnxq check`."""
+
+from __future__ import annotations
+
+import click
+
+from ..api import open_model
+from ..check import check
+from ..errors import VerificationError
+from ..targets import find_target
+from .options import config_option
+
+
+@click.command("check")
+@click.argument("model", type=click.Path(readable=False))
+@click.option("--target", required=True, metavar="NAME|FILE", help="As `onnxq targets` lists them, or a TOML file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@config_option
+@click.pass_context
+def check_command(ctx: click.Context, model: str, target: str, as_json: bool) -> None:
+    """Check MODEL, a QDQ model of any tool, against what a target requires; exit code 5 where it breaks a rule."""
+    proto, origin = open_model(model, quantized=True)
+    result = check(proto, find_target(target), origin)
+    click.echo(result.to_json().rstrip() if as_json else result.to_text())
+    if result.violations:
+        ctx.exit(VerificationError.exit_code)

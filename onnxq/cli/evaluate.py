@@ -1,0 +1,73 @@
+"""`onnxq evaluate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..analysis.evaluate import evaluate
+from ..progress import Progress
+from .options import config_option, data_options, parse, thread_options
+
+
+@click.command("evaluate")
+@click.argument("model", type=click.Path(readable=False))
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(readable=False),
+    help="Evaluation data: a folder of images, .npy, .npz or test_data_set_*/*.pb, or one such file.",
+)
+@click.option(
+    "--labels",
+    type=click.Path(readable=False),
+    help="Class indices: .txt or .csv (one a line, or file name and index), .json, .npy, .npz (labels, label or y).",
+)
+@click.option(
+    "--metric",
+    multiple=True,
+    metavar="NAME|MODULE:FUNCTION",
+    help="sqnr, agreement, kl, top1, top5, or a function (outputs, labels) -> number, higher is better; repeatable"
+    " [all that apply].",
+)
+@click.option("--reference", type=click.Path(readable=False), help="Float model to compare with.")
+@click.option("--output", metavar="NAME", help="The output that holds the class scores, where several might.")
+@click.option("--optimized", is_flag=True, help="Run integer kernels, as ONNX Runtime does by default.")
+@data_options
+@thread_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--quiet", "-q", is_flag=True, help="Print no progress.")
+@config_option
+def evaluate_command(
+    model: str,
+    data: str,
+    labels: str | None,
+    metric: tuple[str, ...],
+    reference: str | None,
+    output: str | None,
+    optimized: bool,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
+) -> None:
+    """Measure MODEL, float or quantized by any tool, on data: accuracy with --labels, distance with --reference.
+
+    The model runs as it is written; --optimized lets ONNX Runtime rewrite it first.
+    """
+    preprocess, keys, options = parse(given)
+    with Progress(enabled=not quiet) as progress:
+        found = evaluate(
+            model,
+            data,
+            labels=labels,
+            metrics=metric,
+            reference=reference,
+            output=output,
+            optimized=optimized,
+            options=options,
+            preprocess=preprocess,
+            input_keys=keys,
+            progress=progress,
+        )
+    click.echo(found.to_json().rstrip() if as_json else found.to_text())

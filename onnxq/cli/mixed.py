@@ -1,0 +1,138 @@
+"""`--auto-mixed` of `onnxq quantize`: the search, and the configuration file that it writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import click
+
+from ..analysis.mixed_precision import Limits, MixedPrecision, auto_mixed
+from ..data import Preprocess
+from ..errors import UsageError
+from ..options import Options
+from ..passes.apply_overrides import Override
+from .options import judging_options, options
+
+mixed_options = options(
+    click.option(
+        "--auto-mixed",
+        metavar="WIDTHS",
+        help="Choose bits tensor by tensor among these, such as w4,w8,a8,a16, within the limits below.",
+    ),
+    click.option(
+        "--target-drop",
+        type=click.FloatRange(min=0),
+        metavar="X",
+        help="Allowed loss of --metric: points of top-1 with --labels, else points of agreement with the float model's"
+        " top-1; for SQNR dB below the most bits everywhere.",
+    ),
+    click.option("--max-bops", type=click.FloatRange(min=0), metavar="G", help="Allowed 10^9 bit operations a sample."),
+    click.option(
+        "--max-size", type=click.FloatRange(min=0), metavar="MIB", help="Allowed size of the layers' weights."
+    ),
+    click.option("--closest", is_flag=True, help="Where the limits cannot be kept, take what comes closest."),
+    click.option(
+        "--write-config",
+        type=click.Path(dir_okay=False),
+        help="Write what --auto-mixed chose as a file for --config, which gives the same model.",
+    ),
+    judging_options,
+)
+
+NAMES = ("auto_mixed", "target_drop", "max_bops", "max_size", "closest", "write_config", "labels", "metric", "judged")
+
+RUN_ONLY = ("batch_size", "threads", "max_memory", "checkpoint")
+"""Options that do not change the result."""
+
+
+@dataclass(frozen=True)
+class MixedWish:
+    """What the options above ask for."""
+
+    auto_mixed: str
+    limits: Limits
+    closest: bool
+    labels: str | None
+    metric: str | None
+    judged: int | None
+
+    def search(
+        self,
+        model: str,
+        calib: str,
+        options: Options,
+        preprocess: Preprocess,
+        keys: Mapping[str, str],
+        progress: Callable[[str, int, int], None],
+    ) -> MixedPrecision:
+        return auto_mixed(
+            model,
+            calib,
+            self.auto_mixed,
+            self.limits,
+            labels=self.labels,
+            metric=self.metric,
+            judged=self.judged,
+            closest=self.closest,
+            options=options,
+            preprocess=preprocess,
+            input_keys=keys,
+            progress=progress,
+        )
+
+
+def take_wish(given: dict[str, Any], calib: str | None, stats: Sequence[str]) -> tuple[MixedWish | None, str | None]:
+    """The wish, if there is one, and the file to write; their options are taken out of `given`."""
+    taken = {name: given.pop(name) for name in NAMES}
+    if taken["auto_mixed"] is None:
+        idle = [name for name, value in taken.items() if value not in (None, False)]
+        if idle:
+            raise UsageError(f"--{idle[0].replace('_', '-')} goes with --auto-mixed")
+        return None, None
+    if calib is None or stats:
+        raise UsageError("--auto-mixed needs calibration data (--calib), and no statistics beside it")
+    size = None if taken["max_size"] is None else taken["max_size"] * 2**20
+    bops = None if taken["max_bops"] is None else taken["max_bops"] * 1e9
+    limits = Limits(taken["target_drop"], bops, size)
+    wish = MixedWish(taken["auto_mixed"], limits, *(taken[n] for n in ("closest", "labels", "metric", "judged")))
+    return wish, taken["write_config"]
+
+
+def config_text(command: click.Command, given: Mapping[str, Any], found: MixedPrecision) -> str:
+    """A TOML file that makes `command` quantize as it was chosen: every option of `given` that is not at its default,
+    the rounding, and the overrides."""
+    given = {**given, "rounding": found.options.rounding}
+    lines = [f"# {found.text}"]
+    defaults = command.make_context(command.name, ["model", "output"]).params
+    for option in command.params:
+        if not isinstance(option, click.Option) or option.name not in given.keys() - set(RUN_ONLY):
+            continue
+        value = given[option.name]
+        if value is not None and value != defaults[option.name]:
+            lines.append(f"{_long_name(option)} = {_toml(value)}")
+    for override in found.options.overrides:
+        lines += ["", "[[override]]", *_override(override)]
+    return "\n".join(lines) + "\n"
+
+
+def _long_name(option: click.Option) -> str:
+    return next(name for name in option.opts if name.startswith("--")).removeprefix("--")
+
+
+def _override(override: Override) -> list[str]:
+    values = {f.name: getattr(override, f.name) for f in fields(override) if getattr(override, f.name) != f.default}
+    return [f"{name} = {_toml(value)}" for name, value in values.items()]
+
+
+def _toml(value: Any) -> str:
+    """A value of an option; strings as JSON writes them, which TOML reads, but for one character."""
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

@@ -1,0 +1,79 @@
+"""`onnxq sensitivity`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import click
+
+from ..analysis.sensitivity import sensitivity
+from ..progress import Progress
+from .options import (
+    CALIB,
+    config_option,
+    data_options,
+    judging_options,
+    parse,
+    placement_options,
+    range_options,
+    run_options,
+    step_options,
+)
+
+
+@click.command("sensitivity")
+@click.argument("model", type=click.Path(readable=False))
+@click.option("--calib", required=True, type=click.Path(readable=False), help=CALIB)
+@judging_options
+@click.option(
+    "--by",
+    type=click.Choice(["quantizer", "layer"]),
+    default="quantizer",
+    show_default=True,
+    help="What is switched together: one grid, or a layer's weights with its output.",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Stop measuring after so long, the most suspicious first; planning, before it, is not counted [no limit].",
+)
+@data_options
+@placement_options
+@step_options
+@range_options
+@run_options
+@click.option("--top", type=click.IntRange(min=1), help="Print only the N most sensitive [all].")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--quiet", "-q", is_flag=True, help="Print no progress.")
+@config_option
+def sensitivity_command(
+    model: str,
+    calib: str,
+    labels: str | None,
+    metric: str | None,
+    judged: int | None,
+    by: Literal["quantizer", "layer"],
+    budget: float | None,
+    top: int | None,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
+) -> None:
+    """Rank what would be quantized in MODEL by what it costs: each alone on its grid, and each alone in float."""
+    preprocess, keys, options = parse(given)
+    with Progress(enabled=not quiet) as progress:
+        found = sensitivity(
+            model,
+            calib,
+            labels=labels,
+            metric=metric,
+            by=by,
+            budget=budget,
+            judged=judged,
+            options=options,
+            preprocess=preprocess,
+            input_keys=keys,
+            progress=progress,
+        )
+    click.echo(found.to_json().rstrip() if as_json else found.to_text(top))

@@ -1,0 +1,225 @@
+"""Operators that exporters write in pieces: LayerNormalization, RMSNormalization, Gelu, Softmax.
+
+What such pieces compute between them (a variance, an error function) is meant for no 8-bit grid, so that a matched
+group is treated as the one operator that it stands for. Patterns are expressions, read backwards from the last node:
+
+    Mul(x, Sigmoid(x))      nodes by operator, standard domain; Add and Mul take their inputs in any order, and three
+                            terms or more in any bracketing; inputs that are not mentioned (axes) must be constants
+    x                       a name of one letter: any tensor, the same one wherever the name occurs
+    gamma                   a longer name: a constant
+    0.5                     a constant with this one value, to three digits
+    a | b                   either of them, the first that fits
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import TypeAlias
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from .model import Model
+from .ops import is_op, preserves_grid
+
+_CENTRED = "Sub(x, ReduceMean(x))"
+_DEVIATION = f"Sqrt(Add(ReduceMean(Pow({_CENTRED}, 2) | Mul({_CENTRED}, {_CENTRED})), epsilon))"
+_NORMAL = f"(Div({_CENTRED}, {_DEVIATION}) | Mul({_CENTRED}, Reciprocal({_DEVIATION}) | Div(1, {_DEVIATION})))"
+_SCALE = f"Mul(gamma, Reciprocal({_DEVIATION}))"
+_ROOT = "Sqrt(Add(ReduceMean(Pow(x, 2) | Mul(x, x)), epsilon))"
+_UNIT = f"(Div(x, {_ROOT}) | Mul(x, Reciprocal({_ROOT}) | Div(1, {_ROOT})))"
+_CUBE = "Pow(x, 3) | Mul(x, x, x)"
+_GATES = (
+    "Add(1, Erf(Div(x, 1.41421) | Mul(x, 0.707107)))",
+    f"Add(1, Tanh(Mul(0.797885, Add(x, Mul(0.044715, {_CUBE})))))",
+    "Add(1, Tanh(Mul(0.797885, x, Add(1, Mul(0.044715, Pow(x, 2) | Mul(x, x))))))",
+)
+_EXPONENTIAL = "Exp(Sub(x, ReduceMax(x)) | x)"
+
+PATTERNS: Mapping[str, tuple[str, ...]] = {
+    "LayerNormalization": (
+        f"Add(Mul({_NORMAL}, gamma), beta)",
+        f"Add(Mul(x, {_SCALE}), Sub(beta, Mul(ReduceMean(x), {_SCALE})))",
+        f"Mul({_NORMAL}, gamma)",
+        _NORMAL,
+    ),
+    "RMSNormalization": (f"Mul({_UNIT}, gamma)", _UNIT),
+    "Gelu": (
+        *(f"Mul(0.5, x, {gate})" for gate in _GATES),
+        *(f"Mul(x, {gate})" for gate in _GATES),  # the half is folded into the weights behind
+        "Mul(x, Sigmoid(Mul(x, 1.702)))",
+    ),
+    "Softmax": (f"Div({_EXPONENTIAL}, ReduceSum({_EXPONENTIAL}))",),
+}
+"""Operator -> its forms, larger ones first."""
+
+_COMMUTATIVE = ("Add", "Mul")
+
+Bound: TypeAlias = Mapping[str, gs.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Composite:
+    """Nodes that together are one operator. nodes: in no order, the last one first.  bound: the tensors behind the
+    names of the pattern, `x` its input."""
+
+    operator: str
+    nodes: tuple[gs.Node, ...]
+    bound: Bound
+
+    @property
+    def input(self) -> gs.Tensor:
+        return self.bound["x"]
+
+    @property
+    def output(self) -> gs.Tensor:
+        return self.nodes[0].outputs[0]
+
+
+def find_composites(model: Model, patterns: Mapping[str, tuple[str, ...]] = PATTERNS) -> list[Composite]:
+    """All composites of the main graph whose inner tensors nobody else reads, in graph order; they do not overlap."""
+    terms = [(operator, [_Term.parse(text) for text in texts]) for operator, texts in patterns.items()]
+    found: list[Composite] = []
+    claimed: set[int] = set()
+    for node in reversed(model.graph.nodes):
+        for operator, forms in terms:
+            match = None if id(node) in claimed else _match(model, node, operator, forms)
+            if match is not None and claimed.isdisjoint(map(id, match.nodes)):
+                found.append(match)
+                claimed.update(map(id, match.nodes))
+    return found[::-1]
+
+
+def _match(model: Model, node: gs.Node, operator: str, forms: list[_Term]) -> Composite | None:
+    for form in forms:
+        if len(node.outputs) == 1 and node.op in form.roots:
+            for bound, nodes in form.matches(node.outputs[0], {}, ()):
+                composite = Composite(operator, tuple({id(n): n for n in nodes}.values()), bound)
+                if _is_closed(model, composite):
+                    return composite
+    return None
+
+
+def _is_closed(model: Model, composite: Composite) -> bool:
+    inside = set(map(id, composite.nodes))
+    return all(
+        not model.is_output(tensor) and all(id(reader) in inside for reader in tensor.outputs)
+        for node in composite.nodes[1:]
+        for tensor in node.outputs
+    )
+
+
+def feeds_softmax(tensor: gs.Tensor, within: int = 8) -> bool:
+    """Whether a tensor holds scores of attention, masks (-10000, -inf) perhaps among them: all that reads it, behind
+    scaling, masking and reshaping, are Softmax operators, one at least. within: nodes to look at in a row."""
+    readers = [node for node in tensor.outputs if not is_op(node, "Shape")]
+    return bool(readers) and all(
+        is_op(node, "Softmax")
+        or (
+            within > 0
+            and (is_op(node, *_ON_SCORES) or preserves_grid(node))
+            and all(feeds_softmax(output, within - 1) for output in node.outputs)
+        )
+        for node in readers
+    )
+
+
+_ON_SCORES = ("Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Cast")
+
+_Nodes: TypeAlias = tuple[gs.Node, ...]
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A pattern, parsed. Of its fields one kind is filled: `options`, or `op` and `terms`, or `name`, or `value`."""
+
+    options: tuple[_Term, ...] = ()
+    op: str = ""
+    terms: tuple[_Term, ...] = ()
+    name: str = ""
+    value: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> _Term:
+        """Raises ValueError."""
+        return cls._of(ast.parse(text, mode="eval").body)
+
+    @classmethod
+    def _of(cls, tree: ast.expr) -> _Term:
+        if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
+            return cls(options=(cls._of(tree.left), cls._of(tree.right)))
+        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
+            return cls(op=tree.func.id, terms=tuple(cls._of(argument) for argument in tree.args))
+        if isinstance(tree, ast.Name):
+            return cls(name=tree.id)
+        if isinstance(tree, ast.Constant) and isinstance(tree.value, (int, float)):
+            return cls(value=float(tree.value))
+        raise ValueError(f"not a pattern: {ast.unparse(tree)}")
+
+    @cached_property
+    def roots(self) -> frozenset[str]:
+        """Operators that its last node may have."""
+        return frozenset({self.op} if self.op else set()).union(*(option.roots for option in self.options))
+
+    def matches(self, tensor: gs.Tensor, bound: Bound, nodes: _Nodes) -> Iterator[tuple[Bound, _Nodes]]:
+        """Every way in which `tensor` is what the term says: names bound, and nodes passed, each the last first."""
+        if self.options:
+            for option in self.options:
+                yield from option.matches(tensor, bound, nodes)
+        elif self.op:
+            node = tensor.inputs[0] if len(tensor.inputs) == 1 else None
+            if node is not None and is_op(node, self.op):
+                for pairs in self._pairings(node):
+                    yield from _all_match(pairs, bound, (*nodes, node))
+        elif self.value is not None:
+            if _scalar(tensor) is not None and np.isclose(_scalar(tensor), self.value, rtol=1e-3):
+                yield bound, nodes
+        elif self.name not in bound:
+            if len(self.name) == 1 or isinstance(tensor, gs.Constant):
+                yield {**bound, self.name: tensor}, nodes
+        elif bound[self.name] is tensor or _equal(bound[self.name], tensor):
+            yield bound, nodes
+
+    def _pairings(self, node: gs.Node) -> Iterator[list[tuple[_Term, gs.Tensor]]]:
+        """Which term stands for which input."""
+        inputs = list(node.inputs)
+        if self.op not in _COMMUTATIVE:
+            rest = [t for t in inputs[len(self.terms) :] if t.name]
+            if len(inputs) >= len(self.terms) and all(isinstance(t, gs.Constant) for t in rest):
+                yield list(zip(self.terms, inputs, strict=False))
+            return
+        everything = range(len(self.terms))
+        for size in range(1, len(self.terms)):
+            for left in combinations(everything, size):
+                right = [i for i in everything if i not in left]
+                yield list(zip((self._part(left), self._part(right)), inputs, strict=True))
+
+    def _part(self, indices: tuple[int, ...] | list[int]) -> _Term:
+        """Some of the terms, under the same operator."""
+        terms = tuple(self.terms[i] for i in indices)
+        return terms[0] if len(terms) == 1 else _Term(op=self.op, terms=terms)
+
+
+def _all_match(pairs: list[tuple[_Term, gs.Tensor]], bound: Bound, nodes: _Nodes) -> Iterator[tuple[Bound, _Nodes]]:
+    if not pairs:
+        yield bound, nodes
+        return
+    (term, tensor), *rest = pairs
+    for further in term.matches(tensor, bound, nodes):
+        yield from _all_match(rest, *further)
+
+
+def _scalar(tensor: gs.Tensor) -> float | None:
+    """The value of a constant that has but one."""
+    if isinstance(tensor, gs.Constant) and int(np.prod(tensor.shape)) == 1:
+        return float(np.asarray(tensor.values).reshape(()))
+    return None
+
+
+def _equal(one: gs.Tensor, other: gs.Tensor) -> bool:
+    """Whether two scalars are the same number: exporters write an epsilon once for each use."""
+    return _scalar(one) is not None and _scalar(one) == _scalar(other)

@@ -1,0 +1,155 @@
+"""A report as Markdown: the facts of the HTML page in short, for logs, wikis and pull requests."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from .markup import count, decibels, name, number, percent
+from .records import Report, Step
+from .text import size
+
+ROWS = 50
+"""Of a table; the JSON report has all."""
+
+
+def to_markdown(report: Report) -> str:
+    """Headings, lists and tables that GitHub and others show; names are escaped."""
+    parts = [_summary(report), _steps(report), _layers(report), _activations(report), _sensitivity(report)]
+    parts += [_pareto(report), _log(report), _in_float(report)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _summary(report: Report) -> str:
+    facts = [
+        f"{m.name}: {number(m.result, 4)} {m.unit} (float: {number(m.reference, 4)} {m.unit})" for m in report.measures
+    ]
+    for q in report.quality:
+        same = "" if q.top1_agreement is None else f", same top-1 class on {100 * q.top1_agreement:.1f} % of samples"
+        facts.append(f"output {_code(q.output)}: SQNR {_db(q.sqnr_db)} against float{same}")
+    ratio = report.source.bytes / max(report.result.bytes, 1)
+    facts += [
+        f"size {size(report.source.bytes)} → {size(report.result.bytes)}, {ratio:.2f} times smaller",
+        f"{report.integer_nodes} nodes in integers, {len(report.float_nodes)} in float;"
+        f" {len(report.tensors)} tensors on grids",
+        f"{report.samples} calibration samples, {report.compared_samples} compared; {report.seconds:.1f} s;"
+        f" onnxq {report.onnxq}, ONNX Runtime {report.onnxruntime}",
+        f"preset {report.options.get('preset')}, target {report.options.get('target')}"
+        f"{f', whose {len(report.requirements)} requirements it keeps to' * bool(report.requirements)}",
+    ]
+    facts += [f"**warning**: {_text(warning)}" for warning in report.warnings]
+    return f"# Quantization of {_code(str(report.source.path or 'model'))}\n\n" + "\n".join(
+        f"- {fact}" for fact in facts
+    )
+
+
+def _steps(report: Report) -> str:
+    rows = [
+        [
+            s.name,
+            _effect(s),
+            str(s.changed),
+            f"{s.seconds:.2f}",
+            "; ".join(map(_text, s.notes[s.before_db is not None :][:2])),
+        ]
+        for s in report.steps
+    ]
+    return _table("Pipeline", ("step", "outputs, dB", "changed", "s", "notes"), "l-rrl", rows)
+
+
+def _effect(step: Step) -> str:
+    if step.before_db is None:
+        return ""
+    return f"{decibels(step.before_db)} → {decibels(step.after_db)}{'' if step.kept else ', dropped'}"
+
+
+def _layers(report: Report) -> str:
+    head = ("#", "layer", "shape", "weight grid", "input grid", "weight dB", "output dB", "clipped", "MACs")
+    rows = [
+        [
+            str(index),
+            _code(x.node),
+            "×".join(map(str, x.shape)),
+            x.weight_grid or "float",
+            x.input_grid or "float",
+            "" if x.weight_grid is None else decibels(x.weight_sqnr_db),
+            decibels(x.sqnr_db),
+            percent(x.clipped),
+            count(x.macs),
+        ]
+        for index, x in enumerate(report.layers, 1)
+    ]
+    return _table("Layers", head, "rllllrrrr", rows)
+
+
+def _activations(report: Report) -> str:
+    head = ("tensor", "grid", "from", "to", "smallest", "largest", "clipped", "dB")
+    seen = sorted(report.distributions, key=lambda d: 1e9 if d.sqnr_db is None else d.sqnr_db)
+    rows = [
+        [
+            _code(d.tensor),
+            d.grid,
+            *map(number, (d.lo, d.hi, d.lowest, d.highest)),
+            percent(d.clipped),
+            decibels(d.sqnr_db),
+        ]
+        for d in seen
+    ]
+    return _table("Activations, the noisiest first", head, "llrrrrrr", rows)
+
+
+def _sensitivity(report: Report) -> str:
+    found = report.sensitivity
+    if found is None:
+        return ""
+    head = ("unit", "kind", f"only it quantized, {found.unit}", f"all but it, {found.unit}")
+    rows = [[_code(s.unit), s.kind, number(s.only, 4), number(s.all_but, 4)] for s in found.ranking]
+    return _table(f"Sensitivity by {found.metric}", head, "llrr", rows)
+
+
+def _pareto(report: Report) -> str:
+    if report.pareto is None:
+        return ""
+    rows = [
+        [_text(p.label), number(p.size_bytes / 2**10), count(p.bops), number(p.score, 4), "chosen" * p.chosen]
+        for p in sorted(report.pareto.points, key=lambda p: p.size_bytes)
+    ]
+    return _table("Accuracy against size", ("choice", "KiB", "bit operations", report.pareto.score, ""), "lrrrl", rows)
+
+
+def _log(report: Report) -> str:
+    entries = [f"{i}. **{_text(entry.title)}** {_text(entry.text)}" for i, entry in enumerate(report.log, 1)]
+    return "## Log\n\n" + "\n".join(entries) if entries else ""
+
+
+def _in_float(report: Report) -> str:
+    groups = Counter((n.op, n.reason) for n in report.float_nodes)
+    rows = [[op, str(held), _text(reason)] for (op, reason), held in groups.most_common()]
+    return _table("Left in float", ("operator", "nodes", "reason"), "lrl", rows)
+
+
+def _table(title: str, head: Sequence[str], align: str, rows: Sequence[Sequence[str]]) -> str:
+    """align: a letter a column, r for right."""
+    if not rows:
+        return ""
+    lines = [_row(head), _row(["--:" if a == "r" else "---" for a in align]), *map(_row, rows[:ROWS])]
+    left_out = [f"\n{len(rows) - ROWS} more are in the JSON report."] if len(rows) > ROWS else []
+    return "\n".join([f"## {title}", "", *lines, *left_out])
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _db(value: float | None) -> str:
+    return "lossless" if value is None else f"{value:.1f} dB"
+
+
+def _code(text: str) -> str:
+    """A name as code: no character of it may end the code or the table's cell."""
+    return f"`{name(text).replace('`', chr(39)).replace('|', '¦')}`"
+
+
+def _text(text: str) -> str:
+    """Text that means no markup."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in name(text))

@@ -1,0 +1,278 @@
+"""What happened, as frozen records: plain data, which the other files of this package write out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+
+@dataclass(frozen=True)
+class FloatNode:
+    """A node that stayed in float, and why."""
+
+    node: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundedLayer:
+    """A weight whose rounding was optimised for what its layer computes (section 3.4).
+
+    layer: the node that reads it, the first of `uses` where several share it. solver: a value of `--rounding`.
+    nearest, objective: squared error over the variance of the layer's output, mean over channels, on samples that were
+    held back: rounded to nearest, and optimised. flipped: share of the weights that are not at the integer nearest at
+    their new scale. samples: calibration samples, `held_back` among them. positions: columns of the layer's input that
+    statistics were taken of, of `of_positions` that there are.
+    kept_nearest_because: why the weight stays rounded to nearest; None where it does not.
+    """
+
+    layer: str
+    uses: tuple[str, ...]
+    solver: str
+    nearest: float
+    objective: float
+    flipped: float
+    samples: int
+    held_back: int
+    positions: int
+    of_positions: int
+    kept_nearest_because: str | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass: its options as text, what it changed, what it declined (where, why), what is worth knowing.
+
+    before_db, after_db: SQNR of the quantized model's outputs without and with it, where that was measured.
+    kept: False where it made the result worse, and was taken back, or where there was a reason not to run it.
+    rounded: weights whose rounding it optimised.
+    """
+
+    name: str
+    options: str
+    changed: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+    skips: tuple[tuple[str, str], ...] = ()
+    before_db: float | None = None
+    after_db: float | None = None
+    kept: bool = True
+    rounded: tuple[RoundedLayer, ...] = ()
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """A tensor on a grid. scale, zero_point: one value, or one a channel along `axis`."""
+
+    tensor: str
+    kind: str
+    grid: str
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+    axis: int | None
+    grid_of: str | None = None
+
+
+@dataclass(frozen=True)
+class OutputQuality:
+    """One output of the quantized model beside the float model's, over the samples compared.
+
+    sqnr_db: signal to quantization noise, in dB; None where the two are identical.
+    runtime_sqnr_db: the quantized model with ONNX Runtime's optimisations off against on, likewise.
+    top1_agreement: share of samples with the same best class, where the output looks like class scores.
+    """
+
+    output: str
+    sqnr_db: float | None
+    runtime_sqnr_db: float | None
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model file: `path` None where it never was one; sizes in bytes."""
+
+    path: str | None
+    bytes: int
+    opset: int
+    nodes: int
+    parameters: int
+
+
+Box: TypeAlias = tuple[float, float, float, float, float]
+"""Smallest value, lower quartile, median, upper quartile, largest value."""
+
+
+@dataclass(frozen=True)
+class ChannelRanges:
+    """Weights of each output channel, before and after the steps that adjust the float network (figure 5).
+
+    shown: which of all `channels` the boxes are of. after: empty where nothing changed.
+    """
+
+    channels: int
+    shown: tuple[int, ...]
+    before: tuple[Box, ...]
+    after: tuple[Box, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer, in the network's order.
+
+    shape: of its weight. macs: multiplications a sample. weight_grid, input_grid: None where left in float.
+    scale: smallest, median and largest scale of the weight.
+    clipped: share of its input's values beyond the input's grid; None where that was not seen.
+    weight_sqnr_db: of the weight on its grid alone. sqnr_db: of what the layer computes, everything in front of it
+    included: float network against quantized network. Both None where the two are identical.
+    """
+
+    node: str
+    op: str
+    weight: str
+    shape: tuple[int, ...]
+    macs: int
+    weight_grid: str | None
+    input_grid: str | None
+    scale: tuple[float, float, float] | None
+    clipped: float | None
+    weight_sqnr_db: float | None
+    sqnr_db: float | None
+    ranges: ChannelRanges
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """An activation on the calibration data, and the grid that was chosen for it.
+
+    lowest, highest: what was seen. lo, hi: ends of the grid. clipped: share of values beyond them.
+    counts: values in bins of equal width over [first, last]; the outer two hold everything beyond.
+    sqnr_db: of the tensor on its grid alone; None where that loses nothing.
+    """
+
+    tensor: str
+    grid: str
+    lowest: float
+    highest: float
+    lo: float
+    hi: float
+    clipped: float
+    sqnr_db: float | None
+    first: float
+    last: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of merit of the float model and of the quantized one, such as top-1 accuracy in %."""
+
+    name: str
+    unit: str
+    reference: float
+    result: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What one unit, a quantizer or a layer, costs: with it alone on its grid, and with all others on theirs."""
+
+    unit: str
+    kind: str
+    only: float | None
+    all_but: float | None
+
+
+@dataclass(frozen=True)
+class SensitivityRanking:
+    """metric, unit: what `only` and `all_but` are, `SQNR` in `dB`. The most sensitive first."""
+
+    metric: str
+    unit: str
+    ranking: tuple[Sensitivity, ...]
+
+
+@dataclass(frozen=True)
+class ParetoPoint:
+    """A choice of bit-widths: size of the weights, bit operations a sample, and how good it is."""
+
+    size_bytes: int
+    bops: float
+    score: float
+    label: str
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class ParetoFront:
+    """score: what the points' score is, with its unit. Larger is better."""
+
+    score: str
+    points: tuple[ParetoPoint, ...]
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """A step of a workflow: what was done and why, and figures that belong to it, as (label, value) in `unit`."""
+
+    title: str
+    text: str
+    unit: str = ""
+    figures: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything there is to tell. `options` reproduce the run; `seconds` are wall time.
+
+    layers, distributions: only where details were asked for. measures, sensitivity, pareto, log: of the commands
+    that find them out. requirements: of the target, each with its id; the result was checked and keeps to them.
+    """
+
+    onnxq: str
+    onnxruntime: str
+    options: dict[str, Any]
+    source: ModelFacts
+    result: ModelFacts
+    samples: int
+    steps: tuple[Step, ...]
+    integer_nodes: int
+    float_nodes: tuple[FloatNode, ...]
+    tensors: tuple[QuantizedTensor, ...]
+    quality: tuple[OutputQuality, ...]
+    compared_samples: int
+    runtime_operators: dict[str, int]
+    warnings: tuple[str, ...]
+    seconds: float
+    layers: tuple[Layer, ...] = ()
+    distributions: tuple[Distribution, ...] = ()
+    measures: tuple[Measure, ...] = ()
+    sensitivity: SensitivityRanking | None = None
+    pareto: ParetoFront | None = None
+    log: tuple[LogEntry, ...] = ()
+    requirements: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Strict JSON (no NaN or Infinity), keys as the fields here."""
+        from .json_format import to_json
+
+        return to_json(self)
+
+    def to_text(self, verbose: bool = False) -> str:
+        """The summary for a terminal, a few lines; with `verbose` each step and each node left in float."""
+        from .text import to_text
+
+        return to_text(self, verbose)
+
+    def to_markdown(self) -> str:
+        """The same facts in short, as Markdown."""
+        from .markdown import to_markdown
+
+        return to_markdown(self)
+
+    def to_html(self) -> str:
+        """One HTML file that needs nothing else, with charts and sortable tables."""
+        from .html import to_html
+
+        return to_html(self)

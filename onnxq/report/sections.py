@@ -1,0 +1,321 @@
+"""The sections of the HTML report, in their order; those that the report has nothing for are left out."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+from . import figures
+from .markup import Cell, Column, Markup, Section, count, decibels, join, name, number, table, tag
+from .records import LogEntry, ParetoFront, Report, SensitivityRanking, Step
+from .svg import dumbbell, pareto
+from .text import size
+
+SHOWN = 1000
+"""Rows of the longest tables: beyond, the JSON report has them all."""
+
+DECLINED = 200
+"""Places that a step declined to change, likewise."""
+
+
+LARGEST_DB = 1000.0
+"""Beyond it, outputs are identical, or hold infinity: there is nothing to draw."""
+
+
+def sections(report: Report) -> list[Section]:
+    """All that the report has something for, the summary first."""
+    found = [_summary(report)]
+    if report.log:
+        found.append(
+            Section("log", "Log", "What was done, and why.", tag("ol", *map(_entry, report.log), class_="log"))
+        )
+    found.append(_steps(report))
+    if report.layers:
+        found += figures.layers(report)
+    if report.distributions:
+        found.append(figures.activations(report))
+    if report.sensitivity is not None and report.sensitivity.ranking:
+        found.append(_sensitivity(report.sensitivity))
+    if report.pareto is not None and report.pareto.points:
+        found.append(_pareto(report.pareto))
+    if report.float_nodes:
+        found.append(_in_float(report))
+    return [*found, _grids(report), _run(report)]
+
+
+def heading(report: Report) -> Markup:
+    """Title and verdict."""
+    options = report.options
+    granularity = "per-channel" if options.get("per_channel") else "per-tensor"
+    words = f"{str(options.get('preset', '')).upper()}, {granularity} weights, target {options.get('target', '?')}"
+    state, text = "good", "Verified"
+    if report.warnings:
+        state, text = "warn", f"Verified, {len(report.warnings)} warning{'s' * (len(report.warnings) > 1)}"
+    return join(
+        tag("p", "onnxq quantization report", class_="eyebrow"),
+        tag("h1", name(str(report.source.path or "model").rsplit("/", 1)[-1])),
+        tag("p", tag("span", text, class_=f"badge {state}"), tag("span", words), class_="subtitle"),
+    )
+
+
+def _summary(report: Report) -> Section:
+    ratio = report.source.bytes / max(report.result.bytes, 1)
+    cards = [
+        _card(m.name, f"{number(m.result, 4)} {m.unit}", f"float {number(m.reference, 4)} {m.unit}")
+        for m in report.measures
+    ]
+    for output in report.quality[:4]:
+        where = f"output {name(output.output)}" if len(report.quality) > 1 else "of the output, against float"
+        worth = "identical" if output.sqnr_db is None else f"{decibels(output.sqnr_db)} dB"
+        cards.append(_card("Signal to noise", worth, where))
+        if output.top1_agreement is not None:
+            cards.append(
+                _card(
+                    "Same top-1 class",
+                    f"{100 * output.top1_agreement:.1f} %",
+                    f"as float, on {report.compared_samples} samples",
+                    output.top1_agreement,
+                )
+            )
+    nodes = report.integer_nodes + len(report.float_nodes)
+    cards += [
+        _card(
+            "Size",
+            size(report.result.bytes),
+            f"{ratio:.2f} times smaller than {size(report.source.bytes)}",
+            1 / max(ratio, 1),
+        ),
+        _card(
+            "Nodes in integers",
+            f"{report.integer_nodes} of {nodes}",
+            f"{len(report.float_nodes)} stay in float",
+            report.integer_nodes / max(nodes, 1),
+        ),
+        _card(
+            "Calibration",
+            f"{report.samples} samples" if report.samples else "no data",
+            f"{len(report.tensors)} tensors on grids, {report.seconds:.1f} s",
+        ),
+    ]
+    warnings = [tag("p", warning, class_="warning") for warning in report.warnings]
+    lead = (
+        f"The quantized model is valid ONNX and runs in ONNX Runtime {report.onnxruntime}; it was compared with the"
+        f" float model on {report.compared_samples} samples."
+    )
+    return Section("summary", "Summary", lead, join(*warnings, tag("div", *cards, class_="cards")))
+
+
+def _card(title: str, value: str, note: str, share: float | None = None) -> Markup:
+    bar = "" if share is None else tag("div", class_="meter", style=f"--bar:{100 * share:.1f}%", aria_hidden="true")
+    return tag(
+        "div",
+        tag("div", title, class_="what"),
+        tag("div", value, class_="value"),
+        tag("div", note, class_="note"),
+        Markup(bar),
+        class_="card",
+    )
+
+
+def _entry(entry: LogEntry) -> Markup:
+    body = [tag("h3", entry.title), *(tag("p", part) for part in entry.text.splitlines() if part)]
+    if entry.figures:
+        most = max(abs(value) for _, value in entry.figures) or 1.0
+        rows = [[Cell(name(label)), Cell(number(v, 4), v, abs(v) / most)] for label, v in entry.figures]
+        body.append(table(entry.title, [Column("What"), Column(entry.unit or "value", True)], rows))
+    return tag("li", *body)
+
+
+def _steps(report: Report) -> Section:
+    judged = [v for s in report.steps if s.before_db is not None for v in (s.before_db, s.after_db) if v is not None]
+    finite = [v for v in judged if abs(v) < LARGEST_DB]
+    lo, hi = (min(finite) - 0.5, max(finite) + 0.5) if finite else (0.0, 1.0)
+    lead = "Figure 8 of the white paper from top to bottom."
+    if judged:
+        lead += (
+            " Steps that are meant to help were each tried: hollow is the signal to noise ratio of the quantized"
+            " model's outputs without the step, full with it. Those that made it worse were dropped."
+        )
+    return Section("steps", "Pipeline", lead, tag("ol", *(_step(s, lo, hi) for s in report.steps), class_="steps"))
+
+
+def _step(step: Step, lo: float, hi: float) -> Markup:
+    measured = step.before_db is not None
+    if step.kept:
+        state, what = ("kept", f"{step.changed} changed") if step.changed else ("idle", "nothing to do")
+    else:
+        state, what = ("dropped", "dropped") if measured else ("idle", "not run")
+    notes = step.notes[measured:]  # the first one says in words what is drawn
+    facts = [tag("li", note) for note in (f"options: {step.options}",) * bool(step.options) + notes[:DECLINED]]
+    facts += [tag("li", tag("code", name(where)), f": left: {reason}") for where, reason in step.skips[:DECLINED]]
+    total = len(notes) + len(step.skips) + bool(step.options)
+    if total > len(facts):
+        facts.append(tag("li", f"{total - len(facts)} more are in the JSON report"))
+    text = f"{total} note{'s' * (total > 1)}"
+    more = tag("details", tag("summary", text), tag("ul", *facts)) if facts else Markup("")
+    return tag(
+        "li",
+        tag("div", tag("strong", _words(step.name)), class_="name"),
+        tag("div", _effect(step, lo, hi), class_="effect"),
+        tag("div", what, class_=f"state {state}"),
+        tag("div", f"{step.seconds:.2f} s", class_="time"),
+        more,
+        class_=state,
+    )
+
+
+def _effect(step: Step, lo: float, hi: float) -> Markup:
+    """SQNR without and with the step, drawn on [lo, hi] dB."""
+    if step.before_db is None or step.after_db is None:
+        return Markup("")
+    ends = tag("span", f"{decibels(step.before_db)} → {decibels(step.after_db)} dB", class_="ends")
+    if not (abs(step.before_db) < LARGEST_DB and abs(step.after_db) < LARGEST_DB):
+        return ends
+    return join(dumbbell(step.before_db, step.after_db, lo, hi), ends)
+
+
+def _words(camel: str) -> str:
+    """SetWeightRanges -> Set weight ranges."""
+    text = "".join(
+        f" {c.lower()}" if c.isupper() and i and not camel[i - 1].isupper() else c for i, c in enumerate(camel)
+    )
+    return {"Ada round": "AdaRound", "Fold batch norm": "Fold BatchNorm", "Lower to qdq": "Lower to QDQ"}.get(
+        text, text
+    )
+
+
+def _sensitivity(found: SensitivityRanking) -> Section:
+    values = [v for s in found.ranking for v in (s.only, s.all_but) if v is not None and math.isfinite(v)]
+    lo, hi = min(values, default=0.0), max(values, default=1.0)
+    rows = [
+        [
+            Cell(str(rank), rank),
+            Cell(tag("code", name(s.unit))),
+            Cell(s.kind),
+            *(_measured(v, lo, hi) for v in (s.only, s.all_but)),
+        ]
+        for rank, s in enumerate(found.ranking[:SHOWN], 1)
+    ]
+    unit = f"{found.metric}, {found.unit}" if found.unit else found.metric
+    columns = [
+        Column("Rank", True),
+        Column("Unit"),
+        Column("Kind"),
+        Column(f"Only it quantized ({unit})", True),
+        Column(f"All but it quantized ({unit})", True),
+    ]
+    lead = "The most sensitive first: with it alone on its grid, and with everything else on its grid but it."
+    return Section("sensitivity", "Sensitivity", lead, table("Sensitivity ranking", columns, rows))
+
+
+def _measured(value: float | None, lo: float, hi: float) -> Cell:
+    if value is None or not math.isfinite(value):
+        return Cell("–" if value is None else "identical", value)
+    return Cell(number(value, 4), value, (value - lo) / ((hi - lo) or 1))
+
+
+def _pareto(front: ParetoFront) -> Section:
+    columns = [
+        Column("Choice"),
+        Column("KiB", True),
+        Column("Bit operations", True),
+        Column(front.score, True),
+        Column(""),
+    ]
+    rows = [
+        [
+            Cell(name(p.label)),
+            Cell(number(p.size_bytes / 2**10), p.size_bytes),
+            Cell(count(p.bops), p.bops),
+            Cell(number(p.score, 4), p.score),
+            Cell("chosen" * p.chosen),
+        ]
+        for p in sorted(front.points, key=lambda p: p.size_bytes)[:SHOWN]
+    ]
+    lead = "Each point is one choice of bit-widths; on the line are those that no other one beats."
+    chart = figures.scrolled(pareto(front))
+    body = join(chart, _folded(f"All {len(rows)} choices", table("Choices", columns, rows)))
+    return Section("pareto", "Accuracy against size", lead, body)
+
+
+def _in_float(report: Report) -> Section:
+    groups = Counter((n.op, n.reason) for n in report.float_nodes)
+    rows = [[Cell(op), Cell(str(held), held), Cell(reason)] for (op, reason), held in groups.most_common(SHOWN)]
+    nodes = [[Cell(tag("code", name(n.node))), Cell(n.op), Cell(n.reason)] for n in report.float_nodes[:SHOWN]]
+    every = table("Every node in float", [Column("Node"), Column("Operator"), Column("Reason")], nodes)
+    summary = table("Nodes in float, by reason", [Column("Operator"), Column("Nodes", True), Column("Reason")], rows)
+    body = join(summary, _folded(f"All {len(report.float_nodes)} nodes", every))
+    return Section("float", "Left in float", "Nodes that compute in float, and why.", body)
+
+
+def _grids(report: Report) -> Section:
+    columns = [
+        Column("Tensor"),
+        Column("Kind"),
+        Column("Grid"),
+        Column("Scales", True, "how many"),
+        Column("Smallest scale", True),
+        Column("Largest scale", True),
+        Column("Zero point"),
+        Column("Grid of", hint="the tensor whose grid it shares"),
+    ]
+    rows = [
+        [
+            Cell(tag("code", name(t.tensor))),
+            Cell(t.kind),
+            Cell(t.grid),
+            Cell(str(len(t.scale)), len(t.scale)),
+            Cell(number(min(t.scale)), min(t.scale)),
+            Cell(number(max(t.scale)), max(t.scale)),
+            Cell(_range(t.zero_point)),
+            Cell(tag("code", name(t.grid_of)) if t.grid_of is not None else "own"),
+        ]
+        for t in report.tensors[:SHOWN]
+    ]
+    lead = f"{len(report.tensors)} tensors lie on integer grids: real value = scale × (integer − zero point)."
+    return Section(
+        "grids", "Grids", lead, _folded(f"All {len(rows)} tensors", table("Tensors on grids", columns, rows))
+    )
+
+
+def _range(values: Iterable[int]) -> str:
+    ends = sorted(set(values))
+    text = str(ends[0]) if len(ends) == 1 else f"{ends[0]} to {ends[-1]}"
+    return text.replace("-", "−")
+
+
+def _run(report: Report) -> Section:
+    facts = [
+        ("onnxq", report.onnxq),
+        ("ONNX Runtime", report.onnxruntime),
+        (
+            "Float model",
+            f"{report.source.path or 'in memory'}: {report.source.nodes} nodes, opset {report.source.opset},"
+            f" {count(report.source.parameters)} parameters",
+        ),
+        (
+            "Quantized model",
+            f"{report.result.path or 'in memory'}: {report.result.nodes} nodes, opset {report.result.opset}",
+        ),
+        ("ONNX Runtime runs", ", ".join(f"{n} {op}" for op, n in report.runtime_operators.items())),
+    ]
+    facts += [
+        (
+            f"Output {name(q.output)}",
+            f"optimised against as written: {decibels(q.runtime_sqnr_db)}{' dB' * (q.runtime_sqnr_db is not None)}",
+        )
+        for q in report.quality
+    ]
+    listed = tag("dl", *(join(tag("dt", key), tag("dd", value)) for key, value in facts))
+    options = [[Cell(tag("code", key)), Cell(name(str(value)))] for key, value in report.options.items()]
+    every = _folded("All options", table("Options", [Column("Option"), Column("Value")], options))
+    kept = Markup("")
+    if report.requirements:
+        text = f"{len(report.requirements)} requirements of the target that the model was checked to keep to"
+        kept = _folded(text, tag("ul", *(tag("li", each) for each in report.requirements), class_="plain"))
+    return Section("run", "Run", "What it takes to do the same again.", join(listed, kept, every))
+
+
+def _folded(summary: str, body: Markup) -> Markup:
+    return tag("details", tag("summary", summary), body, class_="fold")

@@ -1,0 +1,72 @@
+"""A report for a terminal, and the words that its other forms share."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from .records import OutputQuality, Report, RoundedLayer, Step
+
+
+def to_text(report: Report, verbose: bool = False) -> str:
+    """The summary, a few lines; with `verbose` each step and each node left in float."""
+    lines = [
+        f"{report.integer_nodes} nodes in integers, {len(report.float_nodes)} in float;"
+        f" {len(report.tensors)} tensors on grids; {report.samples} calibration samples; {report.seconds:.1f} s",
+        f"size {size(report.source.bytes)} -> {size(report.result.bytes)}"
+        f" ({report.source.bytes / max(report.result.bytes, 1):.2f} times smaller), opset {report.result.opset}",
+    ]
+    lines += [f"output {_quality(q)}" for q in report.quality]
+    lines += _left_in_float(report, verbose)
+    if verbose:
+        lines += [line for step in report.steps for line in _step_lines(step)]
+        operators = ", ".join(f"{count} {op}" for op, count in report.runtime_operators.items())
+        lines.append(f"ONNX Runtime runs: {operators}")
+    lines += [f"warning: {warning}" for warning in report.warnings]
+    return "\n".join(lines)
+
+
+def _left_in_float(report: Report, verbose: bool) -> list[str]:
+    if verbose:
+        return [f"in float: {printable(n.node)} ({printable(n.op)}): {printable(n.reason)}" for n in report.float_nodes]
+    groups = Counter((n.op, n.reason) for n in report.float_nodes)
+    return [f"in float: {count} {printable(op)}: {printable(reason)}" for (op, reason), count in groups.most_common()]
+
+
+def _quality(quality: OutputQuality) -> str:
+    text = f"{printable(quality.output)}: SQNR {db(quality.sqnr_db)} against float"
+    if quality.top1_agreement is not None:
+        text += f", same top-1 on {100 * quality.top1_agreement:.1f} % of samples"
+    return f"{text} (ONNX Runtime optimised against not: {db(quality.runtime_sqnr_db)})"
+
+
+def db(value: float | None) -> str:
+    return "identical" if value is None else f"{value:.1f} dB"
+
+
+def size(count: int) -> str:
+    return f"{count / 2**20:.2f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
+
+
+def _step_lines(step: Step) -> list[str]:
+    head = f"{step.name}: {step.changed} changed, {step.seconds:.2f} s"
+    return [
+        head,
+        *(f"  {printable(note)}" for note in step.notes),
+        *(f"  {printable(rounded(layer))}" for layer in step.rounded),
+        *(f"  left: {printable(w)}: {printable(r)}" for w, r in step.skips),
+    ]
+
+
+def rounded(layer: RoundedLayer) -> str:
+    """One line on a weight whose rounding was optimised."""
+    text = f"{layer.layer}: error {layer.nearest:.2%} -> {layer.objective:.2%}, {layer.flipped:.1%} of weights flipped"
+    if layer.kept_nearest_because is not None:
+        text = f"{layer.layer}: rounded to nearest, error {layer.nearest:.2%}: {layer.kept_nearest_because}"
+    shared = f"; shared with {', '.join(layer.uses[1:])}" * (len(layer.uses) > 1)
+    part = f"; {layer.positions} of {layer.of_positions} positions" * (layer.positions < layer.of_positions)
+    return text + shared + part
+
+
+def printable(text: str) -> str:
+    """Names come from the model: no control characters may reach the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -1,0 +1,49 @@
+"""Symmetric int8 everywhere: what nearly every integer accelerator can do, and the base of targets written in TOML."""
+
+from __future__ import annotations
+
+from ..numeric.quant import Grid, QuantSpec
+from .target import MOVEMENT, MOVES, POOLS, OpRule, Target, masks_attention, no_layer
+
+_PAPER = (
+    "arXiv:2106.08295, section 2.2 (symmetric, equation 7), section 2.3.1 (biases), section 2.3.3 (grids by operator)"
+)
+
+_LINEAR = OpRule("linear", refuses=no_layer)
+_ELEMENTWISE = OpRule("elementwise")
+_UNIT = OpRule("elementwise", fixed=(0.0, 1.0))
+
+GENERIC_INT8 = Target(
+    name="generic-int8",
+    description="Symmetric int8 everywhere, zero points 0, int32 biases: any integer accelerator",
+    source=_PAPER,
+    activation=QuantSpec(Grid(8, signed=True), symmetric=True),
+    weight=QuantSpec(Grid(8, signed=True, narrow=True), symmetric=True, per_channel=True),
+    rules={
+        **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), _LINEAR),
+        "MatMul": OpRule("linear", refuses=no_layer, per_channel="matrix"),
+        "Add": OpRule("elementwise", refuses=masks_attention),
+        **dict.fromkeys(("Sub", "Mul", "LeakyRelu", "HardSigmoid", "HardSwish"), _ELEMENTWISE),
+        "Sigmoid": _UNIT,
+        "Softmax": _UNIT,
+        "Tanh": OpRule("elementwise", fixed=(-1.0, 1.0)),
+        "Concat": OpRule("elementwise", tie="all"),
+        "AveragePool": POOLS,
+        "GlobalAveragePool": POOLS,
+        **dict.fromkeys(MOVEMENT, MOVES),
+    },
+    fused=frozenset({"Relu", "Clip"}),
+    outputs="grid",
+    requirements=dict.fromkeys(
+        (
+            "opset", "activation-types", "weight-types", "activation-zero-point", "weight-zero-point",
+            "activation-granularity", "weight-granularity", "bias", "same-grid", "shared-grid", "fused-activation",
+            "whole-operators",
+        ),
+        _PAPER,
+    ),
+    activation_types=("int8", "int16"),
+    weight_types=("int8", "int16", "int4"),
+    activation_zero_points="zero",
+    weight_zero_points="zero",
+)  # fmt: skip

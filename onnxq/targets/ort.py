@@ -1,0 +1,111 @@
+"""ONNX Runtime on CPUs. The rules were found by feeding QDQ models of each operator to ONNX Runtime 1.32 and reading
+the graph that it then runs (`tests/test_targets.py` repeats that), not from a list. Pad keeps its grid like all data
+movement, but 1.32 pads in float between DequantizeLinear and QuantizeLinear, which is exact.
+
+`ort-no-vnni`: without VNNI, x86 multiplies uint8 by int8 with VPMADDUBSW, which adds pairs of products in 16 bits and
+saturates:  |255 q_1 + 255 q_2| <= 2^15 - 1  holds for |q| <= 64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_graphsurgeon as gs
+
+from ..graph.ops import LinearLayer, is_depthwise, is_op, linear_layer
+from ..numeric.quant import Grid, QuantSpec
+from .target import MOVEMENT, MOVES, POOLS, OpRule, Target, masks_attention, no_layer
+
+_MEASURED = "graphs that ONNX Runtime 1.32 runs, operator by operator"
+_DOCUMENTATION = "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
+_ONNX = "https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html"
+
+
+def _slow_conv(node: gs.Node) -> str | None:
+    """Measured on x86 with VNNI: 3 input channels take 3 times as long as in float, a depthwise Conv at the size of
+    the image 2 to 5 times; together with the conversions behind they cost MobileNets more than the rest gains."""
+    layer = linear_layer(node)
+    if isinstance(layer, LinearLayer) and (_starts_separable(layer) or _follows_start(layer)):
+        return "the first layers of a depthwise-separable network are faster in float"
+    return None
+
+
+def _starts_separable(layer: LinearLayer) -> bool:
+    """A Conv on an image whose only reader is depthwise."""
+    behind = layer.output
+    while len(behind.outputs) == 1 and is_op(behind.outputs[0], "Relu", "Clip"):
+        behind = behind.outputs[0].outputs[0]
+    readers = [linear_layer(reader) for reader in behind.outputs]
+    return (
+        layer.groups == 1
+        and int(layer.weight.shape[1]) < 4
+        and len(readers) == 1
+        and isinstance(readers[0], LinearLayer)
+        and is_depthwise(readers[0])
+    )
+
+
+def _follows_start(layer: LinearLayer) -> bool:
+    source = layer.input
+    while source.inputs and is_op(source.inputs[0], "Relu", "Clip"):
+        source = source.inputs[0].inputs[0]
+    before = linear_layer(source.inputs[0]) if source.inputs else ""
+    return is_depthwise(layer) and isinstance(before, LinearLayer) and _starts_separable(before)
+
+
+def _slow_matmul(node: gs.Node) -> str | None:
+    if any(isinstance(t, gs.Constant) for t in node.inputs):
+        return None
+    return "the product of two activations is faster in float, with its Softmax and scaling"
+
+
+_ELEMENTWISE = OpRule("elementwise")
+_MASKING = OpRule("elementwise", refuses=masks_attention)
+_UNIT = OpRule("elementwise", fixed=(0.0, 1.0))
+
+ORT = Target(
+    name="ort",
+    description="ONNX Runtime on CPUs: uint8 activations, int8 weights, int32 biases",
+    source=_MEASURED,
+    activation=QuantSpec(Grid(8, signed=False), symmetric=False),
+    weight=QuantSpec(Grid(8, signed=True, narrow=True), symmetric=True, per_channel=True),
+    rules={
+        "Conv": OpRule("linear", refuses=no_layer, slow=_slow_conv),
+        "Gemm": OpRule("linear", output="free", refuses=no_layer),
+        "MatMul": OpRule("linear", "free", refuses=no_layer, slow=_slow_matmul, per_channel="matrix"),
+        "Add": _MASKING,
+        "Mul": _ELEMENTWISE,
+        "Concat": _ELEMENTWISE,
+        "Where": _MASKING,
+        "LeakyRelu": _ELEMENTWISE,
+        "Sigmoid": _UNIT,
+        "Softmax": _UNIT,
+        "AveragePool": POOLS,
+        "GlobalAveragePool": POOLS,
+        **dict.fromkeys(MOVEMENT, MOVES),
+    },
+    fused=frozenset({"Relu", "Clip"}),
+    joins="grids",
+    fused_needs_grid=True,
+    quantizes_float_weights=True,
+    runs_here=True,
+    max_opset=27,
+    requirements={
+        "opset": _ONNX,
+        "activation-types": _ONNX,
+        "weight-types": _ONNX,
+        "activation-granularity": _MEASURED,
+        "weight-granularity": _MEASURED,
+        "bias": _MEASURED,
+        "same-grid": _MEASURED,
+    },
+)
+
+ORT_NO_VNNI = replace(
+    ORT,
+    name="ort-no-vnni",
+    description="ONNX Runtime on x86 CPUs without VNNI, where products saturate in 16 bits: 7-bit weights",
+    reduced_weights=True,
+    weight_limit=64,
+    requirements={**ORT.requirements, "weight-range": f"{_DOCUMENTATION} (When and why do I need to try U8U8?)"},
+)

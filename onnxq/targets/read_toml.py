@@ -1,0 +1,226 @@
+"""Targets that users write in TOML: a base, and what is different from it.
+
+    name = "npu5"
+    description = "..."
+    base = "generic-int8"           any target that comes with onnxq
+    source = "data sheet, rev. 3"   whom `onnxq check` cites for what is written here; the file itself by default
+    max_opset = 17                  fields of `Target`, those of simple types
+    [activation]                    fields of `QuantSpec`, and `signed` and `narrow` of its grid
+    [weight]
+    [ops.Softmax]                   fields of `OpRule`; an operator that the base has not needs at least `kind`
+    float = true                    ... or takes the operator out
+    [shifts]                        fields of `Shifts`
+    [requirements]                  id -> source, or false to drop one
+
+A requirement that is stated by what the file changes cites `source`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import fields, replace
+from typing import Any, get_args, get_type_hints
+
+from ..errors import UsageError
+from ..numeric.quant import QuantSpec
+from .requirements import REQUIREMENTS
+from .target import OpRule, Shifts, Target
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_TEXT = ("name", "description", "source")
+_FLAGS = (
+    "adds_biases",
+    "fused_needs_grid",
+    "keeps_activations",
+    "reduced_weights",
+    "quantizes_float_weights",
+    "runs_here",
+)
+_CHOICES = ("joins", "pairs", "added_bias", "outputs", "bias", "activation_zero_points", "weight_zero_points")
+_NUMBERS = ("min_opset", "max_opset", "weight_limit", "smallest_range")
+_LISTS = ("fused", "activation_types", "weight_types")
+_TABLES = ("activation", "weight", "ops", "shifts", "requirements")
+_TYPES = tuple(f"{sign}int{bits}" for bits in (4, 8, 16) for sign in ("", "u"))
+
+_STATED: Mapping[str, str] = {
+    "min_opset": "opset",
+    "max_opset": "opset",
+    "activation_types": "activation-types",
+    "weight_types": "weight-types",
+    "activation_zero_points": "activation-zero-point",
+    "weight_zero_points": "weight-zero-point",
+    "weight_limit": "weight-range",
+    "smallest_range": "smallest-range",
+    "bias": "bias",
+    "shifts": "shifts",
+}
+"""Field -> the requirement that it is the data of."""
+
+
+def read_target(path: str, targets: Mapping[str, Target]) -> Target:
+    """The target in a TOML file. Raises UsageError, with what was expected and what is close."""
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except OSError as error:
+        raise UsageError(f"--target {path}: {error.strerror}") from None
+    except ValueError as error:  # TOMLDecodeError, or UnicodeDecodeError
+        raise UsageError(f"--target {path}: not valid TOML: {error}") from None
+    return _Reader(f"--target {path}", path).target(table, targets)
+
+
+class _Reader:
+    """Turns tables into records; every message says where."""
+
+    def __init__(self, where: str, path: str) -> None:
+        self.where, self.path = where, path
+
+    def target(self, table: dict[str, Any], targets: Mapping[str, Target]) -> Target:
+        self._known(table, ("base", *_TEXT, *_FLAGS, *_CHOICES, *_NUMBERS, *_LISTS, *_TABLES), "")
+        base = targets[self._choice("base", table.get("base", "generic-int8"), tuple(targets))]
+        source = self._typed("source", table.get("source", self.path), str, "a string")
+        changes: dict[str, Any] = {"name": self.path, "description": f"{self.path}, from {base.name}"}
+        changes.update({key: self._field(key, value) for key, value in table.items() if key not in ("base", *_TABLES)})
+        for key in ("activation", "weight"):
+            if key in table:
+                changes[key] = self._spec(key, table[key], getattr(base, key))
+        if "ops" in table:
+            changes["rules"] = self._rules(table["ops"], base)
+        if "shifts" in table:
+            changes["shifts"] = self._shifts(table["shifts"])
+        changes["requirements"] = self._requirements(table, base, source)
+        return self._consistent(replace(base, **changes))
+
+    def _field(self, key: str, value: Any) -> Any:
+        if key in _TEXT:
+            return self._typed(key, value, str, "a string")
+        if key in _FLAGS:
+            return self._typed(key, value, bool, "true or false")
+        if key in _CHOICES:
+            return self._choice(key, value, get_args(get_type_hints(Target)[key]))
+        if key in _NUMBERS:
+            kind = (int, float) if key == "smallest_range" else int
+            if self._typed(key, value, kind, "a number") < 0:
+                raise UsageError(f"{self.where}: {key} must not be negative, got {value}")
+            return value
+        names = self._typed(key, value, list, "a list of strings")
+        if key != "fused":
+            return tuple(self._choice(key, name, _TYPES) for name in names)
+        return frozenset(self._choice(key, name, ("Relu", "Clip")) for name in names)
+
+    def _spec(self, key: str, table: Any, base: QuantSpec) -> QuantSpec:
+        flags = ("symmetric", "per_channel", "one_tailed", "power_of_two")
+        self._known(self._table(key, table), (*flags, "signed", "narrow"), f"[{key}] ")
+        values = {name: self._typed(f"{key}.{name}", v, bool, "true or false") for name, v in table.items()}
+        grid = replace(base.grid, **{name: values.pop(name) for name in ("signed", "narrow") if name in values})
+        return replace(base, grid=grid, **values)
+
+    def _rules(self, table: Any, base: Target) -> dict[str, OpRule]:
+        rules = dict(base.rules)
+        for op, changes in self._table("ops", table).items():
+            place = f"[ops.{op}] "
+            known = ("float", "kind", "output", "data", "grid", "followed", "tie", "fixed", "per_channel")
+            self._known(self._table(f"ops.{op}", changes), known, place)
+            if changes.pop("float", False):
+                rules.pop(op, None)
+                continue
+            if op not in rules and "kind" not in changes:
+                raise UsageError(f"{self.where}: {place}{base.name} has no rule for {op!r}: give its kind")
+            values = {name: self._rule_field(f"{place}{name}", name, value) for name, value in changes.items()}
+            rules[op] = replace(rules[op], **values) if op in rules else OpRule(**values)
+        return rules
+
+    def _rule_field(self, place: str, name: str, value: Any) -> Any:
+        if name == "followed":
+            return self._typed(place, value, bool, "true or false")
+        if name == "fixed":
+            return self._pair(place, value)
+        return self._choice(place, value, get_args(get_type_hints(OpRule)[name]))
+
+    def _shifts(self, table: Any) -> Shifts:
+        self._known(self._table("shifts", table), [f.name for f in fields(Shifts)], "[shifts] ")
+        values: dict[str, Any] = {}
+        for name, value in table.items():
+            if name in ("cut", "add", "mul"):
+                values[name] = tuple(int(end) for end in self._pair(f"shifts.{name}", value))
+            else:
+                values[name] = self._typed(f"shifts.{name}", value, int, "a whole number")
+        return Shifts(**values)
+
+    def _requirements(self, table: dict[str, Any], base: Target, source: str) -> dict[str, str]:
+        wanted = {**base.requirements, **{_STATED[key]: source for key in table if key in _STATED}}
+        ops = self._table("ops", table.get("ops", {})).values()
+        if any(rule.get("tie", "none") != "none" for rule in ops):
+            wanted["shared-grid"] = source
+        if any(rule.get("grid") == "same" for rule in ops):
+            wanted["same-grid"] = source
+        if any("per_channel" in rule for rule in ops) or "per_channel" in table.get("weight", {}):
+            wanted["weight-granularity"] = source
+        if any(table.get(part, {}).get("power_of_two") for part in ("activation", "weight")):
+            wanted["power-of-two"] = source
+        stated = self._table("requirements", table.get("requirements", {}))
+        self._known(stated, list(REQUIREMENTS), "[requirements] ")
+        for id, said in stated.items():
+            if said is False:
+                wanted.pop(id, None)
+            else:
+                wanted[id] = self._typed(f"requirements.{id}", said, str, "a source (a string) or false")
+        return wanted
+
+    def _consistent(self, target: Target) -> Target:
+        """Refuse what would make every model of this target fail its own requirements."""
+        if target.max_opset is not None and target.max_opset < target.min_opset:
+            raise UsageError(f"{self.where}: max_opset {target.max_opset} lies below min_opset {target.min_opset}")
+        for what in ("activation", "weight"):
+            spec, types = getattr(target, what), getattr(target, f"{what}_types")
+            if f"{what}-types" in target.requirements and not any(t.startswith("u") != spec.grid.signed for t in types):
+                raise UsageError(f"{self.where}: [{what}] is {spec.grid}, but {what}_types has only {', '.join(types)}")
+            asked = getattr(target, f"{what}_zero_points")
+            if asked == "zero" and not (spec.symmetric and spec.grid.signed):
+                raise UsageError(
+                    f"{self.where}: [{what}] is {spec}, whose zero points are not 0; make it symmetric and signed, or"
+                    f' set {what}_zero_points = "any"'
+                )
+        if "power-of-two" in target.requirements and not (
+            target.activation.power_of_two and target.weight.power_of_two
+        ):
+            raise UsageError(f"{self.where}: power_of_two must be set for [activation] and [weight], or for neither")
+        if target.shifts is not None and (target.weight.per_channel or not target.weight.power_of_two):
+            raise UsageError(f"{self.where}: [shifts] are for weights with one scale a tensor, a power of two")
+        return target
+
+    def _table(self, key: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise UsageError(f"{self.where}: {key!r} must be a table, [{key}], got {value!r}")
+        return value
+
+    def _known(self, table: Mapping[str, Any], known: Collection[str], place: str) -> None:
+        for key in table:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, 1)
+                hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+                raise UsageError(f"{self.where}: {place}unknown key {key!r}; {hint}")
+
+    def _choice(self, key: str, value: Any, known: tuple[str, ...]) -> Any:
+        if value not in known:
+            close = difflib.get_close_matches(str(value), known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UsageError(f"{self.where}: {key} must be one of {', '.join(known)}, got {value!r}{hint}")
+        return value
+
+    def _typed(self, key: str, value: Any, kind: Any, text: str) -> Any:
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise UsageError(f"{self.where}: {key} must be {text}, got {value!r}")
+        return value
+
+    def _pair(self, key: str, value: Any) -> tuple[float, float]:
+        numbers = isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)
+        if not numbers or not value[0] < value[1]:
+            raise UsageError(f"{self.where}: {key} must be [lo, hi] with lo < hi, got {value!r}")
+        return float(value[0]), float(value[1])

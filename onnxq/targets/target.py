@@ -1,0 +1,208 @@
+"""What a target is: a tool-chain's types, its rules by operator, and what it requires of a model, all of it data.
+
+Passes read it to place quantizers, `onnxq check` reads it to judge any QDQ model; nothing else decides either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import onnx_graphsurgeon as gs
+
+from ..graph.ops import ONNX_DOMAINS, LinearLayer, linear_layer, preserves_grid
+from ..graph.patterns import feeds_softmax
+from ..numeric.quant import QuantSpec
+
+Condition = Callable[[gs.Node], str | None]
+
+
+def never(node: gs.Node) -> str | None:
+    """The condition that holds for no node."""
+    return None
+
+
+@dataclass(frozen=True)
+class FixedEncoding:
+    """Scale and zero point that an operator's output must have when it is stored in `type` (uint16, ...)."""
+
+    type: str
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class OpRule:
+    """How one operator is quantized.
+
+    kind: `linear` operators are always quantized. `elementwise` ones join where one of their inputs is computed in
+    integers already: between float operators they would only add noise and conversions. `movement` keeps the grid
+    of its input, whatever that is. `residual`: an Add of which only one input is quantized, since it runs as the end
+    of the convolution that computes the other one. `commuting` operators stay as they are; the compiler moves
+    quantization past them. `either` may read a grid, but nothing is quantized for their sake.
+    output: `grid` where the integer kernel exists only with a quantized output; `free` where it can write float.
+    followed: whether elementwise operators behind it join although its output is free.
+    data: whether `all` float inputs are on grids, or only the `first`, where the others are parameters.
+    grid: `same` where the output shares the grid of the first input, `own` otherwise.
+    tie: whether all `inputs`, or all inputs and the output, share one grid.
+    fixed: the output's range where it is known without data. encodings: those that the tool-chain insists on.
+    refuses: the reason why this very node has no integer kernel, or None.
+    slow: the reason why its integer kernel does not pay, or None.
+    per_channel: whether the kernel takes one weight scale a channel: `always`, only for a `matrix`, or `never`.
+    """
+
+    kind: Literal["linear", "elementwise", "movement", "residual", "commuting", "either"]
+    output: Literal["grid", "free"] = "grid"
+    data: Literal["all", "first"] = "all"
+    grid: Literal["own", "same"] = "own"
+    followed: bool = False
+    tie: Literal["none", "inputs", "all"] = "none"
+    fixed: tuple[float, float] | None = None
+    encodings: tuple[FixedEncoding, ...] = ()
+    refuses: Condition = never
+    slow: Condition = never
+    per_channel: Literal["always", "matrix", "never"] = "always"
+
+    def takes_channels(self, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of this shape may have one scale a channel."""
+        return self.per_channel == "always" or (self.per_channel == "matrix" and len(shape) == 2)
+
+
+@dataclass(frozen=True)
+class Shifts:
+    """Bounds of a shift-only accelerator, in bits. A tensor's position p is that of its scale, 2^-p.
+
+    cut: of p_w + p_x - p_y of a linear layer.  bias: the most of p_w + p_x - p_b; the least is
+    min(0, cut - accumulator) for the layer's own cut.  read: the most that the inputs of Add and Sub lie apart.
+    add: of min(p_x) - p_y of Add.  mul: of the sum of p_x - p_y of Mul.
+    """
+
+    cut: tuple[int, int] = (0, 16)
+    bias: int = 15
+    accumulator: int = 16
+    read: int = 7
+    add: tuple[int, int] = (-7, 25)
+    mul: tuple[int, int] = (0, 32)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tool-chain. The first part says what is placed where, the second what `onnxq check` asks for.
+
+    activation, weight: what they are to be like; bits come from the preset.
+    rules: by operator.  fused: activations that it fuses into the operator before.
+    joins: where elementwise operators are quantized: behind kernels that write `grids` anyway, behind all that compute
+    in `integers`, or `everywhere`.
+    pairs: whether a quantized tensor is so for all its readers (`tensor`), or only for those that read integers
+    (`reader`).
+    outputs: whether the model's outputs are on grids (`grid`), in `float`, or as their kernels have it (`kernel`).
+    fused_needs_grid: whether a kernel that could write float cannot where an activation is fused behind it.
+    added_bias: whether the bias that exporters add behind MatMul is the `layer`'s, or an `operator` of its own.
+    bias: int32 at the scale of the accumulator, `float`, or `int8` with a scale of its own.
+    adds_biases: whether float biases of convolutions are added by a node of their own behind them.
+    keeps_activations: whether Relu and Clip stay although the grid behind them does their work.
+    reduced_weights: 8-bit weights use 7 bits.  smallest_range: of any grid, in real units.
+    min_opset, max_opset: where its quantized operators exist.
+    quantizes_float_weights: whether it does so by itself where the tensors around a float layer are on grids.
+    runs_here: whether ONNX Runtime's integer kernels are what will run, so that they must agree with the model.
+
+    requirements: what a model must fulfil, a key of `REQUIREMENTS` each, and who says so.
+    activation_types, weight_types: that the tool-chain reads, as integers of that width.
+    activation_zero_points, weight_zero_points: `any`, `zero`, or `signed zero` (unsigned types may have one).
+    weight_limit: the largest |q - zero point| of weights.
+    """
+
+    name: str
+    description: str
+    source: str
+    activation: QuantSpec
+    weight: QuantSpec
+    rules: Mapping[str, OpRule]
+    fused: frozenset[str] = frozenset()
+    joins: Literal["grids", "integers", "everywhere"] = "integers"
+    pairs: Literal["tensor", "reader"] = "tensor"
+    outputs: Literal["kernel", "grid", "float"] = "kernel"
+    fused_needs_grid: bool = False
+    added_bias: Literal["layer", "operator"] = "layer"
+    bias: Literal["int32", "float", "int8"] = "int32"
+    adds_biases: bool = False
+    keeps_activations: bool = False
+    reduced_weights: bool = False
+    smallest_range: float = 0.0
+    shifts: Shifts | None = None
+    min_opset: int = 13
+    max_opset: int | None = None
+    quantizes_float_weights: bool = False
+    runs_here: bool = False
+    requirements: Mapping[str, str] = field(default_factory=dict)
+    activation_types: tuple[str, ...] = ("uint8", "int8", "uint16", "int16")
+    weight_types: tuple[str, ...] = ("int8", "uint8", "int16", "uint16", "int4", "uint4")
+    activation_zero_points: Literal["any", "signed zero", "zero"] = "any"
+    weight_zero_points: Literal["any", "signed zero", "zero"] = "any"
+    weight_limit: int | None = None
+
+    def rule(self, node: gs.Node) -> OpRule | str:
+        """The rule for a node, or the reason why it stays in float."""
+        if node.domain not in ONNX_DOMAINS:
+            return f"operator of domain {node.domain!r} is unknown"
+        if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
+            return "control flow is left in float"
+        rule = self.rules.get(node.op)
+        if rule is None:
+            return f"{self.name} has no integer kernel for {node.op}"
+        if rule.kind == "movement" and not preserves_grid(node):
+            return f"this {node.op} computes new values, which {self.name} does not do in integers"
+        return rule.refuses(node) or rule
+
+    def output_of(self, layer: LinearLayer) -> gs.Tensor:
+        """What a linear layer computes, for this target."""
+        return layer.output if self.added_bias == "layer" else layer.node.outputs[0]
+
+    @property
+    def fits_scales(self) -> bool:
+        """Whether it asks more of scales than their grids say."""
+        return self.smallest_range > 0 or self.shifts is not None or any(r.encodings for r in self.rules.values())
+
+    def activation_of(self, bits: int) -> QuantSpec:
+        """What activations of this width are to be like."""
+        return replace(self.activation, grid=replace(self.activation.grid, bits=bits))
+
+    def weight_of(self, bits: int) -> QuantSpec:
+        """What weights of this width are to be like; below 8 bits no grid is narrow: there are no integers to spare."""
+        width = bits - 1 if bits == 8 and self.reduced_weights else bits
+        narrow = self.weight.grid.narrow and bits >= 8
+        return replace(self.weight, grid=replace(self.weight.grid, bits=width, narrow=narrow))
+
+
+def no_layer(node: gs.Node) -> str | None:
+    """Why a linear operator is none that has weights, or a product of two activations."""
+    if node.op == "MatMul" and not any(isinstance(t, gs.Constant) for t in node.inputs):
+        return None
+    if node.op == "MatMul" and isinstance(node.inputs[0], gs.Constant):
+        return "the weight is the left operand"
+    layer = linear_layer(node)
+    return layer if isinstance(layer, str) else None
+
+
+def no_weight(node: gs.Node) -> str | None:
+    """Why a linear operator has no constant weights."""
+    layer = linear_layer(node)
+    return layer if isinstance(layer, str) else None
+
+
+def masks_attention(node: gs.Node) -> str | None:
+    """Why an Add or Where in front of Softmax has no place on a grid."""
+    if feeds_softmax(node.outputs[0]):
+        return "it masks or biases attention: scores beside -10000 or -inf fit no 8-bit grid"
+    return None
+
+
+MOVEMENT = (
+    "MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Split",
+    "Expand", "Tile", "DepthToSpace", "ReduceMax", "ReduceMin", "Pad", "Resize",
+)  # fmt: skip
+"""Operators that every target moves integers through, where they are such at all."""
+
+MOVES = OpRule("movement", grid="same")
+POOLS = OpRule("elementwise", grid="same")

@@ -1,0 +1,149 @@
+"""A switchboard scores what whole models score, from wherever it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import graphs
+import numpy as np
+import pytest
+from quantized import PLAIN, samples
+
+from onnxq.analysis.metric import Metric, SqnrMetric
+from onnxq.analysis.study import Study, open_study
+from onnxq.analysis.switchboard import Group, Switchboard
+from onnxq.graph.model import Model, grid_root
+from onnxq.graph.simulate import simulated
+from onnxq.options import Options
+
+NET = """(float[N,3,8,8] x) => (float[N,4] y, float[N,5,8,8] side) <float[5,3,3,3] a, float[5] b, float[5,1,3,3] d,
+         float[5,5,1,1] p, float[5,4] f, float[1] half> {
+         h = Conv<pads=[1,1,1,1]>(x, a, b)  r = Relu(h)  s = Conv<group=5, pads=[1,1,1,1]>(r, d)  t = Relu(s)
+         u = Conv(t, p)  w = Add(u, r)  side = Mul(w, half)  m = MaxPool<kernel_shape=[2,2], strides=[2,2]>(w)
+         g = GlobalAveragePool(m)  v = Flatten(g)  y = MatMul(v, f) }"""
+
+EVERYTHING = {"every_kernel": True, "preset": "w4a8", "cle": "off", "dead_channels": False, "absorb": False}
+
+
+def study(text: str = NET, count: int = 4, **settings: Any) -> Study:
+    proto = graphs.model(text)
+    return open_study(proto, samples(proto, count), options=Options(**{**EVERYTHING, **settings}))
+
+
+def switchboard(given: Study, **limits: Any) -> tuple[Model, dict[str, Group], Switchboard]:
+    base, groups = given.planned()
+    board = Switchboard(base, groups.values(), given.feeds, given.metric, given.references, **limits)
+    return base, groups, board
+
+
+def whole(given: Study, base: Model, names: set[str]) -> float:
+    """The score of the float model with these groups' quantizers, as one model run from front to end."""
+    copy, quantizers = base.clone(), given.job.planned.quantizers
+    copy.quantizers = {n: q for n, q in quantizers.items() if grid_root(quantizers, n) in names}
+    return given.measured(simulated(copy))
+
+
+def test_all_off_is_the_float_model_even_where_biases_and_weights_were_changed() -> None:
+    given = study()
+    _, _, board = switchboard(given)
+    assert given.job.options.optimised_rounding == "descent"
+    assert board.hold({}) == np.inf
+    assert given.float_score == np.inf
+
+
+def test_all_on_is_the_quantized_model() -> None:
+    given = study()
+    _, groups, board = switchboard(given)
+    quantized = given.measured(given.job.quantize())
+    assert board.score(groups) == pytest.approx(quantized, abs=0.1)
+    assert 5 < quantized < 40
+
+
+def test_single_switches_score_what_whole_models_do() -> None:
+    given = study(**PLAIN)
+    base, groups, board = switchboard(given)
+    board.hold({})
+    board.hold(groups)
+    assert len(groups) > 8
+    for name, group in groups.items():
+        assert board.score({name: group}) == whole(given, base, {name})
+        others = {n: g for n, g in groups.items() if n != name}
+        assert board.score(others) == whole(given, base, set(others))
+
+
+def test_followers_of_a_grid_are_switched_with_it() -> None:
+    given = study(**PLAIN)
+    _, groups, _ = switchboard(given)
+    followers = {n for n, q in given.job.planned.quantizers.items() if q.grid_of is not None}
+    assert followers
+    assert not followers & groups.keys()
+    assert followers <= {tensor for group in groups.values() for tensor in group.tensors}
+
+
+def test_scores_depend_neither_on_cuts_nor_on_threads() -> None:
+    given = study()
+    base, groups = given.planned()
+    states = [{n: groups[n]} for n in groups] + [{n: g for n, g in groups.items() if n != off} for off in groups]
+    found = []
+    for limits in ({}, {"threads": 3}, {"max_memory": 0}, {"max_memory": 40_000}):
+        board = Switchboard(base, groups.values(), given.feeds, given.metric, given.references, **limits)
+        board.hold({})
+        board.hold(groups)
+        found.append([board.score(state) for state in states])
+    assert found[1:] == found[:1] * 3
+
+
+def test_only_what_changed_is_computed_again() -> None:
+    """Of a chain of equal layers half is, on average; less where the first layers are the expensive ones."""
+    layers = " ".join(
+        f"h{i} = Conv<pads=[1,1,1,1]>({'x' if i == 0 else f'r{i - 1}'}, w{i}) r{i} = Relu(h{i})" for i in range(8)
+    )
+    weights = ", ".join(f"float[3,3,3,3] w{i}" for i in range(8))
+    given = study(f"(float[N,3,8,8] x) => (float[N,3,8,8] y) <{weights}> {{ {layers} y = Identity(r7) }}")
+    _, groups, board = switchboard(given)
+    board.hold({})
+    before = board.passes
+    for name, group in groups.items():
+        board.score({name: group})
+    assert (board.passes - before) / len(groups) < 0.6
+
+
+def test_less_memory_means_fewer_cuts() -> None:
+    given = study()
+    base, groups = given.planned()
+    made = {}
+    for limit in (2**30, 40_000, 0):
+        board = Switchboard(base, groups.values(), given.feeds, given.metric, given.references, max_memory=limit)
+        board.hold({})
+        held = {
+            id(array): array.nbytes for cut in board._cuts for s in board._held[0].cuts[cut] for array in s.values()
+        }
+        fed = {id(array) for feed in given.feeds for array in feed.arrays.values()}
+        made[limit] = len(board._cuts)
+        assert sum(size for key, size in held.items() if key not in fed) * 2 <= limit
+    assert made[2**30] > made[40_000] > made[0] == 0
+
+
+def test_a_held_state_costs_nothing_again() -> None:
+    given = study()
+    _, groups, board = switchboard(given)
+    score, before = board.hold(groups), board.passes
+    assert board.score(groups) == score
+    assert board.passes == before
+
+
+def test_padding_of_a_fixed_batch_does_not_count() -> None:
+    proto = graphs.model("(float[4,3] x) => (float[4,2] y) <float[3,2] w> { y = MatMul(x, w) }")
+    rows = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    metric: Metric = SqnrMetric()
+    given = open_study(proto, rows, options=Options(every_kernel=True))
+    assert [feed.rows for feed in given.feeds] == [4, 2]
+    base, groups, board = switchboard(given)
+    assert metric.name == given.metric.name
+    shown = []
+    given.feeds[1].arrays["x"][2:] = 100.0  # what fills up
+    for _ in range(2):
+        shown.append(board.score(groups))
+        given.feeds[1].arrays["x"][2:] = 0.0
+    assert shown[0] == shown[1]
+    assert base.graph.nodes
