@@ -29,7 +29,7 @@ from cases import Case, Images
 
 TOOLS = ("quantize_static", "onnxq")
 
-STEPS_OFF = ("--no-dead-channels", "--no-cle", "--no-absorb", "--no-bias-correction")
+STEPS_OFF = ("--no-dead-channels", "--no-cle", "--no-absorb", "--no-bias-correction", "--rounding", "nearest")
 MIN_MAX = (
     *STEPS_OFF, "--weight-range", "minmax", "--activation-range", "minmax", "--logits-range", "minmax",
 )  # fmt: skip

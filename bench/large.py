@@ -142,13 +142,14 @@ class Sampler(threading.Thread):
 
     def __init__(self, period: float = 0.02) -> None:
         super().__init__(daemon=True)
-        self.period, self.stopped = period, threading.Event()
+        self.period = period
         self.passes: Counter[str] = Counter()
         self.functions: Counter[str] = Counter()
 
     def run(self) -> None:
         main, last = threading.main_thread().ident, time.perf_counter()
-        while not self.stopped.wait(self.period):
+        while True:
+            time.sleep(self.period)
             now = time.perf_counter()
             for thread, frame in sys._current_frames().items():
                 stack = _stack(frame)
@@ -193,23 +194,24 @@ def main() -> None:
     model = resnet50(images[:8], args.width)
     before, start, sampler = peak_memory(), time.perf_counter(), Sampler()
     sampler.start()
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "quantized.onnx"
-        settings = {"preset": args.preset, "effort": args.effort, "threads": args.threads}
-        result = onnxq.quantize(model, images, output=output, every_kernel=True, progress=_log(start), **settings)
-    sampler.stopped.set()
-    seconds = time.perf_counter() - start
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "quantized.onnx"
+            settings = {"preset": args.preset, "effort": args.effort, "threads": args.threads}
+            result = onnxq.quantize(model, images, output=output, every_kernel=True, progress=_log(start), **settings)
+    finally:  # after Ctrl-C too
+        seconds = time.perf_counter() - start
+        print(f"\n{seconds:.0f} s; peak memory {peak_memory() / 1024:.0f} MiB ({before / 1024:.0f} MiB before)")
+        sampler.tell(sampler.passes, "passes, innermost first (time on the wall)")
+        sampler.tell(sampler.functions, "functions (all threads together)")
     if args.report is not None:
         args.report.write_text(result.report.to_json())
-    print(f"\n{seconds:.0f} s; peak memory {peak_memory() / 1024:.0f} MiB ({before / 1024:.0f} MiB before)")
-    print(f"{args.images} images of {args.size} x {args.size}; {result.report.source.parameters} parameters")
+    print(f"\n{args.images} images of {args.size} x {args.size}; {result.report.source.parameters} parameters")
     for quality in result.report.quality:
         print(f"{quality.output}: SQNR {quality.sqnr_db} dB")
     print("\nsteps")
     for step in result.report.steps:
         print(f"  {step.seconds:8.1f} s  {step.name}")
-    sampler.tell(sampler.passes, "passes, innermost first (time on the wall)")
-    sampler.tell(sampler.functions, "functions (all threads together)")
 
 
 def _log(start: float):  # type: ignore[no-untyped-def]

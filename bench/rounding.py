@@ -2,9 +2,10 @@
 
     python bench/rounding.py [MODEL ...] [--quick] [--markdown docs/accuracy-rounding.md]
 
-Every cell is what `onnxq.quantize` makes with `rounding` set, all other options at their defaults. All of it takes
-about 40 minutes on two idle cores, half of that in `adaround`; `--quick` takes 5. A quantization that fails leaves a
-cell that says so, and the reason below the table. Needs `pip install -e '.[bench]'`.
+Every cell is what `onnxq.quantize` makes with `rounding` set, all other options at their defaults; `adaround` runs
+with the low effort, and at W4A8 alone unless `--everything` is given: it takes ten times as long as the others. Two
+idle cores should need about 40 minutes, and 5 for `--quick`. A quantization that fails leaves a cell that says so, and
+the reason below the table. Needs `pip install -e '.[bench]'`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from onnxq.graph.ops import LinearLayer, is_depthwise, linear_layer
 from onnxq.options import Options
 from onnxq.pipeline import load
 
-SOLVERS = ("nearest", "error-feedback", "descent", "adaround")
+SLOW = "adaround"
+SOLVERS = ("nearest", "error-feedback", "descent", SLOW)
 PRESETS = ("w8a8", "w4a8", "w3a8")
 GRANULARITIES = {"per tensor": False, "per channel": True}
 MIXED = "descent; first, last and depthwise layers at 8 bits"
@@ -45,11 +47,12 @@ class Cell:
 
 @dataclass
 class Subject:
-    """One model, its calibration samples and its evaluation."""
+    """One model, its calibration samples and its evaluation. everything: `SLOW` in all columns."""
 
     case: Case
     samples: int
     images: int
+    everything: bool = False
     evaluation: Evaluation = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,11 +69,13 @@ class Subject:
         return (*SOLVERS, MIXED) if any(map(is_depthwise, self.layers)) else SOLVERS
 
     def cell(self, row: str, preset: str, per_channel: bool) -> Cell:
+        if (row == MIXED and preset == "w8a8") or (row == SLOW and preset != "w4a8" and not self.everything):
+            return Cell("-", "-", "-")
         settings: dict[str, Any] = {"rounding": row}
         if row == MIXED:
-            if preset == "w8a8":
-                return Cell()
             settings = {"rounding": "descent", "overrides": self.at_8_bits()}
+        if row == SLOW:
+            settings["effort"] = "low"
         try:
             made = onnxq.quantize(
                 self.proto, self.calibration, preset=preset, per_channel=per_channel, every_kernel=True, **settings
@@ -109,7 +114,7 @@ def measured(subject: Subject, solvers: Sequence[str], presets: Sequence[str], f
     labelled = subject.evaluation.labels is not None
     yield from head("top-1 % (SQNR, dB)" if labelled else "SQNR of the worst output, dB", *titles)
     for row in subject.rows:
-        if row in solvers or row == MIXED:
+        if row in solvers or (row == MIXED and "descent" in solvers):
             cells[row] = [subject.cell(row, preset, GRANULARITIES[name]) for preset, name in columns]
             yield line(row, *(cell.accuracy for cell in cells[row]))
     yield ""
@@ -135,6 +140,7 @@ part (`every_kernel`), the first and the last too. Activations are uint8. Run by
 - *Error on samples held back*: squared error of a layer's output in percent of its variance, mean over channels, then
   over layers; one sample in five is held back while the rounding is chosen. *Nearest* is not what rounding to nearest
   from the start makes: layers before are optimised already. Empty where the judge dropped the step.
+- `adaround` runs with `--effort low` (500 iterations), the others with the default effort; -: not run.
 - *Seconds*: the whole quantization, with all steps that are tried and judged, and the verification of the result.
 """
 
@@ -150,6 +156,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="32 samples, 200 images; no adaround and no w3a8 unless named"
     )
+    parser.add_argument("--everything", action="store_true", help=f"{SLOW} in all columns; takes hours")
     args = tables.parsed(parser, known)
     solvers = args.solvers or SOLVERS[: -1 if args.quick else None]
     presets = args.presets or PRESETS[: -1 if args.quick else None]
@@ -160,7 +167,7 @@ def main() -> None:
         command = "python bench/rounding.py --markdown docs/accuracy-rounding.md"
         yield tables.heading("Rounding of weights", command, TEXT)
         for name in args.models or known:
-            yield measured(Subject(known[name], samples, images), solvers, presets, failures)
+            yield measured(Subject(known[name], samples, images, args.everything), solvers, presets, failures)
 
     tables.show(parts(), args.markdown)
     sys.exit(bool(failures))

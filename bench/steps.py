@@ -3,7 +3,7 @@
     python bench/steps.py [MODEL ...] [--samples 64] [--markdown docs/accuracy-steps.md]
 
 Steps are run on their own, one after another, with nobody to drop those that hurt; the last rows are what
-`onnxq.quantize` makes, which drops them. Needs `pip install -e '.[bench]'`.
+`onnxq.quantize` makes, which drops them, and optimises rounding where that pays. Needs `pip install -e '.[bench]'`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "data-free": {"data_free": True},
     "data-free, synthetic": {"data_free": True, "synthetic": True},
 }
-STEPS = ("RemoveDeadChannels", "EqualizeLayers", "AbsorbBias", "CorrectBias")
+STEPS = ("RemoveDeadChannels", "EqualizeLayers", "AbsorbBias", "CorrectBias", "AdaRound")
 NAMES = ("mobilenet_v1_025_imagenet", "mobilenet_digits", "resnet_digits")
 
 

@@ -63,55 +63,60 @@ class Notebook:
     def layers(self, planned: Model, context: Context) -> tuple[Layer, ...]:
         """Every linear layer; noise is measured on the context's feeds. Raises EngineError."""
         assert self.reference is not None
-        reference, quantized = {x.node.name: x for x in _layers(self.reference)}, simulated(planned)
-        names = {x.node.name: x.output.name for x in _layers(planned)}
-        pairs_of_outputs = {reference[node].output.name: name for node, name in names.items() if node in reference}
-        proto = self.reference.to_proto()
-        noise = _noise(proto, quantized, pairs_of_outputs, context)
-        tensors = [t.name for x in reference.values() for t in (x.input, x.output)]
-        feed = next(iter(context.feeds))
-        batch = max((a.shape[0] for a in feed.arrays.values() if a.ndim), default=1)
-        elements = {name: size // (4 * batch) for name, size in tensor_bytes(proto, tensors, feed.arrays).items()}
-        return tuple(
-            self._layer(layer, planned.quantizers, noise.get(layer.output.name), elements)
-            for node, layer in reference.items()
-            if node in names
-        )
+        planned_layers = {x.node.name: x for x in _layers(planned)}
+        layers = [(x, planned_layers[x.node.name]) for x in _layers(self.reference) if x.node.name in planned_layers]
+        names = {a.output.name: b.output.name for a, b in layers}
+        names |= {a.input.name: b.input.name for a, b in layers if a.node.op == "ConvTranspose"}  # for its products
+        compared = _compare(self.reference.to_proto(), simulated(planned), names, context)
+        return tuple(self._layer(a, b, planned.quantizers, compared) for a, b in layers)
 
     def _layer(
-        self, layer: LinearLayer, quantizers: Mapping[str, Quantizer], noise: Sqnr | None, elements: Mapping[str, int]
+        self,
+        layer: LinearLayer,
+        planned: LinearLayer,
+        quantizers: Mapping[str, Quantizer],
+        compared: Mapping[str, _Compared],
     ) -> Layer:
-        weight = quantizers.get(layer.weight.name)
+        """layer: in the float network; planned: the same with its weights rounded as they will be."""
+        weight, source = (quantizers.get(t.name) for t in (layer.weight, layer.input))
         params = weight.params if weight is not None and layer.node.name in weight.readers else None
-        source = quantizers.get(layer.input.name)
         seen = self.seen.get(grid_root(quantizers, layer.input.name)) if source is not None else None
         values = np.asarray(layer.weight.values)
+        rounded = None if params is None else params.fake(np.asarray(planned.weight.values))
         return Layer(
             node=layer.node.name,
             op=layer.node.op,
             weight=layer.weight.name,
             shape=tuple(int(n) for n in values.shape),
-            macs=_macs(layer, elements),
+            macs=_macs(layer, compared),
             weight_grid=None if params is None else f"{params.grid}{_granularity(params)}",
             input_grid=None if source is None or source.params is None else str(source.params.grid),
             scale=None if params is None else _spread(np.ravel(params.scale)),
             clipped=None if seen is None else seen.clipped,
-            weight_sqnr_db=None if params is None else finite(sqnr(values, params.fake(values))),
-            sqnr_db=None if noise is None else finite(noise.db),
+            weight_sqnr_db=None if rounded is None else finite(sqnr(values, rounded)),
+            sqnr_db=finite(compared[layer.output.name].noise.db),
             ranges=_channel_ranges(replace(layer, weight=self.before.get(layer.node.name, layer.weight)), layer),
         )
+
+
+@dataclass
+class _Compared:
+    """A tensor in both networks. elements: of one sample."""
+
+    noise: Sqnr = field(default_factory=Sqnr)
+    elements: int = 0
 
 
 def _layers(model: Model) -> Iterable[LinearLayer]:
     return [layer for layer in map(linear_layer, model.graph.nodes) if isinstance(layer, LinearLayer)]
 
 
-def _macs(layer: LinearLayer, elements: Mapping[str, int]) -> int:
-    """Products that one sample takes. elements: of a sample, by tensor."""
-    _, outputs, inputs, taps = pairs(layer).shape
+def _macs(layer: LinearLayer, compared: Mapping[str, _Compared]) -> int:
+    """Products that one sample takes."""
+    _, outputs, inputs, taps = (int(n) for n in pairs(layer).shape)
     if layer.node.op == "ConvTranspose":
-        return elements[layer.input.name] * int(outputs * taps)
-    return elements[layer.output.name] * int(inputs) * (int(taps) if layer.node.op == "Conv" else 1)
+        return compared[layer.input.name].elements * outputs * taps
+    return compared[layer.output.name].elements * inputs * (taps if layer.node.op == "Conv" else 1)
 
 
 def _rows(layer: LinearLayer) -> NDArray[np.float64]:
@@ -156,18 +161,17 @@ def _distribution(tensor: str, samples: Samples, params: QuantParams) -> Distrib
     )
 
 
-def _noise(
-    reference: ModelProto, quantized: ModelProto, outputs: Mapping[str, str], context: Context
-) -> dict[str, Sqnr]:
-    """By name in `reference`, SQNR of each tensor over all feeds. outputs: name there -> name in `quantized`.
+def _compare(
+    reference: ModelProto, quantized: ModelProto, names: Mapping[str, str], context: Context
+) -> dict[str, _Compared]:
+    """Tensors of `reference` beside those of `quantized`, over all feeds. names: in the first -> in the second.
 
     As many tensors at once as the context's memory holds of both models, for all feeds in flight.
     """
-    totals = {name: Sqnr() for name in outputs}
-    feed = next(iter(context.feeds))
-    sizes = tensor_bytes(reference, outputs, feed.arrays)
+    found = {name: _Compared() for name in names}
+    sizes = tensor_bytes(reference, names, next(iter(context.feeds)).arrays)
     for part in chunks(sizes, context.max_memory // (2 * context.in_flight)):
-        sessions = Session(extract(reference, part)), Session(extract(quantized, [outputs[name] for name in part]))
+        sessions = Session(extract(reference, part)), Session(extract(quantized, [names[name] for name in part]))
         runs = parallel_map(
             lambda feed, both=sessions: (feed, [session.run(feed[0]) for session in both]),  # type: ignore[misc]
             context.arrays("comparing layers"),
@@ -175,10 +179,11 @@ def _noise(
             context.in_flight,
         )
         for (arrays, rows), (x, y) in runs:
+            batch = max((a.shape[0] for a in arrays.values() if a.ndim), default=1)
             for name in part:
-                values = (without_padding(v, arrays, rows) for v in (x[name], y[outputs[name]]))
-                totals[name].update(*values)
-    return totals
+                found[name].elements = x[name].size // batch
+                found[name].noise.update(*(without_padding(v, arrays, rows) for v in (x[name], y[names[name]])))
+    return found
 
 
 def _granularity(params: QuantParams) -> str:

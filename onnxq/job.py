@@ -19,8 +19,9 @@ from .details import Notebook
 from .encodings import Encoding, encoding_of
 from .errors import ModelError, UsageError, VerificationError
 from .graph.model import Model, Quantizer
-from .judge import Judge, split, try_steps
+from .judge import CLEAR_DB, DROWNED_DB, Judge, split, try_steps
 from .options import Options
+from .passes.adaround import AdaRound
 from .passes.apply_encodings import ApplyEncodings
 from .passes.base import Context, Outcome, Pass
 from .passes.correct_bias import CorrectBias
@@ -108,6 +109,10 @@ class Job:
     def quantize(self) -> ModelProto:
         """The quantized model. Raises OnnxqError."""
         self.planned = self.corrected(self.ranged(self.adjusted()))
+        return self.finished()
+
+    def finished(self) -> ModelProto:
+        """What is planned, as a quantized model."""
         model = self.planned.clone()
         self.steps += lowering().run(model, replace(self.context, feeds=()))
         model.graph.producer_name, model.graph.producer_version = "onnxq", version("onnxq")
@@ -119,7 +124,9 @@ class Job:
         self.steps += prepare().run(model, self.context, self.proto)
         if self.notebook is not None:
             self.notebook.start(model)
-        return self._take(model, self._adjustments(), self._ranged_and_lowered)
+        steps = self._adjustments()
+        correction = self._quick_correction(model) if steps else CorrectBias()
+        return self._take(model, steps, lambda copy: self._ranged_and_lowered(copy, correction))
 
     def ranged(self, model: Model) -> Model:
         """An adjusted model, which is changed, with all quantizers planned; weights and biases are float's as yet."""
@@ -134,7 +141,7 @@ class Job:
         """A ranged model, which may be changed, with weights and biases that make up for rounding."""
         if self.notebook is not None:
             self.notebook.adjusted(model)
-        return self._take(model, self._corrections(), self._lowered)
+        return self._take(model, self._corrections(model), self._lowered)
 
     def exported(self) -> tuple[ModelProto, tuple[Encoding, ...]]:
         """The float model that was quantized at last, and encodings of its tensors: the grids of the quantized one."""
@@ -171,19 +178,35 @@ class Job:
         self.steps += tuple(_not_run(step, reason) for step in dropped)
         return tuple(step for step in steps if step not in dropped)
 
-    def _corrections(self) -> tuple[Pass, ...]:
+    def _corrections(self, model: Model) -> tuple[Pass, ...]:
         """Statistics alone do not tell what layers compute: then only moments can correct biases."""
         steps = corrections(self.options)
         if self.encodings:
             self.steps += tuple(_not_run(s, "the encodings were made for the weights as they are") for s in steps)
             return ()
         if not self.invented or self.options.data_free:
-            return steps
+            return self._heard(model, steps)
         blind = [step for step in steps if not isinstance(step, CorrectBias)]
         if blind and (self.options.rounding != "auto" or self.options.bias_correction == "empirical"):
             raise UsageError("optimised rounding and empirical bias correction need calibration data beside statistics")
         self.steps += tuple(_not_run(s, "it needs calibration data beside the statistics") for s in blind)
         return (CorrectBias("moments"),) * (self.options.bias_correction != "off" and self.options.weight is not None)
+
+    def _heard(self, model: Model, steps: tuple[Pass, ...]) -> tuple[Pass, ...]:
+        """At 8 bits, too, `auto` rounds by descent where rounding to nearest leaves noise that can be heard."""
+        weight = self.options.weight
+        if steps != (CorrectBias(),) or self.options.rounding != "auto" or weight is None:
+            return steps
+        if weight.block is not None or weight.grid.bits > 8:
+            return steps
+        some, compared = split(self.feeds)
+        copy = model.clone()
+        CorrectBias().apply(copy, replace(self.context, feeds=some, progress=Context().progress))
+        db = Judge(self.proto, compared, self.context.threads).db(self._lowered(copy))
+        if db >= CLEAR_DB:
+            return steps
+        self.steps += (_not_run(steps[0], f"rounded to nearest, outputs would be at {db:.1f} dB: descent instead"),)
+        return corrections(replace(self.options, rounding="descent"))
 
     def _take(self, model: Model, passes: Sequence[Pass], finish: Callable[[Model], ModelProto]) -> Model:
         """Apply passes; with real data, only those after which the quantized model is no worse."""
@@ -198,16 +221,26 @@ class Job:
             outcome = trial.outcome or Outcome()
             outcome = replace(outcome, notes=(str(trial), *outcome.notes))
             step = step_record(type(trial.step).__name__, trial.step, outcome, trial.seconds)
-            kept = True
+            kept = trial.outcome is not None
             self.steps += (replace(step, before_db=trial.before, after_db=trial.after, kept=kept),)
         return model
 
-    def _ranged_and_lowered(self, model: Model) -> ModelProto:
-        """What becomes of a float model, by a few samples and the quick correction: good enough to compare steps."""
+    def _quick_correction(self, model: Model) -> Pass:
+        """What makes up for rounding while steps are compared. Where rounding to nearest drowns the signal, its SQNR
+        says nothing about them: there weights are rounded by the quickest of the optimising methods."""
+        if self.options.optimised_rounding is None or self.invented:
+            return CorrectBias()
+        judge = Judge(self.proto, split(self.feeds)[1], self.context.threads)
+        clear = judge.db(self._ranged_and_lowered(model.clone(), CorrectBias())) >= DROWNED_DB
+        return CorrectBias() if clear else AdaRound("error-feedback", "low", self.options.seed)
+
+    def _ranged_and_lowered(self, model: Model, correction: Pass) -> ModelProto:
+        """What becomes of a float model, by a few samples and a quick correction: good enough to compare steps."""
         few = replace(self.context, feeds=split(self.feeds)[0], progress=Context().progress)
         ranging(self.options).run(model, few)
+        model = raised(model, self.options)
         if self.options.weight is not None:
-            CorrectBias().apply(model, few)
+            correction.apply(model, few)
         return self._lowered(model)
 
     def _lowered(self, model: Model) -> ModelProto:
@@ -229,7 +262,7 @@ class Job:
         """
         compared = self.feeds.take(SAMPLES)
         target = self.context.target
-        checked = self._check(quantized)
+        checked = self.checked(quantized)
         feeds = [(f.arrays, f.rows) for f in compared]
         verdict = verify(written, self.proto, feeds, self.context.threads, runs_here=target.runs_here)
         placed = self._placed()
@@ -268,7 +301,7 @@ class Job:
         layers = notebook.layers(self.planned, replace(self.context, feeds=feeds))
         return replace(report, layers=layers, distributions=notebook.distributions(self.planned))
 
-    def _check(self, quantized: ModelProto) -> tuple[str, ...]:
+    def checked(self, quantized: ModelProto) -> tuple[str, ...]:
         """The target's requirements that the model keeps to. Raises VerificationError where it breaks one.
 
         Nodes that the user keeps in float are as they are on purpose.

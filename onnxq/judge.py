@@ -24,6 +24,12 @@ from .runtime import Session, parallel_map, without_padding
 SAMPLES = 32
 """To set ranges on, and as many others to compare on."""
 
+DROWNED_DB = 6.0
+"""Noise of half the signal's magnitude: differences of SQNR below it are chance."""
+
+CLEAR_DB = 25.0
+"""Above it, at 8 bits, optimised rounding changes nothing that counts (docs/accuracy-rounding.md)."""
+
 
 def split(feeds: CalibrationData) -> tuple[list[Feed], list[Feed]]:
     """Feeds to set ranges on, and feeds to compare on: no sample is among both, unless there is but one feed."""

@@ -33,9 +33,9 @@ class Options:
         alpha); None: the step is left out. Dropped like those above.
     wide_activations: `auto` finds activations for which the preset's width costs the outputs too much and gives them
         16 bits; `off`.
-    rounding: how weights are rounded (section 3.4), a key of `ROUNDINGS`; `auto`: by descent below 8 bits, else to
-        nearest. effort: time for quality, a key of `EFFORTS`. checkpoint: a folder that an interrupted run goes on
-        from.
+    rounding: how weights are rounded (section 3.4), a key of `ROUNDINGS`; `auto`: by descent below 8 bits, and
+        at 8 where rounding to nearest leaves the outputs below `judge.CLEAR_DB`; else to nearest. effort: time for
+        quality, a key of `EFFORTS`. checkpoint: a folder that an interrupted run goes on from.
     data_free: no calibration data; BatchNorm's moments instead. input_ranges: (input, lo, hi), which no moments tell.
         synthetic: tensors that cannot be ranged so are ranged on random inputs.
     weight_range, activation_range, logits_range: range-setting methods (`numeric.ranges.DEFAULTS`), the last one for
@@ -164,7 +164,7 @@ class Options:
 
     @property
     def optimised_rounding(self) -> str | None:
-        """The rounding method where weights are not merely rounded to nearest."""
+        """The rounding method where weights are not merely rounded to nearest, whatever the data says."""
         if self.weight is None or self.data_free or self.rounding == "nearest":
             return None
         if self.rounding != "auto":

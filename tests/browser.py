@@ -21,6 +21,10 @@ FLAGS = (
 )  # fmt: skip
 
 
+class NoBrowserError(Exception):
+    """What is called Chromium does not start: Ubuntu's package, for one, only asks for snap."""
+
+
 class Browser:
     """One page. messages: what the console said and what failed; requests: addresses that the page asked for."""
 
@@ -48,7 +52,11 @@ class Browser:
         self.messages: list[str] = []
         self.requests: list[str] = []
         self._loaded = False
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        try:
+            target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        except (AssertionError, BrokenPipeError) as error:
+            self.__exit__()
+            raise NoBrowserError(str(error)) from None
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
@@ -99,7 +107,7 @@ class Browser:
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
 
-    def _next(self, patience: float = 30.0) -> dict[str, Any]:
+    def _next(self, patience: float = 60.0) -> dict[str, Any]:
         deadline = time.monotonic() + patience
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))

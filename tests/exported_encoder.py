@@ -1,11 +1,21 @@
-"""A transformer's encoder as PyTorch's exporters write it; needs torch and onnxscript."""
+"""A transformer's encoder as PyTorch's exporters write it; needs torch and onnxscript.
+
+    python tests/exported_encoder.py
+
+writes `tests/exported/*.txt`, what it looks like without its weights, for tests where there is no torch.
+"""
 
 from __future__ import annotations
 
 import io
+import math
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import onnx
+import onnx.printer
 import torch
 from torch import Tensor, nn
 
@@ -87,3 +97,46 @@ def exported(module: nn.Module, *, dynamo: bool, opset: int) -> onnx.ModelProto:
             dynamic_axes=axes,
         )  # fmt: skip
     return onnx.load_from_string(file.getvalue())
+
+
+CASES: Mapping[str, tuple[bool, int, dict[str, Any]]] = {
+    "torchscript-11": (False, 11, {}),
+    "torchscript-13-tanh": (False, 13, {"gelu": "tanh"}),
+    "torchscript-16-rms": (False, 16, {"norm": "rms"}),
+    "torchscript-17": (False, 17, {}),
+    "dynamo-18": (True, 18, {}),
+    "dynamo-18-rms-tanh": (True, 18, {"norm": "rms", "gelu": "tanh"}),
+    "dynamo-20": (True, 20, {"gelu": "tanh"}),
+}
+"""Name -> dynamo, operator set, the encoder's options."""
+
+
+def case(name: str) -> onnx.ModelProto:
+    """The encoder as this exporter writes it."""
+    dynamo, opset, options = CASES[name]
+    return exported(Encoder(**options), dynamo=dynamo, opset=opset)
+
+
+def as_text(model: onnx.ModelProto) -> str:
+    """`operator set`, and the graph as `graphs.model` reads it: weights declared only, small constants whole."""
+    graph = model.graph
+    large = [t for t in graph.initializer if math.prod(t.dims) > 8]
+    small = [t for t in graph.initializer if math.prod(t.dims) <= 8]
+    del graph.initializer[:], graph.value_info[:]
+    graph.initializer.extend(small)
+    graph.value_info.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in large)
+    for node in graph.node:
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+    for value in (*graph.input, *graph.output):
+        value.ClearField("metadata_props")
+    del graph.metadata_props[:]
+    text = onnx.printer.to_text(graph)
+    return f"{model.opset_import[0].version}\n{text[text.index('(') :]}\n"
+
+
+if __name__ == "__main__":
+    folder = Path(__file__).parent / "exported"
+    folder.mkdir(exist_ok=True)
+    for name in CASES:
+        (folder / f"{name}.txt").write_text(as_text(case(name)), encoding="utf-8")

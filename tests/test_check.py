@@ -84,7 +84,8 @@ def test_a_value_that_breaks_a_requirement(requirement):
     violation = next(v for v in violations if v.tensor == tensor)
     assert got in violation.got
     assert violation.source == TARGETS[target].requirements[requirement]
-    assert violation.node and violation.expected
+    assert violation.node
+    assert violation.expected
 
 
 def test_operator_sets_outside_the_bounds():
@@ -169,7 +170,8 @@ def test_a_weight_may_be_float_behind_both_operators_and_readers_have_a_pair_eac
     proto = model(
         "(float[1,4] x) => (float[1,3] y, float[1,3] z) <float s, int8 o, float[4,3] w, float[3] t, int8[3] p> {"
         " q = QuantizeLinear(x, s, o) d = DequantizeLinear(q, s, o) e = DequantizeLinear(q, s, o)"
-        " v = QuantizeLinear<axis=1>(w, t, p) u = DequantizeLinear<axis=1>(v, t, p) y = MatMul(d, u) z = MatMul(e, u) }",
+        " v = QuantizeLinear<axis=1>(w, t, p) u = DequantizeLinear<axis=1>(v, t, p) y = MatMul(d, u)"
+        " z = MatMul(e, u) }",
         s=0.1, o=0, t=0.2, p=0,
     )  # fmt: skip
     assert not found(proto, "tensorrt")

@@ -305,7 +305,7 @@ def test_per_tensor_in_a_file(place):
         ("samples = true", "'samples' cannot be True"),
         ("samples = 0", "0 is not in the range"),
         ("quiet = 1", "'quiet' must be true or false, got 1"),
-        ("target = 'tpu'", "'tpu' is not"),
+        ("target = 'tpu'", "'tpu' is unknown"),
         ("tie = ['Mul']", "'Mul' is not"),
         ("mean = 'grey'", "'grey' is not a list of numbers"),
         ("mean = [[1]]", "'mean' cannot be [[1]]"),

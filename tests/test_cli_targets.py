@@ -32,9 +32,8 @@ def test_a_target_is_described_with_sources():
     text = run("targets", "tensorrt").stdout
     assert "bias: biases stay in float" in text
     assert all(source in text for source in TARGETS["tensorrt"].requirements.values())
-    assert text.splitlines()[0] == run("targets", "-v").stdout.splitlines()[
-        [line.split()[0] for line in run("targets", "-v").stdout.splitlines()].index("tensorrt")
-    ].replace("tensorrt     ", "tensorrt")
+    everything = [line.strip() for line in run("targets", "-v").stdout.splitlines()]
+    assert {line.strip() for line in text.splitlines()[1:]} <= set(everything)
 
 
 def test_targets_as_json():
@@ -46,7 +45,9 @@ def test_targets_as_json():
 
 def test_a_clean_model(place):
     result = run("check", place / "trt.onnx", "--target", "tensorrt")
-    assert (result.exit_code, result.stdout.endswith("keeps to all 12 requirements of tensorrt\n")) == (0, True)
+    asked = len(TARGETS["tensorrt"].requirements)
+    assert result.exit_code == 0
+    assert result.stdout.endswith(f"trt.onnx keeps to all {asked} requirements of tensorrt\n")
 
 
 def test_violations_are_named_and_the_exit_code_says_so(place):

@@ -165,6 +165,13 @@ def test_equalized_channels_are_compared_up_to_their_scale(net):
     assert not found["y"].adjusted
 
 
+def test_scales_that_no_layer_takes_back_are_an_error(net):
+    damaged = changed(net, "w", lambda w: w * np.float32([1, 1.5, 0.7, 1.3])[:, None, None, None])
+    found = {t.tensor: t for t in compare(net, damaged, data(net)).tensors}
+    assert not found["r"].adjusted
+    assert found["r"].sqnr_db < 15
+
+
 def test_a_wrong_scale_of_a_whole_tensor_is_an_error(net):
     wrong = changed(net, "w", lambda w: 1.5 * w)
     found = {t.tensor: t for t in compare(net, wrong, data(net)).tensors}

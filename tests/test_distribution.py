@@ -49,6 +49,8 @@ def test_the_clipped_share_is_that_of_the_values(values, hi):
 
 def test_nothing_is_clipped_by_a_grid_over_all_values(values):
     assert clipped(seen(values), grid(values.min(), values.max())) == 0
+    fine = QuantParams.from_range(np.asarray(0.0), values.max(), QuantSpec(Grid(16, signed=False), symmetric=False))
+    assert clipped(seen(values), fine) == 0  # though its steps are narrower than the histogram's bins
     two_sided = seen(values - 1)
     assert clipped(two_sided, grid(-1, values.max() - 1)) == 0
     upper = grid(0, values.max() - 1)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import model, wrapped
+from graphs import model, run, wrapped
 from onnx import ModelProto
-from quantized import planned, reasons
+from quantized import context, planned, reasons
 
+from onnxq.graph.model import Quantizer, extract
 from onnxq.graph.patterns import Composite, feeds_softmax, find_composites
+from onnxq.options import Options
+from onnxq.passes.set_activation_ranges import SetActivationRanges
 
 CONSTANTS = (
     "float two, float three, float half, float one, float eps, float root, float inverse, float cubic, float outer,"
@@ -88,6 +91,11 @@ def test_no_quantizer_stands_inside(operator: str, form: str) -> None:
     assert any(reason.startswith(f"part of {operator}") for reason in reasons(outcome).values())
 
 
+def test_constants_may_come_from_nodes() -> None:
+    nodes = "two_ = Constant<value = float {2.0}>()  " + FORMS["LayerNormalization"]["torch"].replace("two)", "two_)")
+    assert [whole.operator for whole in found(written(nodes))] == ["LayerNormalization"]
+
+
 def test_gamma_and_beta_are_told_apart() -> None:
     (whole,) = found(written(FORMS["LayerNormalization"]["torch"]))
     assert {name: whole.bound[name].name for name in ("gamma", "beta", "epsilon")} == {
@@ -137,3 +145,37 @@ def test_scores_of_attention_are_known_by_the_softmax_behind(case: str) -> None:
     graph = wrapped(model(text, to=np.array([1, 4, 4]), eight=8.0)).graph
     (mask,) = [node for node in graph.nodes if node.op == "Add" and "m" in [t.name for t in node.inputs]]
     assert feeds_softmax(mask.outputs[0]) is expected
+
+
+def test_the_output_of_a_softmax_in_pieces_is_known_to_be_a_share() -> None:
+    made, _ = planned(written(FORMS["Softmax"]["stable"]))
+    assert made.quantizers["y"].fixed == (0.0, 1.0)
+
+
+def test_softmax_that_runs_in_float_has_its_range_all_the_same() -> None:
+    made, _ = planned(written("y = Softmax<axis=-1>(x)"), exclude=("Softmax",))
+    assert made.quantizers["y"].fixed == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("mask", [-10000.0, -3.4e38])
+@pytest.mark.parametrize("method", ["mse", "minmax"])
+def test_masks_do_not_widen_the_range_of_scores(mask: float, method: str) -> None:
+    text = """(float[1,4,8] a, float[1,4,4] m) => (float[1,4,4] y) <float[8,4] w, float[4,4] v> {
+        s = MatMul(a, w)  c = Add(s, m)  p = Softmax<axis=-1>(c)  y = MatMul(p, v) }"""
+    proto = model(text)
+    random = np.random.default_rng(0)
+    feeds = [
+        {
+            "a": random.normal(0, 1, (1, 4, 8)).astype(np.float32),
+            "m": np.where(random.random((1, 4, 4)) < 0.25, mask, 0).astype(np.float32),
+        }
+        for _ in range(8)
+    ]
+    made, _ = planned(proto)
+    made.quantizers = {"c": Quantizer("c", Options().activation)}  # as a target does that runs all on grids
+    SetActivationRanges(method).apply(made, context(proto, feeds))
+    params = made.quantizers["c"].params
+    real = np.concatenate([(run(extract(proto, ["s"]), feed)["s"]) for feed in feeds])
+    lo, hi = (float(params.dequantize(np.asarray(q, np.int32))) for q in (0, 255))
+    assert hi >= real.max() - float(params.scale)
+    assert lo == pytest.approx(real.min() - 8, abs=2.5)

@@ -164,7 +164,7 @@ def test_a_model_without_inputs_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target": "tpu"}, "--target 'tpu' is unknown; expected one of ort"),
+        ({"target": "tpu"}, "--target 'tpu' is unknown; expected one of generic-int8, "),
         ({"preset": "w1a1"}, "--preset 'w1a1' is unknown"),
         ({"tie": ("Mul",)}, "--tie 'Mul' is unknown; expected one of Add, Concat"),
         ({"samples": 0}, "samples must be at least 1, got 0"),

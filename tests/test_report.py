@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from reports import HOSTILE, report
 
+from onnxq.report import ParetoFront, ParetoPoint
 from onnxq.report.html import page, to_html
 from onnxq.report.markup import Cell, Column, Section, count, decibels, name, number, percent, table, tag
 from onnxq.report.svg import Scale
@@ -99,6 +100,10 @@ def test_hostile_names_are_only_text():
     assert HOSTILE[-500:] not in report(name=HOSTILE).to_html()
 
 
+def test_attributes_cannot_be_left():
+    assert Elements(tag("p", title='"><b onclick=')).found == [("p", {"title": '"><b onclick='})]
+
+
 def test_a_huge_model_makes_a_small_file():
     text = report(layers=1500, tensors=1500, name="a/very/long/name" * 20, channels=2048).to_html()
     assert len(text) < 3e6
@@ -116,7 +121,8 @@ def test_a_table_sorts_by_keys_not_by_what_is_shown():
 
 def test_figures_that_are_not_finite_do_no_harm():
     steps = (replace(report().steps[1], before_db=float("-inf"), after_db=float("inf")),)
-    text = report(steps=steps).to_html()
+    front = ParetoFront("SQNR", (ParetoPoint(8, 9.0, float("inf"), "float", False),))
+    text = report(steps=steps, pareto=front).to_html()
     assert "−inf → inf dB" in Elements(text).text
     assert "nan" not in text
     assert json.loads(report(steps=steps).to_json())["steps"][0]["before_db"] is None

@@ -1,7 +1,7 @@
 """The HTML report as a browser shows it. Skipped where there is no Chromium."""
 
 import pytest
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM, Browser, NoBrowserError
 from reports import HOSTILE, report
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
@@ -9,7 +9,11 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get i
 
 @pytest.fixture(scope="module")
 def browser():
-    with Browser() as opened:
+    try:
+        opened = Browser()
+    except NoBrowserError as error:
+        pytest.skip(f"{CHROMIUM} does not start: {error}")
+    with opened:
         yield opened
 
 
@@ -127,6 +131,16 @@ def test_nothing_is_wider_than_the_screen(browser, tmp_path, name, width):
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("getComputedStyle(document.querySelector('.wide')).overflowX") == "auto"
+
+
+def test_a_printed_page_holds_everything(shown):
+    shown.size(720)  # A4 within its margins
+    shown.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        assert shown.evaluate("document.documentElement.scrollWidth") <= 720
+        assert shown.evaluate("getComputedStyle(document.querySelector('nav')).display") == "none"
+    finally:
+        shown.call("Emulation.setEmulatedMedia", media="")
 
 
 def test_text_can_be_read_on_both_grounds(shown):

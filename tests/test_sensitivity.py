@@ -107,9 +107,10 @@ def test_labels_count() -> None:
     assert found.measured[0].only == min(e.only for e in found.measured if e.only is not None) < 100
 
 
-def test_without_data_nothing_is_measured() -> None:
-    with pytest.raises(UsageError, match="data-free"):
-        analysis(uneven(), options=replace(PLAIN, data_free=True))
+@pytest.mark.parametrize("settings", [{"data_free": True}, {"from_encodings": "x.json"}])
+def test_only_what_data_tells_is_measured(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(settings)).replace("_", "-")):
+        analysis(uneven(), options=replace(PLAIN, **settings))
 
 
 def test_the_command_prints_a_table_or_json(tmp_path: Any) -> None:

@@ -1,5 +1,7 @@
 """Targets that users write in TOML: what they change, what is asked of them afterwards, and what is refused."""
 
+from dataclasses import fields
+
 import pytest
 from families import FAMILIES
 from quantized import PLAIN, samples
@@ -9,7 +11,7 @@ from onnxq import TARGETS
 from onnxq.check import check
 from onnxq.errors import UsageError
 from onnxq.options import Options
-from onnxq.targets import find_target
+from onnxq.targets import Target, find_target, read_toml
 
 NPU = """
 name = "npu5"
@@ -82,6 +84,11 @@ def test_models_keep_to_it(family, tmp_path):
     result = onnxq.quantize(proto, samples(proto), target=path, **{**PLAIN, "cle": "off"})
     assert not check(result.model, find_target(path)).violations
     assert check(result.model, TARGETS["generic-int8"]).violations
+
+
+def test_files_can_say_all_that_a_target_holds():
+    keys = {*read_toml._TEXT, *read_toml._FLAGS, *read_toml._CHOICES, *read_toml._NUMBERS, *read_toml._LISTS}
+    assert keys | {*read_toml._TABLES} - {"ops"} | {"rules"} == {field.name for field in fields(Target)}
 
 
 def test_each_base_serves(tmp_path):

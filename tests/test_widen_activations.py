@@ -82,6 +82,24 @@ def test_a_target_without_16_bits_keeps_them_in_float() -> None:
     assert "in float, since tensorrt reads no uint16" in outcome.notes[1]
 
 
+def test_a_target_that_has_neither_16_bits_nor_float_is_left_alone() -> None:
+    model, outcome = widened(a=500.0, target=TARGETS["vitis-ai"])
+    assert set(bits(model).values()) == {8}
+    assert outcome.notes == ("not run: vitis-ai reads no 16-bit activations, and none in float",)
+
+
+@pytest.mark.parametrize(("target", "width"), [("ort", 8), ("qnn", 16)])
+def test_inputs_of_an_operator_go_together_where_widths_must_not_mix(target: str, width: int) -> None:
+    text = """(float[N,16] a, float[N,16] b) => (float[N,16] y) <float[16,16] v, float[16,16] w, float[16,16] u> {
+        c = MatMul(a, v)  d = MatMul(b, w)  e = Add(c, d)  y = MatMul(e, u)
+    }"""
+    loud = weight(False) * np.where(np.arange(16) == 0, 500.0, 1.0)
+    proto, data = graphs.model(text, v=loud, w=weight(False), u=weight(True)), feeds()
+    model = answered(proto, data)
+    WidenActivations().apply(model, context(proto, data, target=TARGETS[target]))
+    assert bits(model) == {"a": 8, "b": 8, "c": 16, "d": width, "e": 16}
+
+
 def test_what_keeps_the_grid_follows() -> None:
     text = "(float[N,2,8] a) => (float[N,16] y) <float[16,16] v, int64[2] to> { r = Reshape(a, to)  y = MatMul(r, v) }"
     proto = graphs.model(text, v=weight(True), to=np.array([-1, 16]))

@@ -200,22 +200,25 @@ def _folded_weights(proto: ModelProto, origin: str) -> dict[str, np.ndarray]:
 
 
 def _figures(distances: Mapping[str, Distance], inputs: Mapping[str, Sequence[str]]) -> Figures:
-    """Where channels of some tensor are scaled for sure, the network is equalized, and little counts elsewhere.
+    """What counts as scaled or moved on purpose, and not as an error, is what the tensors behind do not have any more.
 
-    Constants that went missing count as moved only where the tensors behind are better for it.
+    Where that is so for the scales of one tensor, the network is equalized, and scales of others are not errors either.
     """
-    equalized = any(distance.is_scaled for distance in distances.values())
+    plain = {tensor: distance.sqnr.db for tensor, distance in distances.items()}
+    equalized = any(d.is_scaled for t, d in distances.items() if _behind(t, inputs, plain) >= plain[t] + EXPLAINED_DB)
     scaled = {tensor: distance.scaled_db() if equalized else None for tensor, distance in distances.items()}
-    figures = {t: (d.sqnr.db, False) if (db := scaled[t]) is None else (db, True) for t, d in distances.items()}
-    behind: dict[str, float] = {}
-    for tensor, names in inputs.items():
-        for name in names:
-            behind[name] = min(behind.get(name, np.inf), figures[tensor][0])
+    figures = {t: (plain[t], False) if (db := scaled[t]) is None else (db, True) for t in distances}
+    best = {tensor: db for tensor, (db, _) in figures.items()}
     for tensor, distance in distances.items():
         shifted = distance.shifted_db() if scaled[tensor] is None else None
-        if shifted is not None and tensor in behind and behind[tensor] >= distance.sqnr.db + EXPLAINED_DB:
+        if shifted is not None and _behind(tensor, inputs, best) >= plain[tensor] + EXPLAINED_DB:
             figures[tensor] = shifted, True
     return figures
+
+
+def _behind(tensor: str, inputs: Mapping[str, Sequence[str]], db: Mapping[str, float]) -> float:
+    """The worst SQNR of the tensors that read this one, those in between not compared; minus infinity where none do."""
+    return min((db[reader] for reader, names in inputs.items() if tensor in names), default=-np.inf)
 
 
 def _record(

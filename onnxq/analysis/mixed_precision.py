@@ -38,6 +38,9 @@ from .switchboard import Switchboard
 SHOWN = 9
 """Points of the path that are measured in any case, for the front."""
 
+TINY = 1e-9
+"""What a share in % may be off by arithmetic: a drop of 1 point is allowed where 1 point is."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -97,7 +100,7 @@ def auto_mixed(
     options = options or Options()
     widths.check(options)
     if metric is None and labels is None:
-        metric = "agreement" if _classifies(model, calibration, options, preprocess, input_keys) else "sqnr"
+        metric = "agreement" if classifies(model, calibration, options, preprocess, input_keys) else "sqnr"
     study = open_study(
         model, calibration, options=options, labels=labels, metric=metric, judged=judged,
         preprocess=preprocess, input_keys=input_keys, progress=progress,
@@ -105,7 +108,7 @@ def auto_mixed(
     return choose(study, widths, limits, closest)
 
 
-def _classifies(
+def classifies(
     model: str | os.PathLike[str] | ModelProto,
     calibration: Any,
     options: Options,
@@ -193,7 +196,7 @@ class _Search:
         return bops and (limits.size is None or costs.size(bits) <= limits.size)
 
     def _is_allowed(self, score: float) -> bool:
-        return self.limits.drop is None or self.reference - score <= self.limits.drop
+        return self.limits.drop is None or self.reference - score <= self.limits.drop + TINY
 
     def _last_allowed(self, first: int) -> int:
         """The cheapest place found to be within the allowed drop, if drops grow along the path; else `first`."""

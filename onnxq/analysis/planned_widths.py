@@ -78,8 +78,8 @@ class PlannedWidths:
 def plan(job: Job, candidates: Candidates) -> PlannedWidths:
     """Plan the job's model once for each candidate. The job itself is left as it is, but for its steps.
 
-    Weights of less than 8 bits are rounded by descent at low effort where the options leave the method open. Units whose
-    bits the user's own overrides tell have no choice. Raises OnnxqError.
+    Weights of less than 8 bits are rounded by descent at low effort where the options leave the method open. Units
+    whose bits the user's own overrides tell have no choice. Raises OnnxqError.
     """
     options, model = job.options, job.adjusted()
     probe = model.clone()

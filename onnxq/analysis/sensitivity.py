@@ -172,7 +172,7 @@ def rank(
         effects.sort(key=lambda effect: (effect.own_db, effect.unit))
     by_name = {unit.name: unit for unit in units}
     board = study.switchboard(base, groups.values())
-    begin = time.perf_counter()
+    begin, float_score = time.perf_counter(), study.float_score
     off, on = board.hold({}), board.hold(groups)
     durations = [time.perf_counter() - begin]
     measured: list[UnitEffect] = []
@@ -186,7 +186,7 @@ def rank(
         metric=study.metric.name,
         unit=study.metric.unit,
         samples=sum(feed.rows or 1 for feed in study.feeds),
-        float_score=study.float_score,
+        float_score=float_score,
         off=off,
         on=on,
         measured=tuple(sorted(measured, key=lambda effect: effect.rank)),
@@ -199,8 +199,8 @@ def rank(
 
 
 def _fits(budget: float, start: float, durations: Sequence[float]) -> bool:
-    """Whether there is time for one more, if that takes as long as the ones so far; or, as the first, as two passes
-    through the whole network, whose duration comes before theirs."""
+    """Whether there is time for one more, if that takes as long as the ones so far; or, as the first, as long as
+    the scores of the whole network, whose duration comes before theirs."""
     expected = durations[0] if len(durations) == 1 else sum(durations[1:]) / (len(durations) - 1)
     return time.perf_counter() - start + expected <= budget
 

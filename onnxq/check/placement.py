@@ -104,10 +104,17 @@ def whole_operators(graph: QdqGraph, target: Target) -> Iterator[Finding]:
         output = node.outputs[0]
         pair = _written_through_bias(graph, target, node) if rule.kind == "linear" else graph.written(node)
         weighted = rule.kind == "linear" and graph.constant(node, 1) is not None
-        if weighted and pair is None and rule.output == "grid":
+        last = target.outputs == "float" and _ends_model(graph, node)
+        if weighted and pair is None and rule.output == "grid" and not last:
             yield Finding(label(node), output.name, "its output quantized, as its weight is", "in float")
-        if weighted or pair is not None:
+        if weighted or (pair is not None and not _runs_in_float(graph, target, node, rule)):
             yield from _float_inputs(graph, node, rule)
+
+
+def _runs_in_float(graph: QdqGraph, target: Target, node: gs.Node, rule: OpRule) -> bool:
+    """Whether an operator reads no integers at all; its output is on a grid for the next one."""
+    reads = [graph.read(node, index) for index, _ in graph.activations(node)]
+    return rule.kind in ("elementwise", "movement") and target.joins != "everywhere" and reads == [None] * len(reads)
 
 
 def one_width(graph: QdqGraph, target: Target) -> Iterator[Finding]:
@@ -135,6 +142,17 @@ def _written_through_bias(graph: QdqGraph, target: Target, node: gs.Node) -> Pai
     return pair
 
 
+def _ends_model(graph: QdqGraph, node: gs.Node) -> bool:
+    """Whether a node computes an output of the model, itself or through one bias and one activation behind it."""
+    tensor = node.outputs[0]
+    while not graph.model.is_output(tensor) and len(tensor.outputs) == 1:
+        reader = tensor.outputs[0]
+        if clip_bounds(reader) is None and not _adds_bias(graph, reader):
+            return False
+        tensor = reader.outputs[0]
+    return graph.model.is_output(tensor)
+
+
 def _adds_bias(graph: QdqGraph, node: gs.Node) -> bool:
     """Whether an Add does nothing but add the bias of a MatMul."""
     products = [t for t in node.inputs if t.inputs and t.inputs[0].op == "MatMul" and len(t.outputs) == 1]
@@ -150,7 +168,7 @@ def _float_inputs(graph: QdqGraph, node: gs.Node, rule: OpRule) -> Iterator[Find
         if not tensor.name or graph.read(node, index) is not None:
             continue
         moved = rule.kind == "movement" and isinstance(tensor, gs.Constant)
-        masked = node.op == "Softmax" and bool(tensor.inputs) and masks_attention(tensor.inputs[0]) is not None
+        masked = bool(tensor.inputs) and masks_attention(tensor.inputs[0]) is not None
         if not moved and not masked and (tensor.dtype is None or str(tensor.dtype).endswith("float32")):
             yield Finding(label(node), tensor.name, "quantized, as the rest of the operator", "in float")
 

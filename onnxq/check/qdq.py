@@ -96,8 +96,9 @@ class QdqGraph:
     def __init__(self, proto: ModelProto, origin: str) -> None:
         self.model = Model.from_proto(proto, origin)
         self.opset = next((o.version for o in proto.opset_import if o.domain in ONNX_DOMAINS), 0)
-        self.nodes = [n for n in self.model.graph.nodes if not (is_quantize(n) or is_dequantize(n))]
-        if len(self.nodes) == len(self.model.graph.nodes):
+        nodes = self.model.graph.nodes
+        self.nodes = [n for n in nodes if not (is_quantize(n) or is_dequantize(n) or _passes_on(n))]
+        if not any(is_quantize(n) or is_dequantize(n) for n in nodes):
             raise ModelError(
                 f"{origin}: holds no QuantizeLinear and no DequantizeLinear, so there is nothing to check; `onnxq"
                 " quantize` writes such models"
@@ -123,7 +124,7 @@ class QdqGraph:
         """The grid of an input; None where it is read in float."""
         if index >= len(node.inputs):
             return None
-        producer = _producer(node.inputs[index])
+        producer = _producer(_source(node.inputs[index]))
         return _encoding(producer) if producer is not None and is_dequantize(producer) else None
 
     def constant(self, node: gs.Node, index: int) -> Constant | None:
@@ -183,8 +184,19 @@ def _producer(tensor: gs.Tensor) -> gs.Node | None:
     return tensor.inputs[0] if tensor.inputs else None
 
 
+def _passes_on(node: gs.Node) -> bool:
+    """Whether a node hands on its one input: Identity, and the Sum that keeps ONNX Runtime from rewriting."""
+    return node.op in ("Identity", "Sum") and node.domain in ONNX_DOMAINS and len(node.inputs) == 1
+
+
+def _source(tensor: gs.Tensor) -> gs.Tensor:
+    while (producer := _producer(tensor)) is not None and _passes_on(producer):
+        tensor = producer.inputs[0]
+    return tensor
+
+
 def _behind_pair(tensor: gs.Tensor) -> gs.Tensor:
-    producer = _producer(tensor)
+    producer = _producer(_source(tensor))
     if producer is None or not is_dequantize(producer):
         return tensor
     source = producer.inputs[0]

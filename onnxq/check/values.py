@@ -23,9 +23,15 @@ def opset(graph: QdqGraph, target: Target) -> Iterator[Finding]:
 
 
 def activation_types(graph: QdqGraph, target: Target) -> Iterator[Finding]:
-    for node, tensor, encoding in _activations(graph):
-        if encoding.type not in target.activation_types:
-            yield Finding(node, tensor, " or ".join(target.activation_types), encoding.type)
+    for pair in graph.pairs:
+        if pair.encoding.type not in target.activation_types:
+            yield Finding(
+                label(pair.quantize), pair.tensor.name, " or ".join(target.activation_types), pair.encoding.type
+            )
+    known = dict.fromkeys((*target.activation_types, *target.weight_types))
+    for constant in graph.constants:
+        if constant.role == "operand" and constant.encoding.type not in known:
+            yield _at(constant, " or ".join(known), constant.encoding.type)
 
 
 def weight_types(graph: QdqGraph, target: Target) -> Iterator[Finding]:

@@ -181,7 +181,8 @@ step_options = options(
         type=click.Choice(["auto", *ROUNDINGS]),
         default="auto",
         show_default=True,
-        help="How weights are rounded, layer after layer; auto: by descent below 8 bits, else to nearest.",
+        help="How weights are rounded, layer after layer; auto: by descent below 8 bits, and"
+        " at 8 bits where nearest leaves less than 25 dB; else to nearest.",
     ),
     click.option(
         "--effort", type=click.Choice(list(EFFORTS)), default="medium", show_default=True, help="Of --rounding."

@@ -128,7 +128,7 @@ def feeds_softmax(tensor: gs.Tensor, within: int = 8) -> bool:
     )
 
 
-_ON_SCORES = ("Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Cast")
+_ON_SCORES = ("Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Cast", "QuantizeLinear", "DequantizeLinear")
 
 _Nodes: TypeAlias = tuple[gs.Node, ...]
 
@@ -176,10 +176,11 @@ class _Term:
                 for pairs in self._pairings(node):
                     yield from _all_match(pairs, bound, (*nodes, node))
         elif self.value is not None:
-            if _scalar(tensor) is not None and np.isclose(_scalar(tensor), self.value, rtol=1e-3):
+            number = _scalar(tensor)
+            if number is not None and np.isclose(number, self.value, rtol=1e-3):
                 yield bound, nodes
         elif self.name not in bound:
-            if len(self.name) == 1 or isinstance(tensor, gs.Constant):
+            if len(self.name) == 1 or _values(tensor) is not None:
                 yield {**bound, self.name: tensor}, nodes
         elif bound[self.name] is tensor or _equal(bound[self.name], tensor):
             yield bound, nodes
@@ -189,7 +190,7 @@ class _Term:
         inputs = list(node.inputs)
         if self.op not in _COMMUTATIVE:
             rest = [t for t in inputs[len(self.terms) :] if t.name]
-            if len(inputs) >= len(self.terms) and all(isinstance(t, gs.Constant) for t in rest):
+            if len(inputs) >= len(self.terms) and all(_values(t) is not None for t in rest):
                 yield list(zip(self.terms, inputs, strict=False))
             return
         everything = range(len(self.terms))
@@ -213,11 +214,17 @@ def _all_match(pairs: list[tuple[_Term, gs.Tensor]], bound: Bound, nodes: _Nodes
         yield from _all_match(rest, *further)
 
 
+def _values(tensor: gs.Tensor) -> np.ndarray | None:
+    """What a constant holds, whether it is an initializer or written by a Constant node; None for other tensors."""
+    if tensor.inputs and is_op(tensor.inputs[0], "Constant"):
+        tensor = tensor.inputs[0].attrs.get("value")
+    return np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else None
+
+
 def _scalar(tensor: gs.Tensor) -> float | None:
     """The value of a constant that has but one."""
-    if isinstance(tensor, gs.Constant) and int(np.prod(tensor.shape)) == 1:
-        return float(np.asarray(tensor.values).reshape(()))
-    return None
+    values = _values(tensor)
+    return float(values.reshape(())) if values is not None and values.size == 1 else None
 
 
 def _equal(one: gs.Tensor, other: gs.Tensor) -> bool:

@@ -10,11 +10,10 @@ y_c = (x_c - d_c) / g_c. The best such fit leaves, with C the covariances over c
 
     g_c = C_xy / C_yy        noise_c = C_xx - C_xy^2 / C_yy
 
-A network counts as equalized where the factors g_c of some tensor differ by more than 10 % between channels that are
-well correlated, and the fit explains 6 dB; its tensors are then compared up to that fit. Rounded weights change the
-gain of channels, too, but by a few percent; and a wrong scale of a whole tensor is one factor: these stay errors. In
-any network, a channel that hardly varies in the reference may have been moved into the bias of the next layer: what is
-left without its offset is told apart, for the caller to see whether that was done.
+Channels are scaled where the factors g_c differ by more than 10 % between channels that are well correlated, and the
+fit explains 6 dB. A wrong scale of a whole tensor is one factor, and stays an error. Rounded weights change the gain of
+channels, too, so that the caller must see whether the layers behind take it back. The same holds for a channel that
+hardly varies in the reference, which may have been moved into the bias of the next layer.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ CORRELATED = 0.9
 """Squared correlation from which on a channel's factor says something."""
 
 SPREAD = float(np.log(1.1))
-"""Standard deviation of log factors from which on channels are scaled for sure."""
+"""Standard deviation of log factors from which on channels count as scaled."""
 
 SLIGHT_SPREAD = float(np.log(1.01))
 """The same in a network of which other tensors are."""
@@ -91,7 +90,7 @@ class Distance:
 
     @property
     def is_scaled(self) -> bool:
-        """Whether channels are scaled for sure."""
+        """Whether channels are scaled by more than rounding usually does."""
         db = self.scaled_db(SPREAD)
         return db is not None and db >= self.sqnr.db + EXPLAINED_DB
 

@@ -44,8 +44,7 @@ def clipped(samples: Samples, params: QuantParams) -> float:
 def grid_sqnr(samples: Samples, params: QuantParams) -> float:
     """SQNR of a tensor on its grid, in dB; infinite where nothing is lost."""
     noise = float(squared_error(samples, params)[0])
-    width = np.zeros_like(samples.values) if samples.widths is None else samples.widths
-    signal = float((samples.counts * (samples.values**2 + width**2 / 12)).sum())
+    signal = float((samples.counts * samples.values**2).sum())
     if noise == 0:
         return np.inf
     return 10 * float(np.log10(signal / noise)) if signal > 0 else -np.inf

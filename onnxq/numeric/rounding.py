@@ -81,7 +81,7 @@ class ErrorFeedback:
         self._order = np.argsort(-np.diagonal(form.G, axis1=1, axis2=2), axis=1, kind="stable")
         G = np.take_along_axis(form.G, self._order[:, :, None], 1)
         G = np.take_along_axis(G, self._order[:, None, :], 2)
-        backward = np.linalg.cholesky(G[:, ::-1, ::-1])
+        backward = np.asarray(np.linalg.cholesky(G[:, ::-1, ::-1]), np.float64)
         U = np.ascontiguousarray(_triangular_inverse(backward)[:, ::-1, ::-1])  # upper, G^-1 = U' U
         B = np.take_along_axis(form.B, self._order[:, None, :], 2)
         self._target, self._factor = B @ U.swapaxes(1, 2) @ U, U  # the real-valued optimum, B G^-1

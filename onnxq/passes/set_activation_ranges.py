@@ -35,7 +35,7 @@ class SetActivationRanges:
 
     method, logits_method: names as `numeric.ranges.parse_method` reads them; the second one is for the logits of
     classifiers, found by what stands behind them.
-    Scores of attention are ranged without their masks; the grid cuts these off where Softmax makes nearly nothing of them.
+    Scores of attention are ranged without their masks, which are cut off where Softmax makes nearly nothing of them.
     A tensor that takes infinite values or not-a-number (masks of attention) has no range: it stays in float.
     """
 

@@ -9,15 +9,16 @@ price of one is its share, so that a network twice as deep gets twice as many. R
 outliers, on which N_k then decides together: where several spoil the outputs, none of them helps alone.
 
 Both are measured by running the network with a switch at each grid, in float where it is on: 16 bits cost next to
-nothing, and their range may hold every outlier, so it is that of the calibration data.
+nothing, and their range may hold every outlier, so it is that of the calibration data. Where a target's operators read
+inputs of one width only, the inputs of an operator are switched together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -55,20 +56,27 @@ class WidenActivations:
         if not feeds or not candidates:
             missing = "activations on grids of less than 16 bits" if feeds else "calibration data"
             return Outcome(notes=(f"not run: there are no {missing}",))
-        alone = _alone(model, candidates, feeds, context)
-        ranked = sorted(candidates, key=lambda name: alone[name])
+        if "whole-operators" in context.target.requirements and not _reads_16_bits(context.target):
+            return Outcome(notes=(f"not run: {context.target.name} reads no 16-bit activations, and none in float",))
+        groups = _groups(model, candidates, context.target)
+        alone = _alone(model, groups, feeds, context)
+        ranked = sorted(groups, key=lambda group: alone[group])
         curve = _curve(model, ranked, feeds, context, self.worth)
         count = self._count(curve, len(ranked))
-        chosen = ranked[:count]
-        known = _statistics(model, chosen, context)
-        notes = [f"outputs at {curve[0]:.1f} dB, then {curve[count]:.1f} dB; {count} of {len(ranked)} grids widened"]
-        for name in chosen:
+        chosen = [(name, alone[group]) for group in ranked[:count] for name in group]
+        known = _statistics(model, [name for name, _ in chosen], context)
+        widened = f"{len(chosen)} of {len(candidates)} grids widened"
+        notes = [f"outputs at {curve[0]:.1f} dB, then {curve[count]:.1f} dB; {widened}"]
+        for name, db in chosen:
             made = _widen(model, name, known[name], context.target)
             notes.append(
                 f"{name}: largest value {_crest(known[name]):.0f} times the root mean square, outputs at"
-                f" {alone[name]:.1f} dB with it alone on {candidates[name].spec.grid.bits} bits; now {made}"
+                f" {db:.1f} dB with it alone on {candidates[name].spec.grid.bits} bits; now {made}"
             )
-        return Outcome(count, tuple(_skips(ranked[count:], alone, candidates)), tuple(notes))
+        reason = "{} bits suffice: alone they leave the outputs at {:.1f} dB"
+        kept = [(name, alone[group]) for group in ranked[count:] for name in group]
+        skips = (Skip(name, reason.format(candidates[name].spec.grid.bits, db)) for name, db in kept)
+        return Outcome(len(chosen), tuple(skips), tuple(notes))
 
     def _count(self, curve: Sequence[float], total: int) -> int:
         scores = [db - k * self.worth / total for k, db in enumerate(curve)]
@@ -87,9 +95,24 @@ def _candidates(model: Model) -> dict[str, Quantizer]:
     }
 
 
-def _skips(names: Sequence[str], alone: Mapping[str, float], candidates: Mapping[str, Quantizer]) -> list[Skip]:
-    reason = "{} bits suffice: alone they leave the outputs at {:.1f} dB"
-    return [Skip(name, reason.format(candidates[name].spec.grid.bits, alone[name])) for name in names]
+def _reads_16_bits(target: Target) -> bool:
+    return bool({"uint16", "int16"} & set(target.activation_types))
+
+
+Group: TypeAlias = tuple[str, ...]
+
+
+def _groups(model: Model, candidates: Mapping[str, Quantizer], target: Target) -> list[Group]:
+    """Candidates that must have one width: the inputs of an operator, where the target mixes no widths."""
+    leader = {name: name for name in candidates}
+    if "one-width" in target.requirements:
+        for node in model.graph.nodes:
+            read = [grid_root(model.quantizers, t.name) for t in node.inputs if t.name in model.quantizers]
+            first, *others = list(dict.fromkeys(name for name in read if name in leader)) or [""]
+            leader = {
+                name: leader[first] if known in map(leader.get, others) else known for name, known in leader.items()
+            }
+    return [tuple(n for n, known in leader.items() if known == name) for name in dict.fromkeys(leader.values())]
 
 
 @dataclass
@@ -120,9 +143,10 @@ class _Switched:
         )
         self.session = Session(proto)
 
-    def db(self, references: Sequence[Mapping[str, np.ndarray]], in_float: Sequence[str]) -> float:
+    def db(self, references: Sequence[Mapping[str, np.ndarray]], in_float: Iterable[Group]) -> float:
         """SQNR of the outputs with these roots in float, all others on their grids."""
-        given = {switch: np.asarray(root in in_float) for root, switch in self.switches.items()}
+        chosen = {root for group in in_float for root in group}
+        given = {switch: np.asarray(root in chosen) for root, switch in self.switches.items()}
         total = OutputSqnr()
         runs = parallel_map(lambda feed: self.session.run({**feed.arrays, **given}), self.feeds, self.threads)
         for feed, reference, outputs in zip(self.feeds, references, runs, strict=True):
@@ -139,19 +163,19 @@ def _real(outputs: Mapping[str, np.ndarray], feed: Feed) -> dict[str, np.ndarray
     return {name: without_padding(value, feed.arrays, feed.rows) for name, value in outputs.items()}
 
 
-def _alone(model: Model, roots: Mapping[str, Quantizer], feeds: Sequence[Feed], context: Context) -> dict[str, float]:
-    """-10 log10 n_i of each root."""
-    network = _Switched(model, feeds, context.threads, list(roots), constants=False)
+def _alone(model: Model, groups: Sequence[Group], feeds: Sequence[Feed], context: Context) -> dict[Group, float]:
+    """-10 log10 n_i of each group."""
+    network = _Switched(model, feeds, context.threads, [root for group in groups for root in group], constants=False)
     references, found = network.references(), {}
-    for done, root in enumerate(roots, 1):
-        context.progress("activations one by one", done, len(roots))
-        found[root] = network.db(references, [other for other in roots if other != root])
+    for done, group in enumerate(groups, 1):
+        context.progress("activations one by one", done, len(groups))
+        found[group] = network.db(references, [other for other in groups if other != group])
     return found
 
 
-def _curve(model: Model, ranked: Sequence[str], feeds: Sequence[Feed], context: Context, worth: float) -> list[float]:
+def _curve(model: Model, ranked: Sequence[Group], feeds: Sequence[Feed], context: Context, worth: float) -> list[float]:
     """-10 log10 N_k for k = 0, 1, ..., up to where no further exception can pay."""
-    network = _Switched(model, feeds, context.threads, ranked, constants=True)
+    network = _Switched(model, feeds, context.threads, [root for group in ranked for root in group], constants=True)
     references, price = network.references(), worth / len(ranked)
     ceiling, curve, best = network.db(references, ranked), [], -np.inf
     for k in range(len(ranked) + 1):

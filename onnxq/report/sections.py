@@ -234,7 +234,8 @@ def _pareto(front: ParetoFront) -> Section:
         for p in sorted(front.points, key=lambda p: p.size_bytes)[:SHOWN]
     ]
     lead = "Each point is one choice of bit-widths; on the line are those that no other one beats."
-    chart = figures.scrolled(pareto(front))
+    drawn = any(math.isfinite(p.score) for p in front.points)
+    chart = figures.scrolled(pareto(front)) if drawn else Markup("")
     body = join(chart, _folded(f"All {len(rows)} choices", table("Choices", columns, rows)))
     return Section("pareto", "Accuracy against size", lead, body)
 

@@ -107,7 +107,7 @@ def lines(series: Sequence[Series], names: Sequence[str], unit: str, width: int 
     """Series along the network, one point a layer; points can be hovered over."""
     found = [v for s in series for v in s.values if v is not None]
     left, base = 40, height - 24
-    y = Scale(min((*found, 0.0)), max((*found, 10.0)) * 1.05, base, 10)
+    y = Scale(min((*found, 0.0)), max((*found, 10.0)) * 1.05, base, 20)
     x = Scale(-0.5, len(names) - 0.5, left, width - 8)
     marks = [*_y_axis(y, left, width, 6), *_x_axis(Scale(0.5, len(names) + 0.5, left, width - 8), base, 12, whole=True)]
     for one in series:
@@ -141,8 +141,8 @@ def dumbbell(before: float, after: float, lo: float, hi: float, width: int = 200
 
 
 def pareto(front: ParetoFront, width: int = 1040, height: int = 340) -> Markup:
-    """Score against size; the points that no other one beats are joined by a line."""
-    points = sorted(front.points, key=lambda p: (p.size_bytes, -p.score))
+    """Score against size; the points that no other one beats are joined by a line. At least one score is finite."""
+    points = sorted((p for p in front.points if math.isfinite(p.score)), key=lambda p: (p.size_bytes, -p.score))
     scores, sizes = [p.score for p in points], [p.size_bytes / 2**10 for p in points]
     left, base = 56, height - 36
     margin = (max(scores) - min(scores)) * 0.08 or 1.0

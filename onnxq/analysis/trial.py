@@ -1,0 +1,125 @@
+"""One choice of options, quantized to the end, and what it scores: as a whole, and parts of it alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from onnx import ModelProto
+
+from ..graph.model import Model
+from ..layerwise import isolate
+from ..options import Options
+from ..passes.set_bias_scales import SetBiasScales
+from .metric import SqnrMetric, measure
+from .sensitivity import Unit, units_of
+from .study import JUDGED, Study
+from .switchboard import Group, Switchboard, groups_of
+
+TINY = 1e-9
+"""What a share in % may be off by arithmetic."""
+
+HEARD_DB = 0.1
+"""Differences of SQNR below it are none, as in `judge`."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """score: by the study's metric.  db: SQNR of the outputs, which tells apart what the score cannot."""
+
+    score: float
+    db: float
+
+
+@dataclass(frozen=True)
+class Goal:
+    """needed: the lowest score that is accepted.  noise: differences of scores below it are chance: SQNR decides."""
+
+    needed: float
+    noise: float = 0.0
+
+    def reached(self, found: Standing) -> bool:
+        return found.score >= self.needed - TINY
+
+    def better(self, one: Standing, other: Standing) -> bool:
+        """Whether `one` is better than `other` by more than chance."""
+        if abs(one.score - other.score) > self.noise + TINY:
+            return one.score > other.score
+        return one.db > other.db + HEARD_DB
+
+
+@dataclass
+class Trial:
+    """base: the float network past the steps that adjust it.  planned: with all grids, weights and biases corrected.
+    fitted: the same with weight scales that the biases fit.  quantized: the model as it would be written."""
+
+    study: Study
+    options: Options
+    base: Model
+    planned: Model
+    fitted: Model
+    quantized: ModelProto
+
+    @cached_property
+    def groups(self) -> Mapping[str, Group]:
+        """All switches; weights as the biases let them be."""
+        return groups_of(self.base, self.fitted)
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        """All grids, in graph order."""
+        return units_of(self.base, self.groups)
+
+    @cached_property
+    def whole(self) -> Standing:
+        """Of the quantized model."""
+        study = self.study
+        score = study.measured(self.quantized)
+        if isinstance(study.metric, SqnrMetric):
+            return Standing(score, score)
+        feeds, references = study.feeds[:JUDGED], study.references[:JUDGED]
+        return Standing(score, measure(self.quantized, feeds, SqnrMetric(), references, study.job.context.threads))
+
+    @cached_property
+    def weights(self) -> Standing:
+        """With all weights on their grids, all activations in float."""
+        return self.alone(unit.name for unit in self.units if unit.kind == "weights")
+
+    @cached_property
+    def activations(self) -> Standing:
+        """With all activations on their grids, all weights in float."""
+        return self.alone(unit.name for unit in self.units if unit.kind == "activation")
+
+    def alone(self, names: Iterable[str]) -> Standing:
+        """With these units on their grids, as far as they are on any, and everything else in float."""
+        state = {name: self.groups[name] for name in names if name in self.groups}
+        db = self._distances.score(state)
+        return Standing(db if self._scores is None else self._scores.score(state), db)
+
+    def db_alone(self, name: str) -> float:
+        """SQNR of the outputs with one unit on its grid; infinite where it is on none."""
+        return self._distances.score({name: self.groups[name]}) if name in self.groups else math.inf
+
+    @cached_property
+    def _scores(self) -> Switchboard | None:
+        study = self.study
+        return None if isinstance(study.metric, SqnrMetric) else study.switchboard(self.base, ())
+
+    @cached_property
+    def _distances(self) -> Switchboard:
+        return self.study.switchboard(self.base, (), SqnrMetric(), JUDGED)
+
+
+def try_options(study: Study, options: Options) -> Trial:
+    """Quantize the study's model with other options. Raises OnnxqError, also where the target refuses the result."""
+    job = replace(study.job, options=options, steps=(), notebook=None)
+    base = job.ranged(job.adjusted())
+    job.planned = job.corrected(base.clone())
+    quantized = job.finished()
+    job.checked(quantized)
+    fitted = job.planned.clone()
+    SetBiasScales().apply(fitted, job.context)
+    isolate(base)
+    return Trial(study, options, base, job.planned, fitted, quantized)
