@@ -145,6 +145,30 @@ part (`every_kernel`), the first and the last too. Activations are uint8. Run by
 """
 
 
+NOTES = """## What limits the rest
+
+MobileNetV1 with 4-bit weights; KL divergence of the classes from the float model's over its 400 evaluation images,
+which varies less from run to run (0.01 per channel, 0.05 per tensor) than top-1 (about 1 point). Steps before and
+ranges the same in all rows, 200 calibration samples.
+
+| what has few bits | KL divergence | top-1 % |
+|---|--:|--:|
+| weights 4, activations 8, per channel | 0.231 | 56.1 |
+| first, last and depthwise layers at 8 | 0.181 | 56.3 |
+| weights of depthwise layers alone at 4 | 0.052 | 58.1 |
+
+- **Weights, not activations.** Without quantizing activations at all the divergence goes from 0.237 to 0.230 (both
+  before the samples held back joined the fit).
+- **Pointwise layers**, all alike. Rounding adds 0.5 to 1.3 % of the output's variance in each of them, a fifth to a
+  half of what rounding to nearest adds; what layers before have added is passed on, so that the last ones start with
+  7 to 10 %, which no rounding of theirs takes back.
+- **The search is near its end.** A dense grid of 64 scales lowers the objective by 1.4 %, descent for each of these
+  scales by 3 %. One integer more (-8 to 7 instead of -7 to 7) lowered the divergence from 0.258 to 0.237.
+- **Equalization does not help** optimised rounding: per channel the divergence rises from 0.258 to 0.312; per tensor
+  the whole pipeline reaches 40.8 % with and 45.3 % without it.
+"""
+
+
 def main() -> None:
     """Print the tables, and write them to a file if asked; exit status 1 where a cell failed."""
     known = {case.name: case for case in cases.all_cases()}
@@ -168,6 +192,9 @@ def main() -> None:
         yield tables.heading("Rounding of weights", command, TEXT)
         for name in args.models or known:
             yield measured(Subject(known[name], samples, images, args.everything), solvers, presets, failures)
+
+        if not args.models and cases.REAL.is_dir():
+            yield NOTES.splitlines()
 
     tables.show(parts(), args.markdown)
     sys.exit(bool(failures))

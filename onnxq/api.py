@@ -31,6 +31,7 @@ from .passes.collect import collect_tensors
 from .pipeline import load, prepare
 from .report import Report
 from .runtime import Session
+from .scratch import scratch_folder
 from .statistics import Statistics
 
 RANDOM_SAMPLES = 32
@@ -130,13 +131,13 @@ def quantize(
         quantized = job.quantize()
         quantized_path = target_path
         if quantized_path is None or options.float_output:
-            quantized_path = stack.enter_context(storage.scratch_folder()) / "model.onnx"
+            quantized_path = stack.enter_context(scratch_folder()) / "model.onnx"
         storage.write(quantized, quantized_path)
         result = quantized
         if encodings_path is not None:
             float_model, found = job.exported()
             text = encodings_file.to_json(found, options.encodings_version, quantizer_arguments(options))
-            encodings_path.write_text(text, encoding="utf-8")
+            storage.write_text(text, encodings_path)
             if options.float_output:
                 result = float_model
                 if target_path is not None:

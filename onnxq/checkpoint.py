@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import OutputError
+from .scratch import scratch_folder
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -42,11 +42,12 @@ class Checkpoint:
         """Raises OutputError where the folder cannot be written."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(file.name, self._path(name))
+            with scratch_folder(self.folder, ".part-") as scratch:
+                with open(scratch / "part.npz", "wb") as file:
+                    np.savez(file, **arrays)  # type: ignore[arg-type]
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(scratch / "part.npz", self._path(name))
         except OSError as error:
             raise OutputError(f"{self.folder}: cannot write the checkpoint: {error.strerror or error}") from None
 

@@ -10,7 +10,8 @@
     └── EngineError         7   ONNX Runtime failed on a model that passed the checker
 
 A message is one sentence or two: which file, node or tensor; what was expected and what arrived; what to do.
-Exit code 1 is left to unforeseen failures (a bug in onnxq), 130 to Ctrl-C.
+Exit code 1 is left to unforeseen failures (a bug in onnxq); 7 also tells that memory ran out; 128 + n that signal n
+ended the run: 130 for Ctrl-C, 143 for SIGTERM.
 """
 
 

@@ -17,10 +17,8 @@ DequantizeLinear is computed anew in every segment that reads it.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,6 +33,7 @@ from .graph.ops import LinearLayer, linear_layer
 from .graph.simulate import simulated
 from .passes.base import Context
 from .runtime import Session, parallel_map
+from .scratch import scratch_folder
 from .shelf import Held, Shelf
 
 Array = NDArray[np.generic]
@@ -109,8 +108,8 @@ def visit_layers(model: Model, context: Context, visitor: Visitor, label: str) -
     layers = planned_layers(model)
     if not layers:
         return Traffic(0, 0)
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        shelf = Shelf(Path(folder), context.max_memory)
+    with scratch_folder() as folder:
+        shelf = Shelf(folder, context.max_memory)
         walk = _Walk(model, context, layers, shelf)
         walk.run(visitor, label)
         return Traffic(shelf.most, shelf.spilled)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import queue
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from onnx import ModelProto
 
 from .errors import EngineError
 from .numeric.samples import Statistic
+from .scratch import scratch_folder
 
 Arrays = Mapping[str, np.ndarray]
 Source: TypeAlias = "ModelProto | str | os.PathLike[str]"
@@ -150,8 +150,8 @@ def without_padding(value: Any, arrays: Arrays, rows: int | None) -> Any:
 
 def optimized_graph(model: Source) -> onnx.GraphProto:
     """The graph that ONNX Runtime runs once it has rewritten the model, without its weights."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimized.onnx"
+    with scratch_folder() as folder:
+        path = folder / "optimized.onnx"
         Session(model, optimize=True, optimized_path=path)
         graph = onnx.load(path, load_external_data=False).graph
     del graph.initializer[:]

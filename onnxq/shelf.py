@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import OutputError
+
 Array = NDArray[np.generic]
 
 
@@ -49,7 +51,13 @@ class Held:
         self._array = array if path is None else None
         self._path = path
         if path is not None:
-            np.save(path, array)
+            try:
+                np.save(path, array)
+            except OSError as error:
+                raise OutputError(
+                    f"activations that --max-memory has no room for cannot be kept in {path.parent.parent}:"
+                    f" {error.strerror or error}; set TMPDIR to a larger disk, or raise --max-memory"
+                ) from None
 
     def array(self) -> Array:
         if self._path is None:

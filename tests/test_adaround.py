@@ -205,8 +205,8 @@ def test_an_interrupted_run_goes_on(tmp_path):
 
 
 def test_no_scale_is_raised_after_its_weights_were_rounded():
-    """The second channel's weights are tiny beside its bias, which would not fit 32 bits at their own scale."""
-    weight = np.float32(np.random.default_rng(0).standard_normal((12, 2)) * [1, 1e-12])
+    """The second channel's weights are so small beside its bias that the best scale for them would overflow it."""
+    weight = np.float32(np.random.default_rng(0).standard_normal((12, 2)) * [1, 1e-5])
     text = "(float[N,12] x) => (float[N,2] y) <float[12,2] w, float[2] b> { y = Gemm(x, w, b) }"
     proto = graphs.model(text, w=weight, b=np.float32([0.5, 100]))
     feeds = correlated(proto, 60)

@@ -9,6 +9,8 @@ import pytest
 from families import FAMILIES
 from graphs import model
 from onnx import numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize
+from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
 from quantized import PLAIN, samples
 
 import onnxq
@@ -192,6 +194,28 @@ def test_sixteen_bits_in_the_microsoft_domain_and_without_zero_point():
         o=3,
     )
     assert [v.got for v in found(proto, "generic-int8")["activation-types"]] == ["uint16", "uint8"]
+
+
+class Reader(CalibrationDataReader):
+    """Random inputs, as ONNX Runtime's quantizer wants them."""
+
+    def __init__(self, proto):
+        self.feeds = iter(samples(proto))
+
+    def get_next(self):
+        return next(self.feeds, None)
+
+
+@pytest.mark.parametrize("family", ["Conv-Relu", "residual", "pooling", "Sigmoid and Mul", "Gemm"])
+def test_what_the_vendors_own_recipe_writes_is_clean(family, tmp_path):
+    """ONNX Runtime's for QNN, 16-bit activations."""
+    proto = FAMILIES[family]
+    onnx.save(proto, tmp_path / "float.onnx")
+    config = get_qnn_qdq_config(tmp_path / "float.onnx", Reader(proto), activation_type=QuantType.QUInt16)
+    quantize(str(tmp_path / "float.onnx"), str(tmp_path / "qnn.onnx"), config)
+    result = onnx.load(tmp_path / "qnn.onnx")
+    assert not check(result, TARGETS["qnn"]).violations
+    assert found(result, "tensorrt").keys() >= {"activation-types", "bias", "integer-readers"}
 
 
 def test_a_float_model_is_refused():

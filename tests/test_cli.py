@@ -224,6 +224,8 @@ def test_all_options_in_a_file(place):
         dead-channels = false
         cle = "range"
         absorb = false
+        migrate-scales = 0.25
+        wide-activations = "auto"
         no-bias-correction = true
         rounding = "nearest"
         effort = "low"
@@ -263,8 +265,9 @@ def test_all_options_in_a_file(place):
     assert options == {
         "target": "ort", "preset": "w8a8", "per_channel": False, "include": ["Conv", "Add"], "exclude": ["*_b"],
         "tie": ["Add"], "every_kernel": True, "dead_channels": False, "cle": "range", "absorb": False,
-        "bias_correction": "off", "rounding": "nearest", "effort": "low", "checkpoint": None,
-        "data_free": False, "synthetic": False, "input_ranges": [],
+        "migrate_scales": 0.25, "wide_activations": "auto",
+        "bias_correction": "off", "rounding": "nearest", "effort": "low",
+        "checkpoint": None, "data_free": False, "synthetic": False, "input_ranges": [],
         "symmetric_activations": True, "asymmetric_weights": True,
         "power_of_two": True, "block_size": 2, "weight_range": "minmax", "activation_range": "percentile:99.9",
         "logits_range": "mse", "overrides": [override], "samples": 3, "seed": 5, "batch_size": 2, "threads": 1,

@@ -12,7 +12,8 @@ import onnxq
 ROOT = Path(onnxq.__file__).parent
 
 LEVELS = [
-    {"errors", "progress", "shelf"},
+    {"errors"},
+    {"progress", "scratch", "shelf"},
     {"numeric", "report"},
     {"graph"},
     {"runtime", "data", "targets", "statistics", "encodings"},

@@ -25,7 +25,13 @@ NET = """(float[N,3,8,8] x) => (float[N,4] y) <float[5,3,3,3] a, float[5,1,3,3] 
          u = Conv(t, p)  q = Relu(u)  g = GlobalAveragePool(q)  v = Flatten(g)  y = Gemm(v, f) }"""
 
 PLAIN = Options(
-    every_kernel=True, per_channel=False, cle="off", dead_channels=False, absorb=False, weight_range="minmax"
+    every_kernel=True,
+    per_channel=False,
+    rounding="nearest",
+    cle="off",
+    dead_channels=False,
+    absorb=False,
+    weight_range="minmax",
 )
 
 
@@ -102,7 +108,7 @@ def test_labels_count() -> None:
     proto = uneven()
     data = samples(proto, 40)
     labels = [int(graphs.run(proto, feed)["y"].argmax()) for feed in data]
-    found = sensitivity(proto, data, options=replace(PLAIN, preset="w2a8", rounding="nearest"), labels=labels)
+    found = sensitivity(proto, data, options=replace(PLAIN, preset="w2a8"), labels=labels)
     assert (found.metric, found.unit, found.float_score, found.off) == ("top-1 accuracy", "%", 100.0, 100.0)
     assert found.measured[0].only == min(e.only for e in found.measured if e.only is not None) < 100
 
@@ -118,7 +124,7 @@ def test_the_command_prints_a_table_or_json(tmp_path: Any) -> None:
     storage.write(proto, tmp_path / "in.onnx")
     np.save(tmp_path / "calib.npy", np.concatenate([feed["x"] for feed in samples(proto, 6)]))
     plain = ["--every-kernel", "--per-tensor", "--no-cle", "--no-dead-channels", "--no-absorb", "--quiet"]
-    plain += ["--weight-range", "minmax"]
+    plain += ["--weight-range", "minmax", "--rounding", "nearest"]
     command = ["sensitivity", str(tmp_path / "in.onnx"), "--calib", str(tmp_path / "calib.npy"), *plain]
     table = CliRunner().invoke(cli.main, [*command, "--top", "2"])
     assert table.exit_code == 0, table.output

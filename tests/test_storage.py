@@ -331,12 +331,6 @@ def test_large_models_are_checked_too(tmp_path: Path, net: ModelProto) -> None:
         storage.read(tmp_path / "net.onnx")
 
 
-def test_scratch_folders_go() -> None:
-    with storage.scratch_folder() as folder:
-        (folder / "file").write_bytes(b"")
-    assert not folder.exists()
-
-
 def test_first_line_of_an_error() -> None:
     assert storage.first_line(ValueError("\n\n  one \ntwo")) == "one"
     assert storage.first_line(ValueError()) == "ValueError"

@@ -76,6 +76,14 @@ def test_tensors_that_help_only_together_are_found() -> None:
     assert bits(model) == {"a": 16, "b": 16, "t": 8}
 
 
+@pytest.mark.parametrize(
+    ("curve", "total", "count"),
+    [((10.0, 15.0), 3, 0), ((10.0, 18.0), 3, 1), ((10.0, 11.0, 31.0), 4, 2), ((10.0, 10.5), 100, 0)],
+)
+def test_exceptions_pay_their_share_of_20_db_together(curve: tuple[float, ...], total: int, count: int) -> None:
+    assert WidenActivations()._count(curve, total) == count
+
+
 def test_a_target_without_16_bits_keeps_them_in_float() -> None:
     model, outcome = widened(a=500.0, target=TARGETS["tensorrt"])
     assert bits(model) == {"b": 8, "t": 8}

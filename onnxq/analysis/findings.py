@@ -1,12 +1,12 @@
 """What is wrong with one grid, told from what lies on it.
 
-    weights      r_k = max |W_k| over output channel k. On one scale for all channels, channel k has about
-                 2^bits r_k / max r of the grid's integers.                        max r >= 8 median r: uneven channels
-    bias         an integer at s_x s_w, at most 2^30 (`graph.bias_scale`). Where it is larger, s_w grows until it fits,
-                 and the weights pay.                                              s_w grew at all: bias beyond 32 bits
-    activation   half of its values that are not zero are within m. On a grid of width R they have about
-                 2^bits 2m / R integers.                                           fewer than 4: extreme range
-    either       clipping makes most of its error, which is more than 1 % of its power: clipped values
+weights      r_k = max |W_k| over output channel k. On one scale for all channels, channel k has about
+             2^bits r_k / max r of the grid's integers.                        max r >= 8 median r: uneven channels
+bias         an integer at s_x s_w, at most 2^30 (`graph.bias_scale`). Where it is larger, s_w grows until it fits,
+             and the weights pay.                                              s_w grew at all: bias beyond 32 bits
+activation   half of its values that are not zero are within m. On a grid of width R they have about
+             2^bits 2m / R integers.                                           fewer than 4: extreme range
+either       clipping makes most of its error, which is more than 1 % of its power: clipped values
 """
 
 from __future__ import annotations
@@ -127,8 +127,11 @@ def _range(values: NDArray[np.float64], params: QuantParams) -> Finding | None:
 
 def _clipping(values: NDArray[np.float64], params: QuantParams) -> Finding | None:
     error = np.square(values - np.asarray(params.fake(values.astype(np.float32)), np.float64))
-    ends = np.asarray(params.dequantize(np.asarray([params.grid.qmin, params.grid.qmax], np.int32)), np.float64) \
-        if params.axis is None and params.block is None else None
+    ends = (
+        np.asarray(params.dequantize(np.asarray([params.grid.qmin, params.grid.qmax], np.int32)), np.float64)
+        if params.axis is None and params.block is None
+        else None
+    )
     if ends is None or 10 ** (-LOUD_DB / 10) * np.square(values).sum() > error.sum():
         return None
     outside = (values < ends[0]) | (values > ends[1])

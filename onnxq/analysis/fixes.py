@@ -12,14 +12,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from glob import escape
-from typing import Any, Literal
+from typing import Any
 
 from ..options import Options
 from ..passes.apply_overrides import Override
 from ..targets import find_target
 from .findings import Kind
-
-Part = Literal["weights", "activations"]
+from .trial import Part
 
 WIDE = 16
 
@@ -52,6 +51,15 @@ class Fix:
 def _cures(*kinds: Kind) -> frozenset[Kind]:
     return frozenset(kinds)
 
+
+PER_CHANNEL = Fix(
+    "per-channel",
+    "one weight scale for each output channel",
+    ("weights",),
+    _cures("uneven channels", "bias beyond 32 bits"),
+    {"per_channel": True},
+    costs=True,
+)
 
 FIXES = (
     Fix(
@@ -104,14 +112,7 @@ FIXES = (
         _cures("extreme range"),
         {"migrate_scales": 0.5},
     ),
-    Fix(
-        "per-channel",
-        "one weight scale for each output channel",
-        ("weights",),
-        _cures("uneven channels", "bias beyond 32 bits"),
-        {"per_channel": True},
-        costs=True,
-    ),
+    PER_CHANNEL,
 )
 """In the order in which they are tried, all else being equal."""
 

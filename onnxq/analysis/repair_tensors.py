@@ -1,10 +1,10 @@
 """Single tensors that cost too much: as few of them as possible get what costs as little as possible.
 
-    suspects    the fewest tensors, from the top of the ranking, that must leave their grids for the target to be
-                reached, by simulation; each that may stay after all is let go again
-    ladders     another range method, which is free; then all suspects go up one rung after the other (`fixes.ladder`)
-                until the quantized model reaches the target. Where the tops do not suffice, there are more suspects.
-    back        what was given is taken back or made cheaper, one by one, as long as the target holds
+suspects    the fewest tensors, from the top of the ranking, that must leave their grids for the target to be
+            reached, by simulation; each that may stay after all is let go again
+ladders     another range method, which is free; then all suspects go up one rung after the other (`fixes.ladder`)
+            until the quantized model reaches the target. Where the tops do not suffice, there are more suspects.
+back        what was given is taken back or made cheaper, one by one, as long as the target holds
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ..errors import OnnxqError
 from ..options import Options
 from ..passes.apply_overrides import Override
 from .debug_log import Log
-from .fixes import METHODS, Part, Rung, ladder
+from .fixes import METHODS, Rung, ladder
 from .sensitivity import Unit
-from .trial import HEARD_DB, Goal, Trial, try_options
+from .trial import HEARD_DB, Goal, Part, Trial, try_options
 
 PART: Mapping[str, Part] = {"weights": "weights", "activation": "activations"}
 
@@ -119,19 +119,18 @@ class TensorRepair:
 
     def _climb(self, suspects: Sequence[Unit], others: Sequence[Unit]) -> None:
         """Give all suspects the lowest rung, then the next ones; then others the highest."""
-        rest = list(others)
-        level = 0
+        rest, level = list(others), 0
+        last: dict[str, int] = {}
         while not self.reached and suspects:
             for unit in suspects:
                 self.ladders.setdefault(unit.name, self._ladder(unit))
             heights = {u.name: min(level, len(self.ladders[u.name]) - 1) for u in suspects if self.ladders[u.name]}
-            if heights and heights != self.heights:
+            if heights != last:
                 self._attempt("More precision for single tensors", heights, *self._told(heights))
-                level += 1
+                last, level = heights, level + 1
             elif rest:
-                count = len(suspects)
-                suspects, rest = [*suspects, *rest[:count]], rest[count:]
-                self.log.write("More precision for single tensors", f"That does not suffice: {len(suspects)} tensors.")
+                suspects, rest = [*suspects, *rest[: len(suspects)]], rest[len(suspects) :]
+                self.log.write("More precision for single tensors", f"Not enough: now for {len(suspects)} tensors.")
             else:
                 return
 

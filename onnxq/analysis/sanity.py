@@ -1,4 +1,4 @@
-"""Before anything is blamed on quantization: is the float model sound, and does bypassing all quantizers give it back?"""
+"""Before quantization is blamed: is the float model sound, and does bypassing all quantizers give it back?"""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def check_float(study: Study, log: Log) -> None:
         guessed, spread = _guessing(study, metric.k)
         if score <= guessed + 2 * spread:
             raise DataError(
-                f"{study.job.origin}: the float model itself reaches {score:.2f} % {metric.name} on {_samples(study)}"
+                f"{study.job.origin}: the float model itself reaches {score:.2f} % {metric.name} on {samples_of(study)}"
                 f" samples, and guessing {guessed:.2f} %: labels or preprocessing do not fit it"
             )
     log.write(
         "The float model",
-        f"{log.score(score)} {metric.name} on {_samples(study)} samples." if math.isfinite(score) else
-        f"Measured by {metric.name} on {_samples(study)} samples.",
+        f"{log.score(score)} {metric.name} on {samples_of(study)} samples." if math.isfinite(score) else
+        f"Measured by {metric.name} on {samples_of(study)} samples.",
     )  # fmt: skip
 
 
@@ -64,7 +64,8 @@ def check_bypassed(trial: Trial, log: Log) -> None:
     )
 
 
-def _samples(study: Study) -> int:
+def samples_of(study: Study) -> int:
+    """How many the metric is measured on."""
     return sum(feed.rows or 1 for feed in study.feeds)
 
 
@@ -87,4 +88,4 @@ def _guessing(study: Study, k: int) -> tuple[float, float]:
     """Expected top-k accuracy of guessing, and its standard deviation on so many samples, in %."""
     scores = [s for outputs in study.references for v in outputs.values() if (s := class_scores(v)) is not None]
     share = min(1.0, k / max((s.shape[1] for s in scores), default=k))
-    return 100 * share, 100 * math.sqrt(share * (1 - share) / _samples(study))
+    return 100 * share, 100 * math.sqrt(share * (1 - share) / samples_of(study))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 from onnx import ModelProto
 
@@ -18,11 +19,13 @@ from .sensitivity import Unit, units_of
 from .study import JUDGED, Study
 from .switchboard import Group, Switchboard, groups_of
 
+Part = Literal["weights", "activations"]
+
 TINY = 1e-9
 """What a share in % may be off by arithmetic."""
 
-HEARD_DB = 0.1
-"""Differences of SQNR below it are none, as in `judge`."""
+HEARD_DB = 0.5
+"""Differences of SQNR below it are not worth another option."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,10 @@ class Trial:
         return Standing(score, measure(self.quantized, feeds, SqnrMetric(), references, study.job.context.threads))
 
     @cached_property
-    def weights(self) -> Standing:
-        """With all weights on their grids, all activations in float."""
-        return self.alone(unit.name for unit in self.units if unit.kind == "weights")
-
-    @cached_property
-    def activations(self) -> Standing:
-        """With all activations on their grids, all weights in float."""
-        return self.alone(unit.name for unit in self.units if unit.kind == "activation")
+    def parts(self) -> Mapping[Part, Standing]:
+        """All weights on their grids and all activations in float, and the other way round."""
+        kinds: Mapping[Part, str] = {"weights": "weights", "activations": "activation"}
+        return {part: self.alone(u.name for u in self.units if u.kind == kind) for part, kind in kinds.items()}
 
     def alone(self, names: Iterable[str]) -> Standing:
         """With these units on their grids, as far as they are on any, and everything else in float."""

@@ -162,7 +162,7 @@ def _adds_bias(graph: QdqGraph, node: gs.Node) -> bool:
 
 def _float_inputs(graph: QdqGraph, node: gs.Node, rule: OpRule) -> Iterator[Finding]:
     """Inputs that a quantized operator reads in float, where it should not."""
-    first = rule.kind == "movement" or rule.data == "first" or rule.grid == "same"
+    first = rule.kind == "movement" or rule.data == "first" or rule.grid != "own"
     last = 1 if first else 2 if rule.kind == "linear" else len(node.inputs)
     for index, tensor in enumerate(node.inputs[:last]):
         if not tensor.name or graph.read(node, index) is not None:

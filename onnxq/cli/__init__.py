@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import click
 
 from .. import __version__
-from ..errors import OnnxqError
+from ..errors import EngineError, OnnxqError
 from ..report import printable
 from .calibrate import calibrate_command
 from .check import check_command
@@ -20,18 +25,56 @@ from .sensitivity import sensitivity_command
 from .targets import targets_command
 
 
+class _Stopped(BaseException):
+    """A signal asks the process to end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise _Stopped, so that temporary files go as they do after Ctrl-C."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Stopped(number)
+
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {n: signal.signal(n, stop) for n in numbers if signal.getsignal(n) is signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class _Group(click.Group):
-    """Turns the errors of this package into one message and their exit code."""
+    """Turns the errors of this package, and signals, into one message and their exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _stoppable():
+                return super().invoke(ctx)
         except OnnxqError as error:
             click.echo(f"onnxq: error: {printable(str(error))}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("onnxq: interrupted, nothing was written", err=True)
             ctx.exit(130)
+        except _Stopped as stopped:
+            click.echo(f"onnxq: ended by {signal.Signals(stopped.number).name}, nothing was written", err=True)
+            ctx.exit(128 + stopped.number)
+        except MemoryError as error:
+            click.echo(f"onnxq: error: {_out_of_memory(error)}", err=True)
+            ctx.exit(EngineError.exit_code)
+
+
+def _out_of_memory(error: MemoryError) -> str:
+    asked = f" ({printable(str(error))})" if str(error) else ""
+    return f"out of memory{asked}; --threads 1, --batch-size 1, --max-memory and fewer --samples need less"
 
 
 @click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})

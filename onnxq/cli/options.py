@@ -22,7 +22,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 EXIT_CODES = """\b
 Exit codes: 0 done; 1 a bug in onnxq; 2 an option or configuration file makes no sense;
 3 the model cannot be read or quantized; 4 calibration data does not fit; 5 the result
-failed verification; 6 the output cannot be written; 7 ONNX Runtime failed; 130 Ctrl-C.
+failed verification; 6 the output cannot be written; 7 ONNX Runtime or memory failed;
+130 Ctrl-C, 143 SIGTERM.
 Unless the code is 0 no output is written, and an existing output file stays as it was."""
 
 

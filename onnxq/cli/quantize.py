@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..api import quantize
-from ..graph.storage import replacing
+from ..graph.storage import replacing, write_text
 from ..progress import Progress
 from .mixed import config_text, mixed_options, take_wish
 from .options import (
@@ -95,7 +95,7 @@ def quantize_command(
         if found is not None:
             result = replace(result, report=replace(result.report, pareto=found.front))
             if config_file is not None:
-                config_file.write_text(config_text(quantize_command, given, found), encoding="utf-8")
+                write_text(config_text(quantize_command, given, found), config_file)
         write_report(result.report)
     if not quiet:
         if found is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ..errors import OutputError, UsageError
-from ..graph.storage import replacing
+from ..graph.storage import replacing, write_text
 from ..report import Report
 from .options import refuse_overwriting
 
@@ -46,7 +46,7 @@ def writing(reports: Sequence[str], *others: str | None) -> Iterator[Callable[[R
 
         def write(report: Report) -> None:
             for form, file in files:
-                file.write_text(form(report), encoding="utf-8")
+                write_text(form(report), file)
 
         yield write
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import onnx
 from onnx import GraphProto, ModelProto
 
 from ..errors import AlreadyQuantizedError, ModelError, OutputError
+from ..scratch import scratch_folder
 from .model import nodes_of
 
 LARGEST_PROTOBUF = 2**31 - 2**20
@@ -30,8 +29,9 @@ def read(path: str | os.PathLike[str], *, quantized: bool = False) -> ModelProto
     path = Path(path)
     if not os.path.exists(path):  # unlike Path.exists, calm about names that are too long
         raise ModelError(f"{path}: no such file")
-    if path.is_dir():
-        raise ModelError(f"{path}: expected an .onnx file, got a folder")
+    if not path.is_file():  # a pipe would be waited for, a device never ends
+        kind = "a folder" if path.is_dir() else "something that is no regular file"
+        raise ModelError(f"{path}: expected an .onnx file, got {kind}")
     try:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
     except google.protobuf.message.DecodeError:
@@ -88,9 +88,10 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write a model to, in a hidden folder beside `path`; moved to `path` if the block succeeds.
+    """A path to write a file to, in a hidden folder beside `path`; moved to `path` if the block succeeds.
 
-    An existing file is replaced by one atomic rename, and stays as it is if the block raises.
+    An existing file is replaced by one atomic rename, and stays as it is if the block raises. What killed runs left
+    beside it goes first.
     Raises OutputError, before the block runs, where `path` cannot be written.
     """
     path = Path(path)
@@ -98,27 +99,37 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OutputError(f"{path}: expected a file to write the model to, got a folder")
     if os.path.exists(path) and not os.access(path, os.W_OK):
         raise OutputError(f"{path}: not writable")
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {path.parent}: {error.strerror}") from None
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch_folder(path.parent, f".{path.name}."))
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {path.parent}: {error.strerror}") from None
         yield folder / path.name
         try:
-            # Tensors beside the model first: a model whose data is missing must never be seen.
-            for file in sorted(folder.iterdir(), key=lambda f: f.name == path.name):
-                os.replace(file, path.parent / file.name)
+            _move(folder, path)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A temporary folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        yield Path(folder)
+def _move(folder: Path, path: Path) -> None:
+    """Tensors beside a model are moved first, and the old model goes before them: a model whose data is missing, or
+    another model's, must never be seen."""
+    files = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
+    if len(files) > 1 and any((path.parent / file.name).exists() for file in files[:-1]):
+        path.unlink(missing_ok=True)
+    for file in files:
+        os.replace(file, path.parent / file.name)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file. Raises OutputError."""
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OutputError(f"{path.name}: cannot be written: {error.strerror}") from None
 
 
 def write(proto: ModelProto, path: Path) -> None:

@@ -110,7 +110,7 @@ class ErrorFeedback:
 
 
 def _triangular_inverse(L: Array) -> Array:
-    """Of lower triangular matrices (g, K, K), half by half: a ninth of the work of `np.linalg.inv`."""
+    """Of lower triangular matrices (g, K, K), half by half: a quarter of the multiplications of `np.linalg.inv`."""
     half = L.shape[1] // 2
     if half < _BLOCK // 4:
         return np.tril(np.linalg.inv(L))

@@ -5,6 +5,7 @@
     remove_dead_channels    channels that carry a constant go into the next bias
     equalize_layers         cross-layer equalization                                          (20 to 22)
     absorb_bias             high biases go into the next layer                                (23, 24)
+    migrate_scales          outliers behind LayerNorm go into the weights that read them      (arXiv:2211.10438)
     add_quantizers          where the target computes in integers                             (2.3.2, 2.3.3)
     apply_overrides         what the user wants otherwise
     apply_encodings         grids that an encodings file gives
@@ -12,6 +13,7 @@
     weigh_weight_ranges     the same, weighted by what channels contribute
     set_activation_ranges   activation scales from calibration data                           (3.1)
     foresee_activation_ranges   the same without data, from BatchNorm                         (18, 19)
+    widen_activations       16 bits for the activations that fewer bits spoil                 (4.2)
     correct_bias            the mean error of rounded weights goes into the bias              (25 to 28)
     correct_bias_empirically    the same layer after layer in the quantized network           (27, 28)
     adaround                rounding, scale and bias optimised layer after layer              (33 to 35)

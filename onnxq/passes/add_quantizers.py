@@ -91,7 +91,7 @@ def _data_inputs(model: Model, node: gs.Node, rule: OpRule) -> list[gs.Tensor]:
     if rule.kind == "residual":
         branch = residual_input(model, node)
         return [] if isinstance(branch, str) else [branch]
-    if rule.kind == "movement" or rule.grid == "same" or rule.data == "first":
+    if rule.kind == "movement" or rule.grid != "own" or rule.data == "first":
         return [node.inputs[0]]
     if rule.kind == "linear":
         return [t for t in node.inputs[:2] if not isinstance(t, gs.Constant)]
@@ -281,7 +281,7 @@ class _Placement:
             return
         if rule.fixed is not None and behind is output:
             self.quantizers[behind.name] = replace(quantizer, fixed=rule.fixed)
-        elif rule.grid == "same" and behind is output:
+        elif rule.grid != "own" and behind is output:
             self.quantizers[behind.name] = replace(quantizer, grid_of=node.inputs[0].name)
 
     def _follow_movement(self) -> None:

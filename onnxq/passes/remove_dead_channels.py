@@ -3,7 +3,7 @@
 Where training let a channel die, its variance is next to nothing; folding BatchNorm divides by it, and the weights
 that come out, of no use to anyone, are the largest of their layer. With v_k the constant of channel k,
 
-    row k of the layer that writes it:   W_k = 0, b_k = v_k
+    row k of the layer that writes it:   W_k = 0, b_k = v_k, or the bound that v_k is beyond
     a layer that reads it:               b += W_.k v_k, then W_.k = 0
 
 Reading Conv layers that pad with zeros see v_k in the middle and 0 at the border: there the column stays unless
@@ -83,8 +83,8 @@ def _empty_rows(model: Model, layer: LinearLayer, facts: ChannelFacts | None, th
     if bounds is not None:
         below = ~still & (2 * facts.hi - facts.mean <= bounds[0])
         above = ~still & (2 * facts.lo - facts.mean >= bounds[1])
-        value = np.where(below | above, facts.mean, value)
         still |= below | above
+        value = np.where(still, np.clip(facts.mean, *bounds), bias)
     still &= channels.pairs(layer).any(axis=(2, 3)).reshape(-1)  # those without weights need none of this
     if still.any():
         kept = channels.by_output(layer, np.asarray(~still, np.float64))

@@ -10,7 +10,7 @@
        keeps weights where the data says nothing; the best on the samples held back wins. With its lambda and scale
        the weight is rounded in earnest, and compared with rounding to nearest on the samples held back; and then
        once more on all samples. (MobileNetV1, 4 bits per channel, 160 samples and 40 held back: KL divergence of the
-       classes 0.237 without, 0.231 with it.)
+       classes 0.237 without, 0.231 with it, measured when the scale was fitted anew on all samples, too.)
 
 The samples held back both choose lambda and judge. That favours the optimised weight by the luck of the best of a
 handful of lambdas, far less than what the errors of nearest and optimised differ by wherever the choice matters.
