@@ -17,6 +17,7 @@ from onnx import ModelProto
 
 from . import encodings as encodings_file
 from . import statistics as statistics_file
+from .account import account
 from .data import CalibrationData, InputSpec, Preprocess
 from .details import Notebook
 from .errors import DataError, EngineError, ModelError, OutputError, UsageError
@@ -142,7 +143,7 @@ def quantize(
                 result = float_model
                 if target_path is not None:
                     storage.write(result, target_path)
-        report = job.report(quantized, quantized_path, output, time.perf_counter() - start, result)
+        report = account(job, quantized, quantized_path, output, time.perf_counter() - start, result)
     return Result(result, report)
 
 

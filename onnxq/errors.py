@@ -3,7 +3,8 @@
     OnnxqError
     ├── UsageError          2   an option, configuration file or argument that makes no sense
     ├── ModelError          3   the model cannot be read, is invalid, or cannot be quantized
-    │   └── AlreadyQuantizedError   it has QuantizeLinear, DequantizeLinear or integer kernels in it
+    │   ├── AlreadyQuantizedError   it has QuantizeLinear, DequantizeLinear or integer kernels in it
+    │   └── NothingToQuantizeError  no node of it can compute in integers, for reasons that the message counts
     ├── DataError           4   calibration or evaluation data: missing, unreadable, wrong shape, type or value
     ├── VerificationError   5   the quantized model failed a check; nothing was written
     ├── OutputError         6   the result cannot be written where it was asked for
@@ -35,6 +36,10 @@ class ModelError(OnnxqError):
 
 class AlreadyQuantizedError(ModelError):
     """The input model is quantized already."""
+
+
+class NothingToQuantizeError(ModelError):
+    """No node of the model can be quantized: the result would be the float model again, under another name."""
 
 
 class DataError(OnnxqError):

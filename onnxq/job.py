@@ -1,24 +1,20 @@
-"""One quantization from a checked float model to a verified result and its report; steps that hurt are dropped."""
+"""One quantization from a checked float model to a quantized one; steps that hurt are dropped."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
 
-import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from .check import check
-from .data import CalibrationData, Feed
+from .data import CalibrationData
 from .details import Notebook
 from .encodings import Encoding, encoding_of
-from .errors import ModelError, UsageError, VerificationError
-from .graph.model import Model, Quantizer
+from .errors import NothingToQuantizeError, UsageError
+from .graph.model import Model
 from .judge import CLEAR_DB, DROWNED_DB, Judge, split, try_steps
 from .options import Options
 from .passes.adaround import AdaRound
@@ -39,19 +35,13 @@ from .pipeline import (
     ranging,
     step_record,
 )
-from .report import FloatNode, ModelFacts, QuantizedTensor, Report, Step
-from .runtime import default_threads, saturates
+from .report import Step
+from .runtime import default_threads
 from .statistics import Statistics
 from .targets import find_target
-from .verify import SAMPLES, verify
 
 INVENTED_INPUTS = "random inputs"
 """Stands for the calibration data where there is none."""
-
-INVENTED_WARNING = (
-    "outputs were compared on random inputs; give calibration data to see how far the result is from the float model"
-    " on real ones"
-)
 
 
 def make_context(
@@ -133,7 +123,7 @@ class Job:
         learning = self.learning if self.notebook is None else replace(self.learning, ranged=self.notebook.ranged)
         self.steps += ranging(self.options, self._given()).run(model, learning)
         if not model.quantizers:
-            raise ModelError(f"{self.origin}: nothing to quantize: {_reasons(self._placed(), model)}")
+            raise NothingToQuantizeError(f"{self.origin}: nothing to quantize: {_reasons(self.placed(), model)}")
         self.steps += exceptions(self.options).run(model, learning)
         return raised(model, self.options)
 
@@ -248,121 +238,8 @@ class Job:
         lowering().run(model, replace(self.context, feeds=()))
         return model.to_proto()
 
-    def report(
-        self,
-        quantized: ModelProto,
-        written: Path,
-        output: str | os.PathLike[str] | None,
-        seconds: float,
-        result: ModelProto | None = None,
-    ) -> Report:
-        """Verify the quantized model, written to a file, and say everything about it. Raises VerificationError.
-
-        output: where the result is to be found, the quantized model, or `result` instead of it.
-        """
-        compared = self.feeds.take(SAMPLES)
-        target = self.context.target
-        checked = self.checked(quantized)
-        feeds = [(f.arrays, f.rows) for f in compared]
-        verdict = verify(written, self.proto, feeds, self.context.threads, runs_here=target.runs_here)
-        placed = self._placed()
-        nodes = {node.name: node.op for node in self.planned.graph.nodes}
-        unranged = self._unranged()
-        report = Report(
-            onnxq=version("onnxq"),
-            onnxruntime=version("onnxruntime"),
-            options={
-                **asdict(self.options),
-                "preprocess": asdict(self.feeds.preprocess),
-                "input_keys": dict(self.input_keys),
-                "calibration": self.calibration,
-            },
-            source=_facts(self.proto, self.origin),
-            result=_facts(result or quantized, None if output is None else str(output)),
-            samples=len(self.known.samples) if self.known is not None else 0 if self.invented else len(self.feeds),
-            steps=self.steps,
-            integer_nodes=placed.changed - len(unranged),
-            float_nodes=(
-                *(FloatNode(where, nodes[where], reason) for where, reason in placed.skips),
-                *(FloatNode(where, nodes[where], reason) for where, reason in unranged.items()),
-            ),
-            tensors=tuple(_record(self.planned, q) for q in self.planned.quantizers.values()),
-            quality=verdict.quality,
-            compared_samples=sum(f.rows or 1 for f in compared),
-            runtime_operators=dict(verdict.operators),
-            requirements=checked,
-            warnings=self._warnings() + self._saturation() + verdict.warnings + (INVENTED_WARNING,) * (self.invented),
-            seconds=seconds,
-        )
-        return report if self.notebook is None else self._detailed(report, self.notebook, compared)
-
-    def _detailed(self, report: Report, notebook: Notebook, feeds: Sequence[Feed]) -> Report:
-        """The report with all layers, compared on some feeds, and activations."""
-        layers = notebook.layers(self.planned, replace(self.context, feeds=feeds))
-        return replace(report, layers=layers, distributions=notebook.distributions(self.planned))
-
-    def checked(self, quantized: ModelProto) -> tuple[str, ...]:
-        """The target's requirements that the model keeps to. Raises VerificationError where it breaks one.
-
-        Nodes that the user keeps in float are as they are on purpose.
-        """
-        wanted = {where for where, why in self._placed().skips if why.startswith(("excluded by", "not included"))}
-        result = check(quantized, self.context.target, self.origin, wanted)
-        if result.violations:
-            some = "; ".join(str(violation) for violation in result.violations[:3])
-            raise VerificationError(
-                f"the quantized model breaks {len(result.violations)} requirements of {result.target}, and was not"
-                f" written: {some}{'; ...' * (len(result.violations) > 3)}; options that contradict the target, such as"
-                " presets, overrides and symmetry, are the usual reason"
-            )
-        return tuple(f"{requirement.id}: {requirement.text}" for requirement in result.requirements)
-
-    def _without_range(self) -> dict[str, str]:
-        """Tensors that were to be quantized but have no range, and why."""
-        names = ("ApplyEncodings", "SetActivationRanges", "ForeseeActivationRanges")
-        skips = dict(skip for step in self.steps if step.name in names for skip in step.skips)
-        tensors = self.planned.graph.tensors()
-        return {n: reason for n, reason in skips.items() if n in tensors and n not in self.planned.quantizers}
-
-    def _strangers(self) -> list[str]:
-        """Names in the encodings that mean no tensor of the model."""
-        tensors = self.planned.graph.tensors()
-        return [e.name for e in self.encodings if e.name not in tensors]
-
-    def _unranged(self) -> dict[str, str]:
-        """Nodes that compute in float after all, since a tensor that they read has no range, and why."""
-        tensors, known = self.planned.graph.tensors(), {where for where, _ in self._placed().skips}
-        readers = {}
-        for name in self._without_range():
-            for node in tensors[name].outputs if name in tensors else ():
-                if node.name not in known:
-                    readers[node.name] = f"its input {name!r} has no range"
-        return readers
-
-    def _saturation(self) -> tuple[str, ...]:
-        """A word on 16-bit accumulators, where this machine has them and the weights may reach their ends."""
-        weight = self.options.weight
-        if not (self.context.target.runs_here and weight is not None and weight.grid.bits == 8 and saturates()):
-            return ()
-        return ("this CPU has no VNNI: products of 8-bit integers saturate on it; quantize for --target ort-no-vnni",)
-
-    def _warnings(self) -> tuple[str, ...]:
-        strangers = self._strangers()
-        warnings = (
-            f"{len(strangers)} of {len(self.encodings)} encodings name tensors that the prepared model does not have"
-            f" ({', '.join(map(repr, strangers[:3]))}{', ...' * (len(strangers) > 3)}); they are not used",
-        ) * bool(strangers)
-        missing = self._without_range()
-        if not missing:
-            return warnings
-        some = "; ".join(f"{name!r}: {reason}" for name, reason in list(missing.items())[:3])
-        remedy = "; --input-range, --synthetic or calibration data can range them" * self.options.data_free
-        return (
-            *warnings,
-            f"{len(missing)} tensors have no range and stay in float ({some}{', ...' * (len(missing) > 3)}){remedy}",
-        )
-
-    def _placed(self) -> Step:
+    def placed(self) -> Step:
+        """The record of where quantizers went."""
         return next(step for step in self.steps if step.name == "AddQuantizers")
 
 
@@ -375,24 +252,3 @@ def _reasons(placed: Step, model: Model) -> str:
     operators = {node.name: node.op for node in model.graph.nodes}
     counts = Counter(f"{operators[where]}: {reason}" for where, reason in placed.skips)
     return "; ".join(f"{count} {text}" for text, count in counts.most_common()) or "no node computes float32"
-
-
-def _facts(proto: ModelProto, path: str | None) -> ModelFacts:
-    opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
-    parameters = sum(int(np.prod(t.dims)) for t in proto.graph.initializer)
-    return ModelFacts(path, proto.ByteSize(), opset, len(proto.graph.node), parameters)
-
-
-def _record(model: Model, quantizer: Quantizer) -> QuantizedTensor:
-    params = quantizer.params
-    assert params is not None
-    tensor = model.graph.tensors()[quantizer.tensor]
-    return QuantizedTensor(
-        quantizer.tensor,
-        "constant" if isinstance(tensor, gs.Constant) else "activation",
-        str(params.grid),
-        tuple(float(s) for s in np.ravel(params.scale)),
-        tuple(int(z) for z in np.ravel(params.zero_point)),
-        params.axis,
-        quantizer.grid_of,
-    )

@@ -23,6 +23,7 @@ LEVELS = [
     {"options", "details"},
     {"pipeline", "config"},
     {"job"},
+    {"account"},
     {"api"},
     {"analysis"},
     {"cli"},

@@ -36,7 +36,7 @@ from .repair_tensors import TensorRepair
 from .sanity import check_bypassed, check_float, samples_of
 from .sensitivity import SensitivityAnalysis, UnitEffect, rank
 from .study import Labels, Study, open_study
-from .trial import TINY, Goal, Part, Standing, Trial, try_options
+from .trial import HEARD_DB, TINY, Goal, Part, Standing, Trial, try_options
 
 NAMED = 10
 """Culprits that are looked at, at most."""
@@ -179,8 +179,7 @@ class _Walk:
 
     def _goal(self) -> Goal:
         """Shares of few samples are off by chance: a quarter of the largest standard error is told from none."""
-        samples = samples_of(self.study)
-        noise = 0.25 * 50 / math.sqrt(samples) if self.study.metric.unit == "%" else 0.0
+        noise = {"%": 12.5 / math.sqrt(samples_of(self.study)), "dB": HEARD_DB}.get(self.study.metric.unit, 0.0)
         return Goal(self.target.needed(self.study.float_score), noise)
 
     # --- whom to blame ----------------------------------------------------------------------------------------
@@ -235,11 +234,14 @@ class _Walk:
             self._try(fix)
 
     def _next_fix(self, tried: Collection[Fix]) -> Fix | None:
-        """First what helps the worse part, then what matches the findings, then what costs nothing."""
-        worse = next(iter(self._parts()))
+        """For parts that miss the target, if one does: first for the worse part, then what matches the findings, then
+        what costs nothing."""
+        parts = self._parts()
+        missed = [part for part, standing in parts.items() if not self.goal.reached(standing)] or list(parts)
         found = {finding.kind for findings in self.findings.values() for finding in findings}
         left = [f for f in FIXES if f not in tried and f.name not in self.without and f.applies(self.trial.options)]
-        left.sort(key=lambda fix: (worse not in fix.parts, not fix.cures & found, fix.costs))
+        left = [fix for fix in left if set(fix.parts) & set(missed)]
+        left.sort(key=lambda fix: (missed[0] not in fix.parts, not fix.cures & found, fix.costs))
         return next(iter(left), None)
 
     def _try(self, fix: Fix) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from onnx import ModelProto
 
+from ..account import checked
 from ..graph.model import Model
 from ..layerwise import isolate
 from ..options import Options
@@ -117,7 +118,7 @@ def try_options(study: Study, options: Options) -> Trial:
     base = job.ranged(job.adjusted())
     job.planned = job.corrected(base.clone())
     quantized = job.finished()
-    job.checked(quantized)
+    checked(job, quantized)
     fitted = job.planned.clone()
     SetBiasScales().apply(fitted, job.context)
     isolate(base)

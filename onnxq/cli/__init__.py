@@ -17,6 +17,7 @@ from ..report import printable
 from .calibrate import calibrate_command
 from .check import check_command
 from .compare import compare_command
+from .debug import debug_command
 from .evaluate import evaluate_command
 from .inspect import inspect_command
 from .options import EXIT_CODES
@@ -90,6 +91,7 @@ COMMANDS = (
     evaluate_command,
     compare_command,
     sensitivity_command,
+    debug_command,
     targets_command,
     check_command,
 )

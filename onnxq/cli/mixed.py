@@ -1,10 +1,9 @@
-"""`--auto-mixed` of `onnxq quantize`: the search, and the configuration file that it writes."""
+"""`--auto-mixed` of `onnxq quantize`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -13,7 +12,6 @@ from ..analysis.mixed_precision import Limits, MixedPrecision, auto_mixed
 from ..data import Preprocess
 from ..errors import UsageError
 from ..options import Options
-from ..passes.apply_overrides import Override
 from .options import judging_options, options
 
 mixed_options = options(
@@ -43,9 +41,6 @@ mixed_options = options(
 )
 
 NAMES = ("auto_mixed", "target_drop", "max_bops", "max_size", "closest", "write_config", "labels", "metric", "judged")
-
-RUN_ONLY = ("batch_size", "threads", "max_memory", "checkpoint")
-"""Options that do not change the result."""
 
 
 @dataclass(frozen=True)
@@ -99,40 +94,3 @@ def take_wish(given: dict[str, Any], calib: str | None, stats: Sequence[str]) ->
     limits = Limits(taken["target_drop"], bops, size)
     wish = MixedWish(taken["auto_mixed"], limits, *(taken[n] for n in ("closest", "labels", "metric", "judged")))
     return wish, taken["write_config"]
-
-
-def config_text(command: click.Command, given: Mapping[str, Any], found: MixedPrecision) -> str:
-    """A TOML file that makes `command` quantize as it was chosen: every option of `given` that is not at its default,
-    the rounding, and the overrides."""
-    given = {**given, "rounding": found.options.rounding}
-    lines = [f"# {found.text}"]
-    defaults = command.make_context(command.name, ["model", "output"]).params
-    for option in command.params:
-        if not isinstance(option, click.Option) or option.name not in given.keys() - set(RUN_ONLY):
-            continue
-        value = given[option.name]
-        if value is not None and value != defaults[option.name]:
-            lines.append(f"{_long_name(option)} = {_toml(value)}")
-    for override in found.options.overrides:
-        lines += ["", "[[override]]", *_override(override)]
-    return "\n".join(lines) + "\n"
-
-
-def _long_name(option: click.Option) -> str:
-    return next(name for name in option.opts if name.startswith("--")).removeprefix("--")
-
-
-def _override(override: Override) -> list[str]:
-    values = {f.name: getattr(override, f.name) for f in fields(override) if getattr(override, f.name) != f.default}
-    return [f"{name} = {_toml(value)}" for name, value in values.items()]
-
-
-def _toml(value: Any) -> str:
-    """A value of an option; strings as JSON writes them, which TOML reads, but for one character."""
-    if isinstance(value, (tuple, list)):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)

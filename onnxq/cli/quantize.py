@@ -11,7 +11,8 @@ import click
 from ..api import quantize
 from ..graph.storage import replacing, write_text
 from ..progress import Progress
-from .mixed import config_text, mixed_options, take_wish
+from .config_file import config_text
+from .mixed import mixed_options, take_wish
 from .options import (
     CALIB,
     config_option,
@@ -95,7 +96,7 @@ def quantize_command(
         if found is not None:
             result = replace(result, report=replace(result.report, pareto=found.front))
             if config_file is not None:
-                write_text(config_text(quantize_command, given, found), config_file)
+                write_text(config_text(quantize_command, given, found.options, found.text), config_file)
         write_report(result.report)
     if not quiet:
         if found is not None:

@@ -1,0 +1,161 @@
+"""`onnxq debug`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from ..analysis.debug import Debugged, Target, debug
+from ..analysis.fixes import NAMES
+from ..api import quantize
+from ..graph.storage import replacing, write_text
+from ..progress import Progress
+from ..report import LogEntry, Report, printable
+from .config_file import config_text
+from .options import (
+    CALIB,
+    config_option,
+    data_options,
+    judging_options,
+    options,
+    parse,
+    placement_options,
+    range_options,
+    refuse_overwriting,
+    refuse_same_files,
+    run_options,
+    step_options,
+)
+from .quantize import quantize_command
+from .reports import report_option, writing
+
+target_options = options(
+    click.option(
+        "--target-drop",
+        type=click.FloatRange(min=0),
+        default=1.0,
+        show_default=True,
+        metavar="X",
+        help="Allowed loss of --metric: points of top-1 with --labels, else points of agreement with the float model's"
+        " top-1.",
+    ),
+    click.option(
+        "--target-score", type=float, metavar="X", help="The score to reach instead, as for sqnr [20 dB for sqnr]."
+    ),
+    click.option(
+        "--eval",
+        "evaluation",
+        type=click.Path(readable=False),
+        help="Data that decides nothing but whether the result is accepted, as --calib.",
+    ),
+    click.option("--eval-labels", type=click.Path(readable=False), help="Class indices of --eval, as --labels."),
+    click.option("--without", multiple=True, type=click.Choice(NAMES), help="Do not try this fix; repeatable."),
+    click.option(
+        "--budget",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="Time for each ranking of the quantizers, the most suspicious first [no limit].",
+    ),
+    click.option("--closest", is_flag=True, help="Where the target is not reached, take what comes closest."),
+)
+
+
+@click.command("debug")
+@click.argument("model", type=click.Path(readable=False))
+@click.option("--calib", required=True, type=click.Path(readable=False), help=CALIB)
+@click.option("-o", "--output", type=click.Path(readable=False), help="Write the accepted model here.")
+@judging_options
+@target_options
+@data_options
+@placement_options
+@step_options
+@range_options
+@run_options
+@click.option(
+    "--write-config",
+    type=click.Path(dir_okay=False),
+    help="Write a file for `onnxq quantize --config`: the same model.",
+)
+@report_option
+@click.option("--quiet", "-q", is_flag=True, help="Print no log and no progress.")
+@config_option
+def debug_command(
+    model: str,
+    calib: str,
+    output: str | None,
+    labels: str | None,
+    metric: str | None,
+    judged: int | None,
+    target_drop: float,
+    target_score: float | None,
+    evaluation: str | None,
+    eval_labels: str | None,
+    without: tuple[str, ...],
+    budget: float | None,
+    closest: bool,
+    write_config: str | None,
+    reports: tuple[str, ...],
+    quiet: bool,
+    **given: Any,
+) -> None:
+    """Find out what quantization breaks in MODEL, and repair it: the white paper's figure 9.
+
+    The other options say what to start from. The log says what was found, tried and kept, and why. Exit code 5: the
+    target was not reached, and nothing was written.
+    """
+    preprocess, keys, options = parse(dict(given))
+    if output is not None:
+        refuse_same_files(output, None, model, calib, *([evaluation] if evaluation is not None else []))
+    refuse_overwriting("--write-config", write_config, model, output, calib, evaluation, labels, eval_labels, *reports)
+    with ExitStack() as stack:
+        write_report = stack.enter_context(writing(reports, model, output, calib, evaluation, labels, eval_labels))
+        config_file = None if write_config is None else stack.enter_context(replacing(write_config))
+        progress = stack.enter_context(Progress(enabled=not quiet))
+        found = debug(
+            model,
+            calib,
+            target=Target(target_drop, target_score),
+            labels=labels,
+            metric=metric,
+            judged=judged,
+            evaluation=evaluation,
+            evaluation_labels=eval_labels,
+            without=without,
+            budget=budget,
+            closest=closest,
+            options=options,
+            preprocess=preprocess,
+            input_keys=keys,
+            progress=progress,
+            say=None if quiet else _say,
+        )
+        if output is not None or reports:
+            result = quantize(
+                model,
+                calib,
+                output=output,
+                options=found.options,
+                preprocess=preprocess,
+                input_keys=keys,
+                progress=progress,
+                details=bool(reports),
+            )
+            write_report(_with_findings(result.report, found))
+        if config_file is not None:
+            text = config_text(quantize_command, given, found.options, found.text)
+            write_text(text, config_file)
+    if output is not None and not quiet:
+        click.echo(f"{output}: {result.report.to_text()}")
+
+
+def _say(entry: LogEntry) -> None:
+    click.echo(printable(entry.title))
+    for line in entry.text.splitlines():
+        click.echo(f"    {printable(line)}")
+
+
+def _with_findings(report: Report, found: Debugged) -> Report:
+    return replace(report, log=found.log, measures=found.measures, sensitivity=found.ranking)
