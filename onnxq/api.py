@@ -82,6 +82,7 @@ def quantize(
     input_keys: Mapping[str, str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     details: bool = False,
+    before_writing: Callable[[Result], None] | None = None,
     **settings: Any,
 ) -> Result:
     """Quantize a float32 ONNX model after training; the model is verified before `output` is written.
@@ -100,6 +101,7 @@ def quantize(
     preprocess: how images become inputs. input_keys: input name -> key in .npz files, where they differ.
     progress: called with (label, done, total).
     details: also report on every layer and activation; this costs one more pass over some samples.
+    before_writing: called with the verified result before any file appears; if it raises, none does.
 
     Returns the quantized model and the report. Raises a subclass of OnnxqError.
     """
@@ -144,7 +146,10 @@ def quantize(
                 if target_path is not None:
                     storage.write(result, target_path)
         report = account(job, quantized, quantized_path, output, time.perf_counter() - start, result)
-    return Result(result, report)
+        verified = Result(result, report)
+        if before_writing is not None:
+            before_writing(verified)
+    return verified
 
 
 def quantizer_arguments(options: Options) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from .passes.lower_to_qdq import LowerToQdq
 from .passes.migrate_scales import MigrateScales
 from .passes.normalize import Normalize
 from .passes.remove_dead_channels import RemoveDeadChannels
+from .passes.restore_operators import RestoreOperators
 from .passes.set_activation_ranges import SetActivationRanges
 from .passes.set_bias_scales import SetBiasScales
 from .passes.set_weight_ranges import SetWeightRanges
@@ -111,7 +112,7 @@ def raised(model: Model, options: Options) -> Model:
 
 def prepare() -> Pipeline:
     """From any exporter's model to the one form that the rest works on; the function stays."""
-    return Pipeline((Normalize(), FoldBatchNorm()))
+    return Pipeline((Normalize(), RestoreOperators(), FoldBatchNorm()))
 
 
 def placement(options: Options) -> Pipeline:

@@ -11,16 +11,15 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import OutputError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _SUFFIX = ".tmp"
 _RANDOM = "[a-z0-9_]{8}"  # of tempfile.mkdtemp
@@ -78,7 +77,7 @@ def _lock(folder: Path) -> int | None:
 
     Raises BlockingIOError where another descriptor holds it, FileNotFoundError where it is gone.
     """
-    if fcntl is None:
+    if sys.platform == "win32":
         return None
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from onnxq.checkpoint import Checkpoint
 from onnxq.cli import main
+from onnxq.shelf import Shelf
 
 QUICK = ["--activation-range", "minmax", "--cle", "off", "--no-dead-channels", "--bias-correction", "off"]
 QUANTIZE = ["quantize", "net.onnx", "out.onnx", "--calib", "calib.npy", *QUICK, "-q"]
@@ -30,14 +31,15 @@ OUTPUTS = ("out.onnx", "report.json", "encodings.json")
 Harm = Callable[[], None]
 
 
-def start(arguments: Sequence[str], harm: Harm = lambda: None) -> int:
-    """Process id of a child that runs `onnxq ARGUMENTS`; `harm` is done in it first. Its words go to `stderr`."""
+def start(arguments: Sequence[str], harm: Harm = lambda: None) -> tuple[int, int]:
+    """A child that runs `onnxq ARGUMENTS`, `harm` done in it first: its process id, and a pipe with its words."""
+    words, end = os.pipe()
     child = os.fork()
     if child:
-        return child
+        os.close(end)
+        return child, words
     try:
-        out = os.open("stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(out, 2)
+        os.dup2(end, 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         harm()
         main(list(arguments))
@@ -50,12 +52,12 @@ def start(arguments: Sequence[str], harm: Harm = lambda: None) -> int:
     os._exit(1)
 
 
-def finish(child: int) -> dict[str, object]:
+def finish(child: int, words: int) -> dict[str, object]:
     """How a child ended: its exit code, or minus the signal, its words, and the files that there are now."""
+    with open(words, encoding="utf-8") as pipe:
+        text = pipe.read()
     _, status = os.waitpid(child, 0)
-    words = Path("stderr").read_text()
-    os.unlink("stderr")
-    return {"code": os.waitstatus_to_exitcode(status), "stderr": words, **remains()}
+    return {"code": os.waitstatus_to_exitcode(status), "stderr": text, **remains()}
 
 
 def remains() -> dict[str, object]:
@@ -64,7 +66,7 @@ def remains() -> dict[str, object]:
 
 
 def run(arguments: Sequence[str], harm: Harm = lambda: None) -> dict[str, object]:
-    return finish(start(arguments, harm))
+    return finish(*start(arguments, harm))
 
 
 def killed_at_random(kills: int) -> object:
@@ -75,10 +77,10 @@ def killed_at_random(kills: int) -> object:
     for _ in range(kills):
         for name in OUTPUTS:
             Path(name).write_bytes(b"old " * 20)
-        child = start(REPORTED)
+        child, words = start(REPORTED)
         time.sleep(rng.uniform(0, 1.2 * duration))
         os.kill(child, signal.SIGKILL)
-        runs.append(finish(child))
+        runs.append(finish(child, words))
     return [*runs, run(REPORTED)]
 
 
@@ -112,12 +114,12 @@ def stopped(*names: str) -> object:
     """A signal while it calibrates on more data than it could ever finish."""
     runs = []
     for name in names:
-        child = start([*QUANTIZE[:4], "big.npy", "-q"])
+        child, words = start([*QUANTIZE[:4], "big.npy", "-q"])
         while not [n for n in os.listdir() if n.startswith(".out.onnx")]:
             time.sleep(0.01)
         time.sleep(0.2)
         os.kill(child, getattr(signal, name))
-        runs.append(finish(child))
+        runs.append(finish(child, words))
     return runs
 
 
@@ -127,14 +129,21 @@ def full_disk(*limits: str) -> object:
     def limited(limit: int) -> Harm:
         return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    spilling = [*ROUNDED, "--max-memory", "0"]
+    put = Shelf.__init__
+    Shelf.__init__ = lambda self, folder, _: put(self, folder, 0)  # type: ignore[method-assign, misc]
     commands = {
         "quantize": REPORTED,
         "calibrate": ["calibrate", "net.onnx", "out.onnx", "--calib", "calib.npy", "-q"],
         "checkpoint": [*ROUNDED, "--checkpoint", "kept"],
-        "spill": spilling,
+        "activations": ROUNDED,
     }
-    return {f"{name} {limit}": run(c, limited(int(limit))) for name, c in commands.items() for limit in limits}
+    runs = {}
+    for name, command in commands.items():
+        for limit in limits:
+            runs[f"{name} {limit}"] = run(command, limited(int(limit)))
+            for output in OUTPUTS:
+                Path(output).unlink(missing_ok=True)
+    return runs
 
 
 def resumed() -> object:
@@ -162,7 +171,6 @@ def locked() -> object:
     """As a user who may read everything and write nothing."""
     os.chmod(".", 0o755)
     os.chmod("tmp", 0o777)
-    os.chmod("stderr", 0o666) if os.path.exists("stderr") else None
     return run(QUANTIZE, lambda: os.setuid(65534))
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from glob import escape
@@ -25,6 +26,7 @@ from onnx import ModelProto
 
 from ..data import Preprocess
 from ..errors import OnnxqError, UsageError, VerificationError
+from ..judge import CLEAR_DB, DROWNED_DB
 from ..options import Options
 from ..passes.apply_overrides import Override
 from ..report import LogEntry, Measure, SensitivityRanking
@@ -40,6 +42,9 @@ from .trial import HEARD_DB, TINY, Goal, Part, Standing, Trial, try_options
 
 NAMED = 10
 """Culprits that are looked at, at most."""
+
+TRIES = 2
+"""Of a fix for the whole network."""
 
 LEAST_DB = 20.0
 """The target for SQNR, unless one is given: noise of a tenth of the outputs' magnitude."""
@@ -228,45 +233,69 @@ class _Walk:
     # --- the whole network ------------------------------------------------------------------------------------
 
     def _repair_network(self) -> None:
-        tried = set[Fix]()
-        while not self.reached and (fix := self._next_fix(tried)) is not None:
-            tried.add(fix)
-            self._try(fix)
+        """Each fix is tried once more where others were kept since: noise that drowned it may be gone."""
+        tries: Counter[Fix] = Counter()
+        waiting = set(FIXES)
+        while not self.reached and (fix := self._next_fix(waiting)) is not None:
+            waiting.discard(fix)
+            tries[fix] += 1
+            if self._try(fix):
+                waiting.update(other for other in tries if tries[other] < TRIES)
 
-    def _next_fix(self, tried: Collection[Fix]) -> Fix | None:
+    def _next_fix(self, waiting: Collection[Fix]) -> Fix | None:
         """For parts that miss the target, if one does: first for the worse part, then what matches the findings, then
         what costs nothing."""
         parts = self._parts()
         missed = [part for part, standing in parts.items() if not self.goal.reached(standing)] or list(parts)
         found = {finding.kind for findings in self.findings.values() for finding in findings}
-        left = [f for f in FIXES if f not in tried and f.name not in self.without and f.applies(self.trial.options)]
+        left = [f for f in FIXES if f in waiting and f.name not in self.without and f.applies(self.trial.options)]
         left = [fix for fix in left if set(fix.parts) & set(missed)]
         left.sort(key=lambda fix: (missed[0] not in fix.parts, not fix.cures & found, fix.costs))
         return next(iter(left), None)
 
-    def _try(self, fix: Fix) -> None:
+    def _try(self, fix: Fix) -> bool:
+        """Whether it was kept."""
         part = next(part for part in self._parts() if part in fix.parts)
-        before = self.trial
+        title, before = f"Fix: {fix.title}", self.trial
         try:
             after = try_options(self.study, fix.apply(before.options))
         except OnnxqError as error:
-            self.log.write(f"Fix: {fix.title}", f"Not possible: {error}")
-            return
-        spoilt = [
-            p for p in before.parts if self.goal.reached(before.parts[p]) and not self.goal.reached(after.parts[p])
-        ]
-        better, worse = self.goal.better(after.whole, before.whole), self.goal.better(before.whole, after.whole)
-        kept = not spoilt and (better or (self.goal.better(after.parts[part], before.parts[part]) and not worse))
-        verdict = f"not kept: it spoils {' and '.join(spoilt)}" if spoilt else "kept" if kept else "not kept"
+            self.log.write(title, f"Not possible: {error}")
+            return False
+        if after.quantized == before.quantized:
+            self.log.write(title, "Changes nothing here.")
+            return False
+        kept, verdict = self._judge(before, after, part)
         lines = [
             f"{part} alone: {self.log.standing(before.parts[part])} -> {self.log.standing(after.parts[part])};"
-            f" quantized model: {self.log.standing(before.whole)} -> {self.log.standing(after.whole)}:"
-            f" {verdict}."
+            f" quantized model: {self.log.standing(before.whole)} -> {self.log.standing(after.whole)}: {verdict}."
         ]
         if kept:
             self.trial = after
             lines += self._repaired(fix.title)
-        self.log.write(f"Fix: {fix.title}", *lines)
+        self.log.write(title, *lines)
+        return kept
+
+    def _judge(self, before: Trial, after: Trial, part: Part) -> tuple[bool, str]:
+        """Whether to keep a fix for a part, and why."""
+        spoilt = [
+            p for p in before.parts if self.goal.reached(before.parts[p]) and not self.goal.reached(after.parts[p])
+        ]
+        if spoilt:
+            return False, f"not kept, since it spoils {' and '.join(spoilt)}"
+        if max(before.whole.db, after.whole.db) < DROWNED_DB and self.alone:
+            gain = self._mean_alone(after) - self._mean_alone(before)
+            kept = gain > HEARD_DB
+            return kept, (
+                f"what is left is chance, but alone the culprits gain {gain:.1f} dB on average: {_kept(kept)}"
+            )
+        better, worse = self.goal.better(after.whole, before.whole), self.goal.better(before.whole, after.whole)
+        kept = better or (self.goal.better(after.parts[part], before.parts[part]) and not worse)
+        return kept, _kept(kept)
+
+    def _mean_alone(self, trial: Trial) -> float:
+        """SQNR of the outputs with one culprit on its grid, mean over culprits; those that are clear count alike."""
+        return sum(min(trial.db_alone(name), CLEAR_DB) for name in self.alone) / len(self.alone)
 
     def _repaired(self, title: str) -> list[str]:
         """Culprits that now reach the target alone."""
@@ -377,6 +406,10 @@ def changes(before: Options, after: Options) -> str:
         given = [f"{n.replace('_', '-')} {str(v).lower()}" for n, v in settings.items() if v not in (None, False)]
         told.append(f"{override.place}: {', '.join(given[1:])}")
     return f"Changed: {'; '.join(told)}." if told else "Nothing was changed."
+
+
+def _kept(kept: bool) -> str:
+    return "kept" if kept else "not kept"
 
 
 def _db(value: float) -> str:

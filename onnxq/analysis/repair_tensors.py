@@ -70,8 +70,8 @@ class TensorRepair:
             for height in range(-1, self.heights[name]):
                 fewer = {n: h for n, h in self.heights.items() if n != name} | ({name: height} if height >= 0 else {})
                 rung = self.ladders[name][self.heights[name]].title
-                lower = self.ladders[name][height].title if height >= 0 else "nothing of that kind"
-                title = f"Take back: {lower} instead of {rung} for {name}"
+                given = f"{self.ladders[name][height].title} instead of {rung}" if height >= 0 else f"without {rung}"
+                title = f"Take back: {name}, {given}"
                 if self._attempt(title, fewer, must_reach=True):
                     break
 

@@ -20,8 +20,8 @@ def fused_activation(graph: QdqGraph, target: Target) -> Iterator[Finding]:
         producer = pair.tensor.inputs[0] if pair.tensor.inputs else None
         if producer is None or producer.op not in target.rules or pair.is_output or len(pair.tensor.outputs) > 1:
             continue
-        if len(pair.readers) == 1 and pair.readers[0].op in target.fused and clip_bounds(pair.readers[0]) is not None:
-            behind = pair.readers[0].op
+        behind = pair.readers[0].op if len(pair.readers) == 1 else ""
+        if behind in target.fused and (behind != "Clip" or clip_bounds(pair.readers[0]) is not None):
             yield Finding(
                 label(producer), pair.tensor.name, f"{behind} directly behind {producer.op}", "a pair between"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import EngineError, OnnxqError
+from ..errors import EngineError, OnnxqError, OutputError
 from ..report import printable
 from .calibrate import calibrate_command
 from .check import check_command
@@ -68,6 +69,11 @@ class _Group(click.Group):
         except _Stopped as stopped:
             click.echo(f"onnxq: ended by {signal.Signals(stopped.number).name}, nothing was written", err=True)
             ctx.exit(128 + stopped.number)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader of a pipe has seen enough, which click knows
+                raise
+            click.echo(f"onnxq: error: {printable(str(error.filename or 'output'))}: {error.strerror}", err=True)
+            ctx.exit(OutputError.exit_code)
         except MemoryError as error:
             click.echo(f"onnxq: error: {_out_of_memory(error)}", err=True)
             ctx.exit(EngineError.exit_code)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..api import quantize
+from ..api import Result, quantize
 from ..graph.storage import replacing, write_text
 from ..progress import Progress
 from .config_file import config_text
@@ -81,6 +81,13 @@ def quantize_command(
         progress = stack.enter_context(Progress(enabled=not quiet))
         found = None if wish is None else wish.search(model, str(calib), options, preprocess, keys, progress)
         options = options if found is None else found.options
+
+        def finish(result: Result) -> None:
+            """The report and the configuration are written first: no model without them."""
+            if config_file is not None and found is not None:
+                write_text(config_text(quantize_command, given, found.options, found.text), config_file)
+            write_report(result.report if found is None else replace(result.report, pareto=found.front))
+
         result = quantize(
             model,
             calib,
@@ -92,12 +99,8 @@ def quantize_command(
             input_keys=keys,
             progress=progress,
             details=bool(reports),
+            before_writing=finish,
         )
-        if found is not None:
-            result = replace(result, report=replace(result.report, pareto=found.front))
-            if config_file is not None:
-                write_text(config_text(quantize_command, given, found.options, found.text), config_file)
-        write_report(result.report)
     if not quiet:
         if found is not None:
             click.echo(found.text)

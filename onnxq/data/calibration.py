@@ -21,7 +21,7 @@ import numpy as np
 
 from onnxq.data.images import Preprocess
 from onnxq.data.inputs import Array, InputSpec, batch_size, shape_text, shown
-from onnxq.data.sources import Record, open_source
+from onnxq.data.sources import Record, is_whole, open_source
 from onnxq.errors import DataError, UsageError
 
 Arrays: TypeAlias = Mapping[str, Array]
@@ -195,6 +195,8 @@ class CalibrationData:
             for spec in self.inputs:
                 array = arrays[spec.name]
                 part = array if length is None else array[row : row + 1]
+                if not is_whole(part):  # touching a page that is gone would end the process
+                    raise DataError(f"{origin} is gone: the file has become shorter while it was read")
                 feed[spec.name] = self._sample(record, spec, part, length is not None, origin)
             yield Feed(feed, None if length is None else 1, origin)
 

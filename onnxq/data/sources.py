@@ -110,6 +110,12 @@ class NpyFile(FileRecord):
             return {self.input_name: npy.open_memmap(self.path, mode="r")}
 
 
+def is_whole(array: Array) -> bool:
+    """Whether the file that the array is mapped from, if it is, still has all its bytes."""
+    mapped = getattr(array, "_mmap", None)
+    return mapped is None or mapped.size() >= len(mapped)
+
+
 class NpzFile(FileRecord):
     def read(self, headers_only: bool = False) -> dict[str, Array]:
         with reading(self.path), zipfile.ZipFile(self.path) as archive:

@@ -110,6 +110,14 @@ class Model:
         proto.MergeFrom(self.header)
         return proto
 
+    def set_opset(self, opset: int, ir_version: int) -> None:
+        """Declare a newer operator set of the standard domain, and at least this IR version."""
+        self.graph.opset = opset
+        for imported in self.graph.import_domains or ():
+            if imported.domain in ("", "ai.onnx"):
+                imported.version = opset
+        self.header.ir_version = max(self.header.ir_version, ir_version)
+
     def clone(self) -> Model:
         """An independent model; weight arrays are shared until either side replaces one."""
         copy = Model.from_proto(self.to_proto(), self.origin)

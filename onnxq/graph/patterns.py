@@ -1,10 +1,10 @@
-"""Operators that exporters write in pieces: LayerNormalization, RMSNormalization, Gelu, Softmax.
+"""Operators that exporters write in pieces: LayerNormalization, RMSNormalization, Gelu, Softmax, HardSwish, Swish.
 
 What such pieces compute between them (a variance, an error function) is meant for no 8-bit grid, so that a matched
 group is treated as the one operator that it stands for. Patterns are expressions, read backwards from the last node:
 
-    Mul(x, Sigmoid(x))      nodes by operator, standard domain; Add and Mul take their inputs in any order, and three
-                            terms or more in any bracketing; inputs that are not mentioned (axes) must be constants
+    Mul(x, Sigmoid(x))      nodes by operator, standard domain; Add, Mul, Min and Max take their inputs in any order, and
+                            three terms or more in any bracketing; inputs not mentioned (axes) must be constants
     x                       a name of one letter: any tensor, the same one wherever the name occurs
     gamma                   a longer name: a constant
     0.5                     a constant with this one value, to three digits
@@ -55,9 +55,24 @@ PATTERNS: Mapping[str, tuple[str, ...]] = {
     ),
     "Softmax": (f"Div({_EXPONENTIAL}, ReduceSum({_EXPONENTIAL}))",),
 }
-"""Operator -> its forms, larger ones first."""
+"""Operator -> its forms, larger ones first. What has no operator of its own in every operator set stays in pieces."""
 
-_COMMUTATIVE = ("Add", "Mul")
+_RELU6 = "(Clip(Add(x, 3), 0, 6) | Min(Relu(Add(x, 3)), 6) | Min(Max(Add(x, 3), 0), 6))"
+
+PIECES: Mapping[str, tuple[str, ...]] = {
+    "HardSwish": (
+        f"Div(Mul(x, {_RELU6}), 6)",
+        f"Mul(x, 0.166667, {_RELU6})",
+        f"Mul(x, HardSigmoid(x) | Div({_RELU6}, 6))",
+    ),
+    "HardSigmoid": (f"Div({_RELU6}, 6)", f"Mul(0.166667, {_RELU6})"),
+}
+"""Operators that can be put back instead."""
+
+ACTIVATIONS: Mapping[str, tuple[str, ...]] = {"Swish": ("Mul(x, Sigmoid(x))",)}
+"""Activations that only some targets fuse; to the others the pieces are operators of their own."""
+
+_COMMUTATIVE = ("Add", "Mul", "Min", "Max")
 
 Bound: TypeAlias = Mapping[str, gs.Tensor]
 
@@ -192,6 +207,8 @@ class _Term:
             rest = [t for t in inputs[len(self.terms) :] if t.name]
             if len(inputs) >= len(self.terms) and all(_values(t) is not None for t in rest):
                 yield list(zip(self.terms, inputs, strict=False))
+            return
+        if len(inputs) != 2:
             return
         everything = range(len(self.terms))
         for size in range(1, len(self.terms)):

@@ -1,6 +1,7 @@
 """The white paper's Figure 8, one file a step, in the order in which `pipeline` lists them:
 
     normalize               one form for what exporters write in many
+    restore_operators       HardSwish and others that exporters wrote in pieces               (2.3.2)
     fold_batchnorm          BatchNorm, Mul and Add go into the linear layer beside them       (10 to 12)
     remove_dead_channels    channels that carry a constant go into the next bias
     equalize_layers         cross-layer equalization                                          (20 to 22)

@@ -22,8 +22,8 @@ import onnx_graphsurgeon as gs
 
 from ..errors import UsageError
 from ..graph.model import Model, Quantizer, grid_root
-from ..graph.ops import ONNX_DOMAINS, LinearLayer, clip_bounds, is_float, linear_layer
-from ..graph.patterns import Composite, find_composites
+from ..graph.ops import ONNX_DOMAINS, LinearLayer, clip_bounds, is_float, is_op, linear_layer
+from ..graph.patterns import ACTIVATIONS, Composite, find_composites
 from ..graph.residual import residual_input
 from ..numeric.quant import QuantSpec
 from ..targets import OpRule, Target
@@ -108,6 +108,8 @@ class _Choice:
         self.gridded: set[int] = set()  # integers that cannot be had in float for nothing: their kernel writes a grid
         self.weights = {id(layer.weight) for layer in _layers(model)}
         self.composites = {id(node): whole for whole in find_composites(model) for node in whole.nodes}
+        fusible = {operator: forms for operator, forms in ACTIVATIONS.items() if operator in target.fused}
+        self.activations = {id(whole.input): whole for whole in find_composites(model, fusible)}
         self.fused: dict[int, gs.Tensor] = {}  # tensor -> output of the activation that its producer fuses
         self.fused_nodes: set[int] = set()
 
@@ -143,7 +145,8 @@ class _Choice:
         if not all(is_float(t) for t in (*data, *node.outputs[:1])):
             return "" if rule.kind == "movement" else "its tensors are not float32"
         if rule.kind == "movement":
-            return rule if id(data[0]) in self.integer else ""
+            moves = self.target.joins == "everywhere" and not isinstance(data[0], gs.Constant)
+            return rule if moves or id(data[0]) in self.integer else ""
         if rule.kind == "elementwise":
             if not self._joins(data):
                 return "none of its inputs is computed in integers"
@@ -177,18 +180,25 @@ class _Choice:
         writes_grid = rule.output == "grid" or rule.followed
         if writes_grid:
             self.gridded.update(map(id, outputs))
-        activation = self.model.sole_consumer(outputs[0])
-        if activation is not None and self._fuses(activation):
-            self.fused[id(outputs[0])] = activation.outputs[0]
-            self.fused_nodes.add(id(activation))
-            self.integer.add(id(activation.outputs[0]))
+        activation = self._activation_behind(outputs[0])
+        if activation:
+            behind = activation[0].outputs[0]
+            self.fused[id(outputs[0])] = behind
+            self.fused_nodes.update(map(id, activation))
+            self.integer.add(id(behind))
             if writes_grid or self.target.fused_needs_grid:
-                self.gridded.add(id(activation.outputs[0]))
+                self.gridded.add(id(behind))
 
-    def _fuses(self, node: gs.Node) -> bool:
-        if any(_matches(node, pattern) for pattern in self.options.exclude):
-            return False
-        return node.op in self.target.fused and clip_bounds(node) is not None
+    def _activation_behind(self, tensor: gs.Tensor) -> tuple[gs.Node, ...]:
+        """The nodes, the last one first, of the activation that runs as the end of what computes a tensor."""
+        nodes: tuple[gs.Node, ...] = ()
+        sole, whole = self.model.sole_consumer(tensor), self.activations.get(id(tensor))
+        if sole is not None and sole.op in self.target.fused:
+            nodes = (sole,) if clip_bounds(sole) is not None or not is_op(sole, "Clip") else ()
+        elif whole is not None and not self.model.is_output(tensor):
+            inside = set(map(id, whole.nodes))
+            nodes = whole.nodes if all(id(reader) in inside for reader in tensor.outputs) else ()
+        return () if any(_matches(n, pattern) for n in nodes for pattern in self.options.exclude) else nodes
 
 
 def _layers(model: Model) -> Iterator[LinearLayer]:

@@ -33,7 +33,8 @@ _NEVER_FOLDED = {
 
 @dataclass(frozen=True)
 class Normalize:
-    """Constants become initializers, constant expressions their values, Identity and Dropout go, nodes get names."""
+    """Constants become initializers, constant expressions their values, If with a constant condition its branch,
+    Identity and Dropout go, nodes get names."""
 
     preserves: ClassVar[bool | None] = True
 
@@ -44,7 +45,7 @@ class Normalize:
             "Identity and Dropout removed": _remove_no_ops(model),
         }
         _infer(model)
-        while folded := _fold_constants(model) + _fold_shapes(model):
+        while folded := _fold_constants(model) + _fold_shapes(model) + _take_branches(model):
             counts["constant expressions folded"] += folded
             _infer(model)
         counts["Gemm attributes folded"] = sum(_plain_gemm(model, n) for n in model.graph.nodes if is_op(n, "Gemm"))
@@ -197,6 +198,28 @@ def _fold_shapes(model: Model) -> int:
             folded.append(node)
     edit.remove(model, folded)
     return changed + len(folded)
+
+
+def _take_branches(model: Model) -> int:
+    """If whose condition is constant by now, as behind `squeeze` on a fixed dimension, becomes the branch it takes."""
+    decided = [n for n in model.graph.nodes if is_op(n, "If") and isinstance(n.inputs[0], gs.Constant)]
+    for node in decided:
+        branch = node.attrs["then_branch" if np.all(node.inputs[0].values) else "else_branch"]
+        for tensor in {id(t): t for n in branch.nodes for t in n.outputs if t.name}.values():
+            tensor.name = model.unique_name(f"{node.name or node.outputs[0].name}_{tensor.name}")
+        results = [
+            gs.Node("Identity", inputs=[inner], outputs=[outer])
+            for inner, outer in zip(branch.outputs, list(node.outputs), strict=True)
+        ]
+        place = next(index for index, other in enumerate(model.graph.nodes) if other is node)
+        for outer in list(node.outputs):
+            outer.inputs = [n for n in outer.inputs if n is not node]
+        node.inputs.clear()
+        model.graph.nodes[place : place + 1] = [*branch.nodes, *results]
+    if decided:
+        _lift_constants(model)
+        _remove_no_ops(model)
+    return len(decided)
 
 
 def _keep_dimensions(model: Model, node: gs.Node) -> bool:

@@ -8,7 +8,9 @@ Measured with OpenVINO 2026.4.1 on a CPU with AMX (tests/test_openvino.py repeat
                     runs in float.
     biases          A Conv loses its bias, input 2 of the node, where its output is quantized, the batch size is dynamic
                     and anything reads a Shape (ViT: 91.8 instead of 93.0 %). A bias that an Add behind it adds stays.
-    activations     QuantizeLinear of 16 bits is dropped, and with it the work of a Relu that was left to its grid
+    activations     Relu, Clip, LeakyRelu, PRelu, Elu, Sigmoid, Tanh, Gelu, HardSwish and x Sigmoid(x) run as the end of a
+                    Conv whose output is on no grid; with a grid between, apart from it. HardSigmoid runs in float.
+                    QuantizeLinear of 16 bits is dropped, and with it the work of a Relu that was left to its grid
                     (ResNet: 11 % top-1). A Relu that stays costs nothing: it is fused in 8 bits, too.
 """
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..numeric.quant import Grid, QuantSpec
-from .target import MOVEMENT, OpRule, Target, masks_attention, no_layer
+from .target import FUSIBLE, MOVEMENT, OpRule, Target, masks_attention, no_layer
 
 _CPU = "https://github.com/openvinotoolkit/nncf/blob/develop/src/nncf/common/hardware/configs/cpu.json"
 _NPU = _CPU.replace("cpu.json", "npu.json")
@@ -42,7 +44,7 @@ OPENVINO = Target(
         "Concat": _UNIFIED,
         **dict.fromkeys(MOVEMENT, OpRule("movement", grid="same")),
     },
-    fused=frozenset({"Relu", "Clip"}),
+    fused=frozenset(FUSIBLE),
     joins="grids",
     outputs="float",
     bias="float",

@@ -112,7 +112,7 @@ class _Reader:
         names = self._typed(key, value, list, "a list of strings")
         if key != "fused":
             return tuple(self._choice(key, name, _TYPES) for name in names)
-        return frozenset(self._choice(key, name, ("Relu", "Clip")) for name in names)
+        return frozenset(self._choice(key, name, FUSIBLE) for name in names)
 
     def _spec(self, key: str, table: Any, base: QuantSpec) -> QuantSpec:
         flags = ("symmetric", "per_channel", "one_tailed", "power_of_two")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from .target import Target
+from ..graph.patterns import ACTIVATIONS
+from .target import FUSIBLE, Target
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,12 @@ def _shared_grid(target: Target) -> str:
     )
 
 
+def _fused_activation(target: Target) -> str:
+    *first, last = [op for op in FUSIBLE if op in target.fused and op not in ACTIVATIONS] or ["activation"]
+    names = f"{', '.join(first)} or {last}" if first else last
+    return f"nothing is quantized between an operator and the {names} that alone reads it"
+
+
 def _fixed_encoding(target: Target) -> str:
     return "; ".join(
         f"{op} writes {e.type} with scale {e.scale:g} and zero point {e.zero_point}"
@@ -99,7 +106,7 @@ REQUIREMENTS: Mapping[str, Callable[[Target], str]] = {
     "power-of-two": lambda t: "scales are powers of two",
     "smallest-range": lambda t: f"grids span at least {t.smallest_range:g}",
     "bias": _bias,
-    "fused-activation": lambda t: "nothing is quantized between an operator and the Relu or Clip that alone reads it",
+    "fused-activation": _fused_activation,
     "same-grid": _same_grid,
     "shared-grid": _shared_grid,
     "fixed-encoding": _fixed_encoding,

@@ -12,7 +12,7 @@ from typing import Literal
 import onnx_graphsurgeon as gs
 
 from ..graph.ops import ONNX_DOMAINS, LinearLayer, linear_layer, preserves_grid
-from ..graph.patterns import feeds_softmax
+from ..graph.patterns import ACTIVATIONS, feeds_softmax
 from ..numeric.quant import QuantSpec
 
 Condition = Callable[[gs.Node], str | None]
@@ -92,7 +92,7 @@ class Target:
     """A tool-chain. The first part says what is placed where, the second what `onnxq check` asks for.
 
     activation, weight: what they are to be like; bits come from the preset.
-    rules: by operator.  fused: activations that it fuses into the operator before.
+    rules: by operator.  fused: activations, of `FUSIBLE`, that it fuses into the operator before.
     joins: where elementwise operators are quantized: behind kernels that write `grids` anyway, behind all that compute
     in `integers`, or `everywhere`.
     pairs: whether a quantized tensor is so for all its readers (`tensor`), or only for those that read integers
@@ -204,6 +204,11 @@ MOVEMENT = (
     "Expand", "Tile", "DepthToSpace", "ReduceMax", "ReduceMin", "Pad", "Resize",
 )  # fmt: skip
 """Operators that every target moves integers through, where they are such at all."""
+
+FUSIBLE = (
+    "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "Tanh", "Gelu", "Mish", "HardSwish", *ACTIVATIONS,
+)  # fmt: skip
+"""Activations that may run as the end of the operator before."""
 
 MOVES = OpRule("movement", grid="same")
 POOLS = OpRule("elementwise", grid="same")

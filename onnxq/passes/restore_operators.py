@@ -1,0 +1,124 @@
+"""Operators that exporters write in pieces, or as others, put back (white paper section 2.3.2: a non-linearity is one
+step of an accelerator, with a quantizer before and behind it, not in between).
+
+    HardSigmoid           min(max(x + 3, 0), 6) / 6                   older exporters: Add, Clip, Div or Mul
+    HardSwish             x HardSigmoid(x), a = 1/6, b = 1/2          Add, Clip, Mul, Div in any order, HardSigmoid and Mul
+    GlobalAveragePool     ReduceMean over all axes behind the channels
+    LeakyRelu             PRelu with one slope for all channels
+
+Only GlobalAveragePool has integer kernels nearly everywhere; OpenVINO runs HardSwish as the end of a convolution, but
+HardSigmoid and Mul apart from it, in float (measured with 2026.4.1).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ..graph import edit
+from ..graph.model import Model
+from ..graph.ops import is_op
+from ..graph.patterns import PIECES, Composite, find_composites
+from .base import Context, Outcome
+
+HARD_SWISH_OPSET = 14
+HARD_SWISH_IR = 7
+
+
+@dataclass(frozen=True)
+class RestoreOperators:
+    """Write operators that exporters took apart, or replaced by others, as what they are."""
+
+    preserves: ClassVar[bool | None] = True
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        restored: Counter[str] = Counter()
+        newest = context.target.max_opset
+        for whole in find_composites(model, PIECES):
+            if whole.operator == "HardSigmoid":
+                _replace(model, whole.nodes, _node(whole, "HardSigmoid", alpha=1 / 6, beta=0.5))
+            elif not _is_hard_swish(whole) or not _raise_opset(model, newest):
+                continue
+            else:
+                _replace(model, whole.nodes, _node(whole, "HardSwish"))
+            restored[whole.operator] += 1
+        normalizing = {id(node) for whole in find_composites(model) for node in whole.nodes}
+        for node in list(model.graph.nodes):
+            if _is_global_mean(node) and id(node) not in normalizing:
+                restored["GlobalAveragePool"] += 1
+                _replace(model, [node], *_pooling(model, node))
+            elif is_op(node, "PRelu") and isinstance(node.inputs[1], gs.Constant) and node.inputs[1].values.size == 1:
+                restored["LeakyRelu"] += 1
+                slope = float(node.inputs[1].values.reshape(()))
+                leaky = gs.Node("LeakyRelu", node.name, {"alpha": slope}, node.inputs[:1], list(node.outputs))
+                _replace(model, [node], leaky)
+        edit.drop_dangling(model)
+        edit.name_nodes(model.graph.nodes)
+        return Outcome(restored.total(), notes=tuple(f"{op}: {count}" for op, count in restored.items()))
+
+
+def _node(whole: Composite, operator: str, **attributes: float) -> gs.Node:
+    return gs.Node(operator, whole.nodes[0].name, attributes, [whole.input], [whole.output])
+
+
+def _is_hard_swish(whole: Composite) -> bool:
+    """Whether the gate, where it is a HardSigmoid, has the slope of HardSwish."""
+    gates = [node for node in whole.nodes if is_op(node, "HardSigmoid")]
+    return all(
+        abs(node.attrs.get("alpha", 0.2) - 1 / 6) < 1e-5 and node.attrs.get("beta", 0.5) == 0.5 for node in gates
+    )
+
+
+def _raise_opset(model: Model, newest: int | None) -> bool:
+    """Bring a model to the operator set that has HardSwish; whether it has it now.
+
+    That set changes nothing for the operators of the one before, but for BatchNormalization while training.
+    """
+    graph = model.graph
+    if graph.opset >= HARD_SWISH_OPSET:
+        return True
+    training = any(is_op(node, "BatchNormalization") and len(node.outputs) > 1 for node in graph.nodes)
+    if graph.opset < HARD_SWISH_OPSET - 1 or training or (newest is not None and newest < HARD_SWISH_OPSET):
+        return False
+    model.set_opset(HARD_SWISH_OPSET, HARD_SWISH_IR)
+    return True
+
+
+def _is_global_mean(node: gs.Node) -> bool:
+    """Whether a ReduceMean runs over all axes behind the second one."""
+    if not is_op(node, "ReduceMean") or node.inputs[0].shape is None or len(node.inputs[0].shape) < 3:
+        return False
+    axes = node.inputs[1].values if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant) else None
+    axes = node.attrs.get("axes") if axes is None else axes
+    ndim = len(node.inputs[0].shape)
+    return axes is not None and sorted(int(axis) % ndim for axis in axes) == list(range(2, ndim))
+
+
+def _pooling(model: Model, node: gs.Node) -> Iterable[gs.Node]:
+    """GlobalAveragePool, and a Squeeze where the axes do not stay."""
+    x, y = node.inputs[0], node.outputs[0]
+    if node.attrs.get("keepdims", 1):
+        return (gs.Node("GlobalAveragePool", node.name, {}, [x], [y]),)
+    spatial = range(2, len(x.shape))
+    pooled = gs.Variable(model.unique_name(f"{y.name}_pooled"), y.dtype, [*x.shape[:2], *(1 for _ in spatial)])
+    axes = edit.constant(model, f"{y.name}_axes", np.asarray(spatial, np.int64))
+    return (
+        gs.Node("GlobalAveragePool", node.name, {}, [x], [pooled]),
+        gs.Node("Squeeze", f"{node.name}_squeezed", {}, [pooled, axes], [y]),
+    )
+
+
+def _replace(model: Model, old: Iterable[gs.Node], *new: gs.Node) -> None:
+    """`new` nodes in the place of `old` ones, whose last, listed first, wrote what the new ones write now."""
+    old = list(old)
+    place = next(index for index, node in enumerate(model.graph.nodes) if node is old[0])
+    for node in old:
+        node.inputs.clear()
+        node.outputs.clear()
+    model.graph.nodes[place : place + 1] = new
+    edit.remove(model, old)
