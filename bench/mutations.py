@@ -33,7 +33,7 @@ def pick(rng: Rng, items: Any) -> Any:
 def mutate_bytes(model: ModelProto, rng: Rng) -> bytes:
     """Bits flipped, a stretch removed, repeated, filled with chance, or all from some place on cut off."""
     data = bytearray(model.SerializeToString())
-    for _ in range(int(rng.integers(1, 5))):
+    for _ in range(int(rng.integers(1, 3))):
         if not data:
             break
         at, length = int(rng.integers(len(data))), int(rng.integers(1, 40))
@@ -55,7 +55,7 @@ def mutate_fields(model: ModelProto, rng: Rng) -> bytes:
     """Single fields of the protobuf, at any depth, set to extreme values, cleared, repeated, exchanged."""
     copy = ModelProto()
     copy.CopyFrom(model)
-    for _ in range(int(rng.integers(1, 4))):
+    for _ in range(int(rng.integers(1, 3))):
         messages = list(_messages(copy))
         # By type first: else nearly all would be dimensions and tensors.
         kind = pick(rng, sorted({type(m).__name__ for m in messages}))
@@ -118,7 +118,7 @@ def mutate_graph(model: ModelProto, rng: Rng) -> bytes:
     """Nodes rewired, removed, repeated, exchanged; attributes, shapes and types changed."""
     copy = ModelProto()
     copy.CopyFrom(model)
-    for _ in range(int(rng.integers(1, 4))):
+    for _ in range(int(rng.integers(1, 3))):
         pick(rng, CHANGES)(copy.graph, rng)
     return copy.SerializeToString()
 

@@ -24,6 +24,7 @@ from .errors import DataError, EngineError, ModelError, OutputError, UsageError
 from .graph import storage
 from .graph.match import class_logits
 from .graph.ops import is_float
+from .graph.precision import as_float32
 from .job import INVENTED_INPUTS, Job, make_context
 from .numeric.histogram import Histogram
 from .numeric.logits import Logits
@@ -47,11 +48,16 @@ class Result:
 
 
 def open_model(model: str | os.PathLike[str] | ModelProto, *, quantized: bool = False) -> tuple[ModelProto, str]:
-    """The model as a checked protobuf, and what messages call it. quantized: whether it may be. Raises ModelError."""
+    """The model as a checked protobuf, and what messages call it. Raises ModelError.
+
+    quantized: whether it may be; then it is taken as it is, while others are brought to float32.
+    """
     if isinstance(model, ModelProto):
         storage.check(model, "model", quantized=quantized)
-        return model, "model"
-    return storage.read(model, quantized=quantized), str(model)
+        proto, origin = model, "model"
+    else:
+        proto, origin = storage.read(model, quantized=quantized), str(model)
+    return (proto if quantized else as_float32(proto, origin)), origin
 
 
 def input_specs(proto: ModelProto) -> list[InputSpec]:
@@ -67,7 +73,11 @@ def _input_spec(value: onnx.ValueInfoProto) -> InputSpec:
     shape = None
     if kind.HasField("shape"):
         shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim)
-    return InputSpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type), shape)
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    except KeyError:
+        raise ModelError(f"input {value.name!r} is of type {kind.elem_type}, unknown to this version of onnx") from None
+    return InputSpec(value.name, dtype, shape)
 
 
 def quantize(

@@ -32,7 +32,7 @@ def read_config(ctx: click.Context, param: click.Parameter, path: str | None) ->
             table = tomllib.load(file)
     except OSError as error:
         raise click.UsageError(f"--config {path}: {error.strerror}") from None
-    except ValueError as error:  # TOMLDecodeError, or UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, or UnicodeDecodeError
         raise click.UsageError(f"--config {path}: not valid TOML: {error}") from None
     ctx.meta[_OVERRIDES] = _overrides(table.pop("override", []), f"--config {path}")
     preprocess = table.pop("preprocess", {})

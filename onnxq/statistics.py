@@ -20,11 +20,15 @@ import numpy as np
 from onnx import ModelProto
 
 from .errors import DataError
+from .npz import NpzFile
 from .numeric.histogram import Histogram
-from .numeric.logits import Logits
+from .numeric.logits import KEPT, LARGEST, Logits
 from .numeric.samples import MinMax
 
 FORMAT = 1
+
+LARGEST_ARRAY = 256 << 20
+"""Bytes. The largest there is, the header, has 68 for each sample."""
 
 
 @dataclass(frozen=True)
@@ -81,26 +85,44 @@ def load(path: str | os.PathLike[str]) -> Statistics:
     if not path.is_file():
         raise DataError(f"{path}: no such file; `onnxq calibrate` writes statistics")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with NpzFile(path, str(path), LARGEST_ARRAY) as arrays:
             header = json.loads(arrays["header"].tobytes())
             if header["format"] != FORMAT:
-                raise DataError(f"{path}: written by another version of onnxq; calibrate again")
-            tensors = {t["name"]: _statistic(arrays, i, t) for i, t in enumerate(header["tensors"])}
-            return Statistics(tensors, header["graph"], tuple(header["samples"]))
-    except DataError:
-        raise
+                raise ValueError("written by another version of onnxq; calibrate again")
+            tensors = {_text(t["name"]): _statistic(arrays, i, t) for i, t in enumerate(header["tensors"])}
+            samples = tuple(_sha256(sample) for sample in header["samples"])
+            return Statistics(tensors, _sha256(header["graph"]), samples)
     except Exception as error:  # zipfile, zlib, json and numpy's parser raise a dozen types over damaged bytes
         raise DataError(f"{path}: not a statistics file of `onnxq calibrate`, or damaged: {error}") from None
 
 
-def _statistic(arrays: Any, index: int, facts: Mapping[str, Any]) -> Logits | Histogram:
-    lo, hi = arrays[f"{index}_extremes"]
-    histogram = Histogram(MinMax(float(lo), float(hi)))
-    histogram.counts[arrays[f"{index}_bins"]] = arrays[f"{index}_counts"]
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected a name, got {value!r}")
+    return value
+
+
+def _sha256(value: Any) -> str:
+    if len(bytes.fromhex(_text(value))) != hashlib.sha256().digest_size:
+        raise ValueError(f"expected a SHA-256, got {value!r}")
+    return str(value)
+
+
+def _statistic(arrays: NpzFile, index: int, facts: Mapping[str, Any]) -> Logits | Histogram:
+    lo, hi = map(float, arrays[f"{index}_extremes"])
+    histogram = Histogram(MinMax(lo, hi))
+    bins, counts = arrays[f"{index}_bins"], arrays[f"{index}_counts"]
+    if bins.shape != counts.shape or bins.ndim != 1 or bins.dtype.kind != "i" or counts.dtype.kind != "i":
+        raise ValueError(f"tensor {facts['name']!r} has bins and counts that are no two lists of integers")
+    if (bins < 0).any() or (np.diff(bins) <= 0).any() or (counts <= 0).any() or (counts.size and not lo <= hi):
+        raise ValueError(f"tensor {facts['name']!r} has counts or extremes that no data has")
+    histogram.counts[bins] = counts
     if not facts["logits"]:
         return histogram
     prefix = f"{index}_row_"
-    rows = {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
+    rows = {name.removeprefix(prefix): arrays[name] for name in arrays.names() if name.startswith(prefix)}
+    if len(rows) > KEPT or any(r.ndim != 1 or r.dtype != np.float32 or r.size > LARGEST for r in rows.values()):
+        raise ValueError(f"tensor {facts['name']!r} has rows that are no logits")
     return Logits(histogram, {bytes.fromhex(key): row for key, row in rows.items()})
 
 

@@ -25,7 +25,9 @@ torch.set_num_threads(1)
 class Block(nn.Sequential):
     """Conv, BatchNorm, activation."""
 
-    def __init__(self, cin: int, cout: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: nn.Module | None = None):
+    def __init__(
+        self, cin: int, cout: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: nn.Module | None = None
+    ):
         conv = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
         super().__init__(conv, nn.BatchNorm2d(cout), act or nn.ReLU())
 
@@ -277,7 +279,7 @@ FAMILIES: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 """Family -> how to make its network, and the shape of an input."""
 
 DYNAMIC = {"crnn": {3: "width"}, "lstm": {1: "length"}, "gru": {1: "length"}, "rnn": {1: "length"}}
-"""Axes that vary beside the batch."""
+"""Axes that vary beside the batch; torch.export unrolls recurrent layers, or fails, where their length does."""
 
 EXPORTERS: Mapping[str, tuple[bool, int]] = {
     "torchscript-11": (False, 11),
@@ -303,7 +305,7 @@ def exported(family: str, exporter: str, seed: int = 0) -> onnx.ModelProto:
                 nn.init.uniform_(tensor, low, high)
             nn.init.uniform_(part.running_var, 0.5, 1.5)
     feed = torch.randint(0, 20, shape) if shape is TOKENS else torch.randn(shape)
-    axes = {0: "batch", **DYNAMIC.get(family, {})}
+    axes = {0: "batch", **({} if dynamo else DYNAMIC.get(family, {}))}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if dynamo:
@@ -320,3 +322,15 @@ def exported(family: str, exporter: str, seed: int = 0) -> onnx.ModelProto:
             dynamic_axes={"x": axes, "y": {0: "batch"}},
         )  # fmt: skip
     return onnx.load_from_string(file.getvalue())
+
+
+def main(names: list[str]) -> None:
+    """Write the texts, all of them or those named."""
+    folder = Path(__file__).parent / "exported" / "families"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names or WRITTEN:
+        (folder / f"{name}.txt").write_text(as_text(exported(*name.split(".", 1))), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -18,6 +18,7 @@ from onnxq.data import CalibrationData, InputSpec, Preprocess
 from onnxq.data import sources as data_sources
 from onnxq.data.inputs import batch_size
 from onnxq.errors import DataError, UsageError
+from onnxq.npz import NpzFile
 
 F32 = np.dtype(np.float32)
 X = InputSpec("x", F32, ("N", 3, 5))
@@ -548,7 +549,7 @@ def test_decompression_bombs_and_lies_in_npz_headers(tmp_path, monkeypatch):
     refused("version .* is not supported", npz_declaring(path, (1, 3, 5), version=(3, 0)))
     npz_declaring(path, (1, 3, 5), version=(2, 0), payload=batch(1, 3, 5).tobytes())
     assert_feeds(CalibrationData(path, [X]), [batch(1, 3, 5)])
-    monkeypatch.setattr(data_sources, "MAX_MEMBER_BYTES", 59)
+    monkeypatch.setattr(NpzFile.__init__, "__defaults__", (59,))
     refused("over 59", path)
 
 

@@ -13,7 +13,7 @@ ROOT = Path(onnxq.__file__).parent
 
 LEVELS = [
     {"errors"},
-    {"progress", "scratch", "shelf"},
+    {"npz", "progress", "scratch", "shelf"},
     {"numeric", "report"},
     {"graph"},
     {"runtime", "data", "targets", "statistics", "encodings"},

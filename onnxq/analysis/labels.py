@@ -23,6 +23,7 @@ import numpy as np
 
 from ..data import CalibrationData
 from ..errors import DataError, OnnxqError
+from ..npz import NpzFile
 
 KEYS = ("labels", "label", "y")
 
@@ -51,6 +52,8 @@ def _read(path: Path) -> list[int] | Named:
     readers = {".txt": _lines, ".csv": _lines, ".json": _json, ".npy": _npy, ".npz": _npz}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: expected labels as {', '.join(readers)}")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: no regular file")
     try:
         return readers[path.suffix.lower()](path)
     except OnnxqError:
@@ -107,12 +110,13 @@ def _npy(path: Path) -> list[int]:
 
 
 def _npz(path: Path) -> list[int]:
-    with np.load(path, allow_pickle=False) as arrays:
-        key = next((key for key in KEYS if key in arrays.files), None)
+    with NpzFile(path, str(path)) as arrays:
+        key = next((key for key in KEYS if key in arrays.names()), None)
         if key is None:
-            integers = [k for k in arrays.files if arrays[k].dtype.kind in "iu" and _is_vector(arrays[k])]
+            headers = {k: arrays.header(k) for k in arrays.names()}
+            integers = [k for k, header in headers.items() if header.dtype.kind in "iu" and _is_vector(header)]
             if len(integers) != 1:
-                held = ", ".join(arrays.files) or "nothing"
+                held = ", ".join(arrays.names()) or "nothing"
                 raise DataError(f"{path}: expected an array {', '.join(KEYS)}, or one of integers (N,); it has {held}")
             key = integers[0]
         return _indices(arrays[key], f"{path}, array {key!r}")

@@ -5,15 +5,13 @@ read in full, or only its headers, for counting: a header is an array of the dec
 no memory.
 """
 
-import math
 import os
 import re
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 from numpy.lib import format as npy
@@ -21,10 +19,9 @@ from numpy.lib import format as npy
 from onnxq.data.images import decode
 from onnxq.data.inputs import Array, reading, shown
 from onnxq.errors import DataError, UsageError
+from onnxq.npz import NpzFile
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
-# A few kilobytes of .npz can declare any size. No calibration batch comes near this one.
-MAX_MEMBER_BYTES = 8 << 30
 
 
 @dataclass(frozen=True)
@@ -116,26 +113,13 @@ def is_whole(array: Array) -> bool:
     return mapped is None or mapped.size() >= len(mapped)
 
 
-class NpzFile(FileRecord):
-    def read(self, headers_only: bool = False) -> dict[str, Array]:
-        with reading(self.path), zipfile.ZipFile(self.path) as archive:
-            self.pick(name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy"))
-            return {name: self._member(archive, key, headers_only) for name, key in self.keys.items()}
+class Archive(FileRecord):
+    """An .npz file."""
 
-    def _member(self, archive: zipfile.ZipFile, key: str, header_only: bool) -> Array:
-        info = archive.getinfo(f"{key}.npy")
-        where = f"{self.origin}, array {shown(key)}"
-        with archive.open(info) as stream:
-            header = _npy_header(stream, where)
-            # Both are checked before numpy allocates what the header asks for.
-            if header.nbytes > MAX_MEMBER_BYTES:
-                raise DataError(f"{where} declares {header.nbytes} bytes, over {MAX_MEMBER_BYTES}; split it up")
-            if header.nbytes > info.file_size - stream.tell():
-                raise DataError(f"{where} is truncated: it declares {header.nbytes} bytes; save it again")
-        if header_only:
-            return header
-        with archive.open(info) as stream:
-            return np.asarray(npy.read_array(stream, allow_pickle=False))
+    def read(self, headers_only: bool = False) -> dict[str, Array]:
+        with reading(self.path), NpzFile(self.path, self.origin) as file:
+            self.pick(file.names())
+            return {name: file.header(key) if headers_only else file[key] for name, key in self.keys.items()}
 
 
 class ProtoFile(FileRecord):
@@ -202,7 +186,7 @@ def natural_order(path: str | Path) -> tuple[list[list[int | str]], str]:
 _KINDS: dict[str, tuple[str, type[FileRecord]]] = {
     **dict.fromkeys(IMAGE_SUFFIXES, ("images", ImageFile)),
     ".npy": (".npy", NpyFile),
-    ".npz": (".npz", NpzFile),
+    ".npz": (".npz", Archive),
     ".pb": (".pb", ProtoFile),
 }
 
@@ -258,8 +242,10 @@ def _raise(error: OSError) -> NoReturn:
 
 
 def _open_file(path: Path, keys: Mapping[str, str]) -> Record:
+    if not path.is_file():  # a pipe would be waited for, a device never ends
+        raise DataError(f"calibration file {shown(path)} is no regular file; leave it out")
     kind, record = _KINDS[path.suffix.lower()]
-    if len(keys) != 1 and record is not NpzFile:
+    if len(keys) != 1 and record is not Archive:
         raise DataError(
             f"{shown(path)}: {kind} hold one array, and the model has inputs {_names(keys)}; "
             "use .npz files whose keys are the input names"
@@ -267,24 +253,12 @@ def _open_file(path: Path, keys: Mapping[str, str]) -> Record:
     return record(keys, path)
 
 
-def _npy_header(stream: IO[bytes], where: str) -> Array:
-    """An array of the shape and dtype that a .npy stream declares; it takes no memory."""
-    version = npy.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise DataError(f"{where}: .npy version {version} is not supported; save it with np.save")
-    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = read_header(stream)
-    if dtype.hasobject:
-        raise DataError(f"{where} holds Python objects, which are not unpickled; save a numeric array")
-    if math.prod(shape) * dtype.itemsize >= 1 << 62:  # past what numpy can even describe
-        raise DataError(f"{where} declares the absurd shape {shape}; save it again")
-    return np.broadcast_to(np.zeros((), dtype), shape)
-
-
 def _load_proto(path: Path) -> Array:
     from onnx import TensorProto, numpy_helper
 
     with reading(path):
+        if not path.is_file():
+            raise DataError(f"calibration file {shown(path)} is no regular file; leave it out")
         tensor = TensorProto.FromString(path.read_bytes())
         if tensor.data_location == TensorProto.EXTERNAL:
             raise DataError(f"{shown(path)} keeps its values in another file; save them inside")

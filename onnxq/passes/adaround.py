@@ -13,7 +13,8 @@ Weights become floats that lie on their grid: all that comes later sees what the
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+import contextlib
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -102,10 +103,21 @@ class _Rounder:
 
     def __post_init__(self) -> None:
         if self.checkpoint is not None:
-            for layer in planned_layers(self.model):
+            layers = planned_layers(self.model)
+            for layer in layers:
                 saved = self.checkpoint.load(layer.weight.name)
                 if saved is not None:
-                    self.restored[layer.weight.name] = Choice.of(saved)
+                    self._restore(layer, [other for other in layers if other.weight is layer.weight], saved)
+
+    def _restore(self, layer: LinearLayer, uses: Sequence[LinearLayer], saved: Mapping[str, NDArray[Any]]) -> None:
+        """A result that does not fit the layer is none of ours, and made anew."""
+        params = self.model.quantizers[layer.weight.name].params
+        assert params is not None
+        with contextlib.suppress(ValueError):
+            choice = Choice.of(saved)
+            shapes = choice.weight.shape, choice.scale.shape, choice.biases.shape
+            if shapes == (layer.weight.values.shape, np.shape(params.scale), (len(uses), layer.bias_values.size)):
+                self.restored[layer.weight.name] = choice
 
     @property
     def effort(self) -> Effort:

@@ -5,6 +5,7 @@ step of an accelerator, with a quantizer before and behind it, not in between).
     HardSwish             x HardSigmoid(x), a = 1/6, b = 1/2          Add, Clip, Mul, Div in any order, HardSigmoid and Mul
     GlobalAveragePool     ReduceMean over all axes behind the channels
     LeakyRelu             PRelu with one slope for all channels
+    Conv with pads        Pad with zeros, and Conv
 
 Only GlobalAveragePool has integer kernels nearly everywhere; OpenVINO runs HardSwish as the end of a convolution, but
 HardSigmoid and Mul apart from it, in float (measured with 2026.4.1).
@@ -22,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from ..graph import edit
 from ..graph.model import Model
-from ..graph.ops import is_op
+from ..graph.ops import is_op, preserves_grid
 from ..graph.patterns import PIECES, Composite, find_composites
 from .base import Context, Outcome
 
@@ -57,6 +58,8 @@ class RestoreOperators:
                 slope = float(node.inputs[1].values.reshape(()))
                 leaky = gs.Node("LeakyRelu", node.name, {"alpha": slope}, node.inputs[:1], list(node.outputs))
                 _replace(model, [node], leaky)
+            elif is_op(node, "Conv") and _take_padding(model, node):
+                restored["Conv with pads"] += 1
         edit.drop_dangling(model)
         edit.name_nodes(model.graph.nodes)
         return Outcome(restored.total(), notes=tuple(f"{op}: {count}" for op, count in restored.items()))
@@ -111,6 +114,36 @@ def _pooling(model: Model, node: gs.Node) -> Iterable[gs.Node]:
         gs.Node("GlobalAveragePool", node.name, {}, [x], [pooled]),
         gs.Node("Squeeze", f"{node.name}_squeezed", {}, [pooled, axes], [y]),
     )
+
+
+def _take_padding(model: Model, node: gs.Node) -> bool:
+    """Let a Conv pad by itself where a Pad with zeros, of the axes behind the channels only, stands in front of it."""
+    source = node.inputs[0]
+    pad = source.inputs[0] if source.inputs and is_op(source.inputs[0], "Pad") else None
+    if (
+        pad is None
+        or not preserves_grid(pad)
+        or pad.attrs.get("mode", "constant") != "constant"
+        or source.shape is None
+    ):
+        return False
+    constant = all(isinstance(t, gs.Constant) for t in pad.inputs[1:] if t.name)
+    by_axes = len(pad.inputs) > 3 and pad.inputs[3].name
+    if (
+        not constant
+        or by_axes
+        or node.attrs.get("auto_pad", "NOTSET") != "NOTSET"
+        or model.sole_consumer(source) is not node
+    ):
+        return False
+    added, ndim = [int(p) for p in pad.inputs[1].values], len(source.shape)
+    begins, ends = added[:ndim], added[ndim:]
+    if min(added) < 0 or any((*begins[:2], *ends[:2])):
+        return False
+    own = node.attrs.get("pads", [0] * (2 * ndim - 4))
+    node.attrs["pads"] = [int(a) + b for a, b in zip(own, (*begins[2:], *ends[2:]), strict=True)]
+    node.inputs[0] = pad.inputs[0]
+    return True
 
 
 def _replace(model: Model, old: Iterable[gs.Node], *new: gs.Node) -> None:

@@ -189,7 +189,11 @@ class Choice:
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Choice:
-        """From a checkpoint."""
+        """From a checkpoint. Raises ValueError where that holds anything else."""
+        if arrays.keys() != cls.__dataclass_fields__.keys():
+            raise ValueError(f"expected {', '.join(cls.__dataclass_fields__)}, got {', '.join(arrays)}")
+        if not all(array.dtype.kind in "fiu" and np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError("expected finite numbers")
         values: dict[str, Any] = {
             name: a if name in ("weight", "scale", "biases") else a.item() for name, a in arrays.items()
         }

@@ -34,7 +34,7 @@ def _summary(report: Report) -> str:
         f" {len(report.tensors)} tensors on grids",
         f"{report.samples} calibration samples, {report.compared_samples} compared; {report.seconds:.1f} s;"
         f" onnxq {report.onnxq}, ONNX Runtime {report.onnxruntime}",
-        f"preset {report.options.get('preset')}, target {report.options.get('target')}"
+        f"preset {_text(str(report.options.get('preset')))}, target {_text(str(report.options.get('target')))}"
         f"{f', whose {len(report.requirements)} requirements it keeps to' * bool(report.requirements)}",
     ]
     facts += [f"**warning**: {_text(warning)}" for warning in report.warnings]
@@ -124,7 +124,7 @@ def _log(report: Report) -> str:
 
 def _in_float(report: Report) -> str:
     groups = Counter((n.op, n.reason) for n in report.float_nodes)
-    rows = [[op, str(held), _text(reason)] for (op, reason), held in groups.most_common()]
+    rows = [[_text(op), str(held), _text(reason)] for (op, reason), held in groups.most_common()]
     return _table("Left in float", ("operator", "nodes", "reason"), "lrl", rows)
 
 

@@ -26,7 +26,7 @@ from typing import Any, get_args, get_type_hints
 from ..errors import UsageError
 from ..numeric.quant import QuantSpec
 from .requirements import REQUIREMENTS
-from .target import OpRule, Shifts, Target
+from .target import FUSIBLE, OpRule, Shifts, Target
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -70,7 +70,7 @@ def read_target(path: str, targets: Mapping[str, Target]) -> Target:
             table = tomllib.load(file)
     except OSError as error:
         raise UsageError(f"--target {path}: {error.strerror}") from None
-    except ValueError as error:  # TOMLDecodeError, or UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, or UnicodeDecodeError
         raise UsageError(f"--target {path}: not valid TOML: {error}") from None
     return _Reader(f"--target {path}", path).target(table, targets)
 
