@@ -14,7 +14,22 @@ Rng = np.random.Generator
 
 INTEGERS = (0, 1, -1, 2, 3, 5, 7, 13, 16, 127, 255, 2**15, 2**31 - 1, -(2**31), 2**32, 2**62, 2**63 - 1, -(2**63))
 FLOATS = (0.0, -0.0, 1.0, -1.0, 1e38, -1e38, 1e-38, 1e-45, float("nan"), float("inf"), -float("inf"), 0.5)
-STRINGS = ("", "x", "y", "\n", "\x1b[2J", "ü✓", "a" * 3000, "../../x", "<b>", "w", "ai.onnx", "com.microsoft", "{}", "%s")
+STRINGS = (
+    "",
+    "x",
+    "y",
+    "\n",
+    "\x1b[2J",
+    "ü✓",
+    "a" * 3000,
+    "../../x",
+    "<b>",
+    "w",
+    "ai.onnx",
+    "com.microsoft",
+    "{}",
+    "%s",
+)
 OPERATORS = (
     "Add", "Mul", "Relu", "Conv", "MatMul", "Gemm", "Concat", "Reshape", "Softmax", "BatchNormalization", "Transpose",
     "Identity", "Clip", "MaxPool", "AveragePool", "Flatten", "Split", "If", "Loop", "Constant", "Cast", "Resize",

@@ -16,7 +16,9 @@ from .check import check
 from .data import Feed
 from .details import Notebook
 from .errors import VerificationError
+from .graph import large
 from .graph.model import Model, Quantizer
+from .graph.precision import WIDENED_FROM
 from .job import Job
 from .report import FloatNode, ModelFacts, QuantizedTensor, Report
 from .runtime import saturates
@@ -139,6 +141,8 @@ def _warnings(job: Job) -> tuple[str, ...]:
         f"{len(strangers)} of {len(job.encodings)} encodings name tensors that the prepared model does not have"
         f" ({', '.join(map(repr, strangers[:3]))}{', ...' * (len(strangers) > 3)}); they are not used",
     ) * bool(strangers)
+    widened = next((p.value for p in job.proto.metadata_props if p.key == WIDENED_FROM), None)
+    warnings += (f"weights were {widened}: what is not quantized is float32 now",) * (widened is not None)
     missing = _without_range(job)
     if not missing:
         return warnings
@@ -153,7 +157,7 @@ def _warnings(job: Job) -> tuple[str, ...]:
 def _facts(proto: ModelProto, path: str | None) -> ModelFacts:
     opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     parameters = sum(int(np.prod(t.dims)) for t in proto.graph.initializer)
-    return ModelFacts(path, proto.ByteSize(), opset, len(proto.graph.node), parameters)
+    return ModelFacts(path, large.nbytes(proto), opset, len(proto.graph.node), parameters)
 
 
 def _record(model: Model, quantizer: Quantizer) -> QuantizedTensor:

@@ -21,10 +21,10 @@ from .account import account
 from .data import CalibrationData, InputSpec, Preprocess
 from .details import Notebook
 from .errors import DataError, EngineError, ModelError, OutputError, UsageError
-from .graph import storage
+from .graph import large, storage
+from .graph.intake import taken_in
 from .graph.match import class_logits
 from .graph.ops import is_float
-from .graph.precision import as_float32
 from .job import INVENTED_INPUTS, Job, make_context
 from .numeric.histogram import Histogram
 from .numeric.logits import Logits
@@ -50,20 +50,23 @@ class Result:
 def open_model(model: str | os.PathLike[str] | ModelProto, *, quantized: bool = False) -> tuple[ModelProto, str]:
     """The model as a checked protobuf, and what messages call it. Raises ModelError.
 
-    quantized: whether it may be; then it is taken as it is, while others are brought to float32.
+    quantized: whether it may be; then it is handed on as it is, else in the form that `graph.intake` describes.
     """
     if isinstance(model, ModelProto):
         storage.check(model, "model", quantized=quantized)
         proto, origin = model, "model"
     else:
         proto, origin = storage.read(model, quantized=quantized), str(model)
-    return (proto if quantized else as_float32(proto, origin)), origin
+    return (proto if quantized else taken_in(proto, origin)), origin
 
 
 def input_specs(proto: ModelProto) -> list[InputSpec]:
-    """The inputs that must be fed, in order."""
+    """The inputs that must be fed, in order. ModelError where there are none, or some are no tensors."""
     initializers = {t.name for t in proto.graph.initializer}
-    return [_input_spec(value) for value in proto.graph.input if value.name not in initializers]
+    specs = [_input_spec(value) for value in proto.graph.input if value.name not in initializers]
+    if not specs:
+        raise ModelError("the model has no inputs: it always computes the same, and cannot be calibrated")
+    return specs
 
 
 def _input_spec(value: onnx.ValueInfoProto) -> InputSpec:
@@ -72,12 +75,17 @@ def _input_spec(value: onnx.ValueInfoProto) -> InputSpec:
         raise ModelError(f"input {value.name!r} is no tensor; such models cannot be calibrated")
     shape = None
     if kind.HasField("shape"):
-        shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim)
+        shape = tuple(_dimension(d) for d in kind.shape.dim)
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     except KeyError:
         raise ModelError(f"input {value.name!r} is of type {kind.elem_type}, unknown to this version of onnx") from None
     return InputSpec(value.name, dtype, shape)
+
+
+def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """Old exporters write -1 for a dynamic one."""
+    return dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None
 
 
 def quantize(
@@ -118,7 +126,8 @@ def quantize(
     start = time.perf_counter()
     options = with_settings(options, settings)
     with ExitStack() as stack:
-        target_path = _open_output(stack, model, output)
+        stack.enter_context(large.storing())
+        target_path = open_output(stack, model, output)
         encodings_path = None if encodings is None else stack.enter_context(storage.replacing(encodings))
         if options.float_output and encodings_path is None:
             raise UsageError("a float output without its encodings has lost what was found out; name a file for them")
@@ -193,7 +202,8 @@ def calibrate(
     """
     options = with_settings(options, settings)
     with ExitStack() as stack:
-        path = _open_output(stack, model, output)
+        stack.enter_context(large.storing())
+        path = open_output(stack, model, output)
         assert path is not None
         proto, origin = open_model(model)
         feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys)
@@ -281,7 +291,7 @@ def _random_inputs(
     return feeds
 
 
-def _open_output(
+def open_output(
     stack: ExitStack, model: str | os.PathLike[str] | ModelProto, output: str | os.PathLike[str] | None
 ) -> Path | None:
     if output is None:

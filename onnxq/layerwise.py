@@ -24,10 +24,10 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from .errors import DataError, ModelError
-from .graph import channels, edit
+from .graph import channels, edit, large
 from .graph.model import Model, captured
 from .graph.ops import LinearLayer, linear_layer
 from .graph.simulate import simulated
@@ -267,7 +267,8 @@ class _Stream:
         self._set(layer.bias.name, layer.bias.values)
 
     def _set(self, name: str, values: NDArray[np.generic]) -> None:
-        self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        aside = name in self._constants and large.is_reference(self._constants[name])
+        self._constants[name] = large.tensor(np.ascontiguousarray(values), name, aside=aside)
 
     def enter(self, k: int) -> Callable[[Mapping[str, Held]], tuple[Any, Arrays]]:
         """A function from a cut's tensors to the probe of segment k, and to what later segments read of it."""

@@ -22,6 +22,9 @@ Array = NDArray[Any]
 MAX_ARRAY_BYTES = 8 << 30
 """No calibration batch comes near this."""
 
+UNSUSPICIOUS_BYTES, BOMB_RATIO = 1 << 28, 100
+"""Larger arrays of data shrink by less than this; deflate makes zeros a thousand times smaller."""
+
 
 class NpzFile:
     """An open .npz file. where: what messages call it.
@@ -55,6 +58,11 @@ class NpzFile:
             header = _npy_header(stream, where)
             if header.nbytes > self._limit:
                 raise DataError(f"{where} declares {header.nbytes} bytes, over {self._limit}; split it up")
+            if header.nbytes > max(UNSUSPICIOUS_BYTES, BOMB_RATIO * info.compress_size):
+                raise DataError(
+                    f"{where} declares {header.nbytes} bytes, packed into {info.compress_size}: a decompression bomb,"
+                    " or data of next to no content; save it uncompressed, with np.savez"
+                )
             if header.nbytes > info.file_size - stream.tell():
                 raise DataError(f"{where} is truncated: it declares {header.nbytes} bytes; save it again")
         return header

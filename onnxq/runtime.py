@@ -22,11 +22,12 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from .errors import EngineError
+from .graph import large
 from .numeric.samples import Statistic
 from .scratch import scratch_folder
 
 Arrays = Mapping[str, np.ndarray]
-Source: TypeAlias = "ModelProto | str | os.PathLike[str]"
+Source: TypeAlias = ModelProto | str | os.PathLike[str]
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -66,11 +67,35 @@ class Session:
         if optimized_path is not None:
             options.optimized_model_filepath = str(optimized_path)
         try:
-            source = model.SerializeToString() if isinstance(model, ModelProto) else os.fspath(model)
-            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            if isinstance(model, ModelProto) and large.references(model):
+                self._session = self._load_large(model, options)
+            else:
+                source = model.SerializeToString() if isinstance(model, ModelProto) else os.fspath(model)
+                self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise EngineError(f"ONNX Runtime cannot load the model: {_message(error)}") from None
         self.outputs = [output.name for output in self._session.get_outputs()]
+
+    def _load_large(self, model: ModelProto, options: Any) -> Any:
+        """A session that reads weights where they are: mapped from their files, shared with it, packed into no copies.
+
+        ONNX Runtime wants to see external data, and uses what it is given instead: a file full of holes will do.
+        """
+        model = ModelProto.FromString(model.SerializeToString())
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        self._weights = []
+        for tensor in large.references(model):
+            values = large.array(tensor)
+            shared = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(values, tensor.data_type)
+            options.add_initializer(tensor.name, shared)
+            self._weights.append((values, shared))
+            del tensor.external_data[:]
+            tensor.external_data.add(key="location", value="holes.bin")
+        with scratch_folder() as folder:
+            with open(folder / "holes.bin", "wb") as file:
+                file.truncate(max(values.nbytes for values, _ in self._weights))
+            (folder / "model.onnx").write_bytes(model.SerializeToString())
+            return ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
 
     def output_types(self) -> dict[str, str]:
         """Output name -> ONNX Runtime's name of its type, such as `tensor(float)`."""

@@ -25,6 +25,8 @@ AGREEMENT_MARGIN_DB = 3.0
 LOW_SQNR_DB = 10.0
 SAMPLES = 32
 
+_BROKEN = "of the float model itself holds infinity or not-a-number: only its finite values were compared"
+
 Feeds = Iterable[tuple[Mapping[str, np.ndarray], int | None]]
 
 
@@ -45,8 +47,10 @@ class _Comparison:
     runtime: Sqnr = field(default_factory=Sqnr)
     same_class: int = 0
     rows: int = 0
+    is_finite: bool = True
 
     def update(self, reference: np.ndarray, plain: np.ndarray, optimised: np.ndarray) -> None:
+        self.is_finite &= bool(np.isfinite(reference).all())
         self.quality.update(reference, plain)
         self.runtime.update(plain, optimised)
         scores, found = class_scores(reference), class_scores(optimised)
@@ -77,7 +81,8 @@ def verify(written: Path, original: ModelProto, feeds: Feeds, threads: int, *, r
     for name, comparison in comparisons.items():
         _refuse_damage(name, comparison, runs_here)
     quality = tuple(comparison.record(name) for name, comparison in comparisons.items())
-    return Verdict(quality, operators, (*troubles, *_warnings(reference.outputs, quality)))
+    broken = [f"output {name!r} {_BROKEN}" for name, comparison in comparisons.items() if not comparison.is_finite]
+    return Verdict(quality, operators, (*troubles, *_warnings(reference.outputs, quality), *broken))
 
 
 def _optimised(written: Path, plain: Session, needed: bool) -> tuple[Session, dict[str, int], tuple[str, ...]]:

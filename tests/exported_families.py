@@ -17,7 +17,7 @@ import onnx
 import torch
 from exported_encoder import as_text
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 torch.set_num_threads(1)
 
@@ -50,7 +50,7 @@ class SqueezeExcite(nn.Module):
         self.inner, self.gate, self.by_mean = inner, gate, by_mean
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = x.mean((2, 3), keepdim=True) if self.by_mean else F.adaptive_avg_pool2d(x, 1)
+        pooled = x.mean((2, 3), keepdim=True) if self.by_mean else functional.adaptive_avg_pool2d(x, 1)
         return x * self.gate(self.second(self.inner(self.first(pooled))))
 
 
@@ -106,7 +106,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         fine = self.down(x)
-        coarse = self.up(self.inner(F.max_pool2d(fine, 2)))
+        coarse = self.up(self.inner(functional.max_pool2d(fine, 2)))
         return self.out(self.join(torch.cat([fine, coarse], 1)))
 
 
@@ -120,8 +120,8 @@ class DeepLab(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.body(x)
-        pooled = F.interpolate(self.pool(F.adaptive_avg_pool2d(y, 1)), size=y.shape[-2:], mode="bilinear")
-        return F.interpolate(self.join(torch.cat([y, pooled], 1)), size=x.shape[-2:], mode="bilinear")
+        pooled = functional.interpolate(self.pool(functional.adaptive_avg_pool2d(y, 1)), size=y.shape[-2:], mode="bilinear")
+        return functional.interpolate(self.join(torch.cat([y, pooled], 1)), size=x.shape[-2:], mode="bilinear")
 
 
 class Yolo(nn.Module):
@@ -145,10 +145,10 @@ class Yolo(nn.Module):
         coarse = self.down(fine)
         pools = [coarse]
         for _ in range(3):
-            pools.append(F.max_pool2d(pools[-1], 5, 1, 2))
+            pools.append(functional.max_pool2d(pools[-1], 5, 1, 2))
         coarse = self.sppf(torch.cat(pools, 1))
-        fine = self.join(torch.cat([F.interpolate(coarse, scale_factor=2.0, mode="nearest"), fine], 1))
-        raw = torch.cat([head(y).flatten(2) for head, y in zip(self.heads, (fine, coarse))], 2)
+        fine = self.join(torch.cat([functional.interpolate(coarse, scale_factor=2.0, mode="nearest"), fine], 1))
+        raw = torch.cat([head(y).flatten(2) for head, y in zip(self.heads, (fine, coarse), strict=True)], 2)
         boxes, scores = raw.split([4 * self.bins, self.classes], 1)
         n = boxes.shape[0]
         distances = self.dfl(boxes.view(n, 4, self.bins, -1).transpose(1, 2).softmax(1)).view(n, 4, -1)
@@ -197,7 +197,7 @@ class Crnn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.body(x).squeeze(2).permute(2, 0, 1)
-        return F.log_softmax(self.out(self.cell(y)[0]), -1)
+        return functional.log_softmax(self.out(self.cell(y)[0]), -1)
 
 
 def super_resolution() -> nn.Module:
@@ -291,6 +291,27 @@ EXPORTERS: Mapping[str, tuple[bool, int]] = {
 """Exporter -> dynamo, operator set."""
 
 
+WRITTEN = (
+    "alexnet.torchscript-11",
+    "crnn.torchscript-11",
+    "deeplab.torchscript-11",
+    "efficientnet.dynamo-18",
+    "lstm.torchscript-13",
+    "gru.dynamo-18",
+    "mobilenet-v3.torchscript-11",
+    "shufflenet.torchscript-13",
+    "shufflenet.dynamo-21",
+    "style-transfer.dynamo-18",
+    "super-resolution.torchscript-17",
+    "unet.torchscript-11",
+    "unet-bilinear.dynamo-18",
+    "yolo.torchscript-13",
+    "yolo.dynamo-18",
+    "yolo-v5.torchscript-11",
+)
+"""FAMILY.EXPORTER of the texts: all families that exporters write in many nodes."""
+
+
 def exported(family: str, exporter: str, seed: int = 0) -> onnx.ModelProto:
     """With a dynamic batch; weights that carry the signal on, statistics of BatchNorm as if trained."""
     make, shape = FAMILIES[family]
@@ -309,7 +330,7 @@ def exported(family: str, exporter: str, seed: int = 0) -> onnx.ModelProto:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if dynamo:
-            dims = {axis: torch.export.Dim.DYNAMIC for axis in axes}
+            dims = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
             program = torch.onnx.export(
                 module, (feed,), dynamo=True, opset_version=opset, input_names=["x"], output_names=["y"],
                 dynamic_shapes=(dims,), verbose=False,

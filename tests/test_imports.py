@@ -26,6 +26,7 @@ LEVELS = [
     {"account"},
     {"api"},
     {"analysis"},
+    {"qat"},
     {"cli"},
 ]
 """A module imports from lower levels and from its own package; never sideways."""

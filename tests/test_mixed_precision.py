@@ -176,7 +176,7 @@ def test_the_file_gives_the_same_bytes(place: Path) -> None:
     assert again.exit_code == 0, again.output
     assert (place / "one.onnx").read_bytes() == (place / "two.onnx").read_bytes()
     text = (place / "mixed.toml").read_text()
-    assert {"samples = 7", 'activation-range = "minmax"', "no-cle = true", 'rounding = "descent"'} <= set(
+    assert {"samples = 7", 'activation-range = "minmax"', 'cle = "off"', 'rounding = "descent"'} <= set(
         text.split("\n")
     )
     assert 'tensor = "b[[]0]"' in text

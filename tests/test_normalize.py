@@ -243,14 +243,40 @@ def test_control_flow_is_left_alone_and_what_it_captures_stays(taken: bool) -> N
     assert_same_function(proto, after.clone().to_proto(), 0, arrays)
 
 
-def test_a_branch_on_a_constant_is_not_folded() -> None:
-    after = assert_normalizes(
+def test_a_branch_on_a_constant_is_taken() -> None:
+    assert_normalizes(
         """(float[N,3] x) => (float[N,3] y) <bool c = {1}, float[3] k> {
             s = If(c) <then_branch = t () => (float[3] a) { a = Abs(k) }, else_branch = e () => (float[3] b)
             { b = Neg(k) }>
             y = Add(x, s)
         }""",
-        ["If", "Add"],
+        ["Add"],
+    )
+
+
+def test_a_branch_may_read_the_outer_graph_or_pass_it_on() -> None:
+    assert_normalizes(
+        """(float[N,3] x) => (float[N,3] y, float[N,3] z) <bool no = {0}, float[3] k> {
+            a = Relu(x)
+            s = If(no) <then_branch = t () => (float[N,3] a2) { a2 = Abs(a) }, else_branch = e () => (float[N,3] b2)
+            { m = Constant<value = float[3] {1, 2, 3}>() i = Mul(a, m) b2 = Add(i, k) }>
+            u = If(no) <then_branch = f () => (float[N,3] a3) { a3 = Abs(s) }, else_branch = g () => (float[N,3] b3)
+            { i = Neg(s) b3 = Exp(i) }>
+            y = Add(u, s)
+            z = If(no) <then_branch = p () => (float[N,3] a4) { a4 = Abs(s) }, else_branch = q () => (float[N,3] b4)
+            { b4 = Identity(a) }>
+        }""",
+        ["Relu", "Mul", "Add", "Neg", "Exp", "Add"],
+    )
+
+
+def test_a_branch_that_depends_on_the_input_stays() -> None:
+    after = assert_normalizes(
+        """(float[N,3] x, bool c) => (float[N,3] y) {
+            y = If(c) <then_branch = t () => (float[N,3] a) { a = Abs(x) }, else_branch = e () => (float[N,3] b)
+            { b = Neg(x) }>
+        }""",
+        ["If"],
     )
     assert after.graph.nodes[0].op == "If"
 

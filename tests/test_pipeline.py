@@ -283,12 +283,12 @@ def test_the_report_is_strict_json(report):
     assert found["options"]["exclude"] == ["Gemm"]
     assert found["options"]["preprocess"]["layout"] == "auto"
     assert [step["name"] for step in found["steps"]] == [
-        "Normalize", "FoldBatchNorm", "RemoveDeadChannels", "EqualizeLayers", "AbsorbBias", "AddQuantizers",
-        "SetWeightRanges", "SetActivationRanges", "CorrectBias", "SetBiasScales",
+        "Normalize", "RestoreOperators", "FoldBatchNorm", "RemoveDeadChannels", "EqualizeLayers", "AbsorbBias",
+        "AddQuantizers", "SetWeightRanges", "SetActivationRanges", "CorrectBias", "SetBiasScales",
         "FuseActivation", "LowerToQdq",
     ]  # fmt: skip
     assert found["float_nodes"] == [{"node": "Gemm_y", "op": "Gemm", "reason": "excluded by 'Gemm'"}]
-    assert found["steps"][5]["skips"] == [["Gemm_y", "excluded by 'Gemm'"]]
+    assert found["steps"][6]["skips"] == [["Gemm_y", "excluded by 'Gemm'"]]
     assert (found["integer_nodes"], found["samples"], found["compared_samples"]) == (2, 10, 10)
     kinds = {t["tensor"]: (t["kind"], t["grid"], len(t["scale"]), t["axis"]) for t in found["tensors"]}
     assert kinds["x"] == ("activation", "uint8", 1, None)

@@ -111,7 +111,7 @@ def test_each_base_serves(tmp_path):
         ("min_opset = -1", "min_opset must not be negative"),
         ("weight_types = ['int7']", "weight_types must be one of int4, .* got 'int7'"),
         ("weight_types = 'int8'", "weight_types must be a list of strings, got 'int8'"),
-        ("fused = ['Tanh']", "fused must be one of Relu, Clip, got 'Tanh'"),
+        ("fused = ['Tan']", "fused must be one of Relu, Clip, .*, Swish, got 'Tan'; did you mean 'Tanh'"),
         ("reduced_weights = 1", "reduced_weights must be true or false, got 1"),
         ("name = 3", "name must be a string, got 3"),
         ("activation = 'int8'", r"'activation' must be a table, \[activation\], got 'int8'"),

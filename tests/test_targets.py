@@ -55,7 +55,7 @@ MOVEMENT = {
     "ReduceMin": ("ReduceMin", chain("s = ReduceMin<axes=[2],keepdims=1>(a) z = Add(a, s)")),
     "Resize": ("Resize", chain('z = Resize<mode="nearest">(a, , s)', ", float[4] s", s=[1, 1, 2, 2])),
 }
-SOFT_PAD = chain("z = Pad(a, p)", ", int64[8] p", p=[0, 0, 1, 1, 0, 0, 1, 1])
+SOFT_PAD = chain("q = Pad(a, p) z = MaxPool<kernel_shape=[1,1]>(q)", ", int64[8] p", p=[0, 0, 1, 1, 0, 0, 1, 1])
 
 LINEAR = {
     "Conv": ("QLinearConv", chain("z = Conv(a, v)", ", float[4,4,3,3] v")),

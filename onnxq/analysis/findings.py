@@ -6,7 +6,7 @@ bias         an integer at s_x s_w, at most 2^30 (`graph.bias_scale`). Where it 
              and the weights pay.                                              s_w grew at all: bias beyond 32 bits
 activation   half of its values that are not zero are within m. On a grid of width R they have about
              2^bits 2m / R integers.                                           fewer than 4: extreme range
-either       clipping makes most of its error, which is more than 1 % of its power: clipped values
+either       clipping makes most of its error, which is more than 0.1 % of its power: clipped values
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..graph.bias_scale import input_scale, lowest_scales
 from ..graph.model import extract
 from ..graph.ops import LinearLayer
 from ..layerwise import planned_layers
+from ..numeric.distribution import grid_ends
 from ..numeric.metrics import sqnr
 from ..numeric.quant import QuantParams
 from ..runtime import Session
@@ -33,8 +34,10 @@ UNEVEN = 8.0
 """Three bits lost by the median channel."""
 
 FEW_INTEGERS = 4.0
+"""Of a grid's, for half of the values."""
 
-LOUD_DB = 20.0
+LOUD_DB = 30.0
+"""Own SQNR below which a grid's error is looked into."""
 
 LOOKED_AT = 8
 """Samples of an activation."""
@@ -126,19 +129,15 @@ def _range(values: NDArray[np.float64], params: QuantParams) -> Finding | None:
 
 
 def _clipping(values: NDArray[np.float64], params: QuantParams) -> Finding | None:
-    error = np.square(values - np.asarray(params.fake(values.astype(np.float32)), np.float64))
-    ends = (
-        np.asarray(params.dequantize(np.asarray([params.grid.qmin, params.grid.qmax], np.int32)), np.float64)
-        if params.axis is None and params.block is None
-        else None
-    )
-    if ends is None or 10 ** (-LOUD_DB / 10) * np.square(values).sum() > error.sum():
+    if params.axis is not None or params.block is not None:
         return None
-    outside = (values < ends[0]) | (values > ends[1])
-    if error[outside].sum() <= 0.5 * error.sum():
+    error = np.square(values - np.asarray(params.fake(values.astype(np.float32)), np.float64))
+    lo, hi = grid_ends(params)
+    share = float(error[(values < lo) | (values > hi)].sum() / max(error.sum(), np.finfo(np.float64).tiny))
+    if share <= 0.5 or error.sum() < 10 ** (-LOUD_DB / 10) * np.square(values).sum():
         return None
     return Finding(
         "clipped values",
-        f"its grid ends at {ends[0]:.4g} and {ends[1]:.4g}, values at {values.min():.4g} and {values.max():.4g}:"
-        f" clipping makes {error[outside].sum() / error.sum():.0%} of its error",
+        f"its grid goes from {lo:.4g} to {hi:.4g}, and values from {values.min():.4g} to {values.max():.4g}: clipping"
+        f" makes {share:.0%} of its error",
     )

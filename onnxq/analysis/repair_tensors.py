@@ -75,6 +75,12 @@ class TensorRepair:
                 if self._attempt(title, fewer, must_reach=True):
                     break
 
+    def given(self, name: str) -> str:
+        """What a tensor was given; empty: nothing."""
+        if name in self.heights:
+            return self.ladders[name][self.heights[name]].title
+        return f"range by {self.methods[name]}" if name in self.methods else ""
+
     # --- which tensors ----------------------------------------------------------------------------------------
 
     def _suspects(self, ranking: Sequence[Unit]) -> list[Unit]:

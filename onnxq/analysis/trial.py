@@ -53,6 +53,11 @@ class Goal:
             return one.score > other.score
         return one.db > other.db + HEARD_DB
 
+    def worse_first(self, trial: Trial) -> list[Part]:
+        """Weights and activations, in the order in which they are to blame."""
+        parts = list(trial.parts)
+        return parts[::-1] if self.better(*(trial.parts[part] for part in parts)) else parts
+
 
 @dataclass
 class Trial:

@@ -43,7 +43,10 @@ def shared_grid(graph: QdqGraph, target: Target) -> Iterator[Finding]:
         if rule.tie == "none":
             continue
         grids = [(t.name, e) for i, t in graph.activations(node) if (e := graph.read(node, i)) is not None]
-        if rule.tie == "all" and grids and (pair := graph.written(node)) is not None:
+        pair = graph.written(node)
+        if rule.tie == "all" and rule.output == "grid" and pair is None:
+            continue  # it runs in float
+        if rule.tie == "all" and grids and pair is not None:
             grids.append((pair.tensor.name, pair.encoding))
         for name, encoding in grids[1:]:
             if not encoding.same_grid(grids[0][1]):

@@ -22,6 +22,7 @@ from .debug import debug_command
 from .evaluate import evaluate_command
 from .inspect import inspect_command
 from .options import EXIT_CODES
+from .qat import qat_command
 from .quantize import quantize_command
 from .sensitivity import sensitivity_command
 from .targets import targets_command
@@ -92,6 +93,7 @@ def main() -> None:
 
 COMMANDS = (
     quantize_command,
+    qat_command,
     calibrate_command,
     inspect_command,
     evaluate_command,

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..analysis.debug import Debugged, Target, debug
+from ..analysis.debug import Debugged, Limit, debug
 from ..analysis.fixes import NAMES
 from ..api import quantize
 from ..graph.storage import replacing, write_text
@@ -117,7 +117,7 @@ def debug_command(
         found = debug(
             model,
             calib,
-            target=Target(target_drop, target_score),
+            target=Limit(target_drop, target_score),
             labels=labels,
             metric=metric,
             judged=judged,

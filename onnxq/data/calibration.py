@@ -206,10 +206,11 @@ class CalibrationData:
         Works on headers, too. Raises DataError where an array cannot be what the model takes.
         """
         stored, batches = {}, {}
+        nothing = all(arrays[spec.name].size == 0 for spec in self.inputs)  # some may be: a decoder's past at first
         for spec in self.inputs:
             array = arrays[spec.name]
-            if array.size == 0 or array.dtype.hasobject:
-                trouble = "holds Python objects" if array.size else f"is empty, {shape_text(array.shape)}"
+            if nothing or array.dtype.hasobject:
+                trouble = f"is empty, {shape_text(array.shape)}" if nothing else "holds Python objects"
                 raise DataError(f"{record.origin}: the array for {spec} {trouble}; leave it out")
             if self._has_pixels(record, spec, array):
                 stored[spec.name] = batches[spec.name] = self.preprocess.batch(array, spec, record.origin)

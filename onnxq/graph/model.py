@@ -14,6 +14,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from ..errors import ModelError
 from ..numeric.quant import QuantParams, QuantSpec
+from . import large
+from .ops import in_subgraph
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 
@@ -84,6 +86,7 @@ class Model:
     quantizers: by tensor name, in the order in which they were placed; data until `lower_to_qdq`.
     moments: by tensor name.
     origin: what messages call the model, usually its path.
+    is_large: its weights stay in files (`graph.large`).
     """
 
     graph: gs.Graph
@@ -91,6 +94,7 @@ class Model:
     quantizers: dict[str, Quantizer] = field(default_factory=dict)
     moments: dict[str, Moments] = field(default_factory=dict)
     header: ModelProto = field(default_factory=ModelProto)
+    is_large: bool = False
     _names: set[str] = field(default_factory=set, repr=False)
 
     @classmethod
@@ -98,14 +102,22 @@ class Model:
         """Raises ModelError for content that graph surgeon would drop without a word."""
         _refuse_losses(proto, origin)
         graph = gs.import_onnx(proto)
+        for inner in graph.subgraphs(recursive=True):
+            for node in inner.nodes:
+                node.in_subgraph = True
         graph.functions.clear()  # kept as they are in the header
+        is_large = bool(large.references(proto))
+        if is_large:
+            large.keep_aside(t for t in graph.tensors().values() if isinstance(t, gs.Constant))
         for value, tensor in zip(proto.graph.output, graph.outputs, strict=True):
             if tensor.shape is None and value.type.tensor_type.HasField("shape"):
                 tensor.shape = ()  # graph surgeon takes a scalar's shape for none at all
-        return cls(graph, origin, header=_header_of(proto))
+        return cls(graph, origin, header=_header_of(proto), is_large=is_large)
 
     def to_proto(self) -> ModelProto:
         """The float model as it stands, with the metadata of the original; quantizers are not part of it."""
+        if self.is_large:
+            large.keep_aside(self.initializers())
         proto = gs.export_onnx(self.graph, do_type_check=False)
         proto.MergeFrom(self.header)
         return proto
@@ -141,8 +153,8 @@ class Model:
         return any(tensor is output for output in self.graph.outputs)
 
     def sole_consumer(self, tensor: gs.Tensor) -> gs.Node | None:
-        """The one node that reads `tensor`, once, where nothing else does: no other input, no graph output."""
-        if len(tensor.outputs) == 1 and not self.is_output(tensor):
+        """The one node that reads `tensor`, once, where nothing else does: no other input, output or subgraph."""
+        if len(tensor.outputs) == 1 and not self.is_output(tensor) and not in_subgraph(tensor.outputs[0]):
             return tensor.outputs[0]
         return None
 
@@ -167,6 +179,15 @@ def nodes_of(graph: GraphProto) -> Iterator[NodeProto]:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
                 yield from nodes_of(inner)
+
+
+def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
+    """A serialized graph and all its subgraphs."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from graphs_of(inner)
 
 
 def extract(proto: ModelProto, outputs: Iterable[str]) -> ModelProto:

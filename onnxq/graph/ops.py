@@ -78,6 +78,11 @@ def is_op(node: gs.Node, *ops: str) -> bool:
     return node.op in ops and node.domain in ONNX_DOMAINS
 
 
+def in_subgraph(node: gs.Node) -> bool:
+    """Whether the node lies in a branch or in the body of a loop, as `Model.from_proto` marks those that do."""
+    return getattr(node, "in_subgraph", False)
+
+
 def linear_layer(node: gs.Node) -> LinearLayer | str:
     """The layer that `node` is the heart of, or the reason why it is none."""
     if not is_op(node, *LINEAR_OPS):
@@ -87,9 +92,13 @@ def linear_layer(node: gs.Node) -> LinearLayer | str:
         return f"weight {weight.name!r} is not constant"
     if isinstance(node.inputs[0], gs.Constant):
         return "the input is a constant too"
+    if 0 in weight.shape:
+        return f"weight {weight.name!r} has no elements"
     if node.op == "MatMul":
         if len(weight.shape) < 2:
             return f"weight {weight.name!r} is a vector"
+        if rank(node.inputs[0]) == 1:
+            return f"the input {node.inputs[0].name!r} is a vector, without a batch"
         return _with_added_bias(node, weight)
     bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
     if bias is not None and not isinstance(bias, gs.Constant):
@@ -125,7 +134,7 @@ def layer_ending_in(tensor: gs.Tensor) -> LinearLayer | str:
 def _with_added_bias(node: gs.Node, weight: gs.Constant) -> LinearLayer:
     bare = LinearLayer(node, node.inputs[0], weight, len(weight.shape) - 1, None, None)
     output = node.outputs[0]
-    if len(output.outputs) != 1 or not is_op(output.outputs[0], "Add"):
+    if len(output.outputs) != 1 or not is_op(output.outputs[0], "Add") or in_subgraph(output.outputs[0]):
         return bare
     add = output.outputs[0]
     bias = next((t for t in add.inputs if isinstance(t, gs.Constant)), None)

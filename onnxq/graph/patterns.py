@@ -3,8 +3,8 @@
 What such pieces compute between them (a variance, an error function) is meant for no 8-bit grid, so that a matched
 group is treated as the one operator that it stands for. Patterns are expressions, read backwards from the last node:
 
-    Mul(x, Sigmoid(x))      nodes by operator, standard domain; Add, Mul, Min and Max take their inputs in any order, and
-                            three terms or more in any bracketing; inputs not mentioned (axes) must be constants
+    Mul(x, Sigmoid(x))      nodes by operator, standard domain. Add, Mul, Min and Max take their inputs in any order,
+                            and three terms or more in any bracketing; inputs not mentioned (axes) must be constants
     x                       a name of one letter: any tensor, the same one wherever the name occurs
     gamma                   a longer name: a constant
     0.5                     a constant with this one value, to three digits

@@ -9,14 +9,13 @@ float32 is refused. Inputs and outputs keep their types, so that the model can t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 import onnx.inliner
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from ..errors import ModelError
-from .model import nodes_of
+from .model import graphs_of, nodes_of
 from .ops import LINEAR_OPS
 from .shapes import infer_shapes
 
@@ -44,7 +43,7 @@ def as_float32(proto: ModelProto, origin: str) -> ModelProto:
         _refuse_boundary(value, origin)
     boundary = [v for v in boundary if v.name not in listed]
     types = _element_types(copy)
-    for graph in _graphs(copy.graph):
+    for graph in graphs_of(copy.graph):
         _widen(graph, types, found, origin, listed if graph is copy.graph else None)
     _cast_boundary(copy.graph, {v.name: v.type.tensor_type.elem_type for v in boundary})
     entry = copy.metadata_props.add()
@@ -56,21 +55,12 @@ def _types_of_weights(proto: ModelProto) -> set[int]:
     """Float types, other than float32, that weights of linear layers have."""
     found = set()
     bodies = [proto.graph, *(GraphProto(node=f.node) for f in proto.functions)]
-    for graph in (inner for body in bodies for inner in _graphs(body)):
+    for graph in (inner for body in bodies for inner in graphs_of(body)):
         kinds = {t.name: t.data_type for t in graph.initializer}
         kinds |= {n.output[0]: a.t.data_type for n in graph.node if n.op_type == "Constant" for a in n.attribute}
         read = {n.input[1] for n in graph.node if n.op_type in LINEAR_OPS and len(n.input) > 1}
         found |= {kind for name, kind in kinds.items() if name in read and kind in _NAMES}
     return found
-
-
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """The graph and all its subgraphs."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _graphs(inner)
 
 
 def _element_types(proto: ModelProto) -> dict[str, int]:
@@ -163,7 +153,7 @@ def _cast_boundary(graph: GraphProto, kinds: dict[str, int]) -> None:
     for node in nodes_of(graph):
         node.input[:] = [fresh.get(name, name) for name in node.input]
         node.output[:] = [fresh.get(name, name) for name in node.output]
-    for value in (*graph.initializer, *graph.value_info, *(o for g in list(_graphs(graph))[1:] for o in g.output)):
+    for value in (*graph.initializer, *graph.value_info, *(o for g in list(graphs_of(graph))[1:] for o in g.output)):
         value.name = fresh.get(value.name, value.name)
     inputs = {v.name for v in graph.input}
     before = [_cast(name, fresh[name], TensorProto.FLOAT) for name in kinds if name in inputs]

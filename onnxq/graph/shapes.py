@@ -11,15 +11,39 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
+from .model import graphs_of
 from .ops import is_op
 
 
 def infer_shapes(proto: ModelProto) -> ModelProto:
     """The model with all types and shapes that ONNX can tell; as it was where inference fails altogether."""
     try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        return without_odd_values(onnx.shape_inference.infer_shapes(proto, data_prop=True))
     except (onnx.shape_inference.InferenceError, google.protobuf.message.EncodeError, ValueError, RuntimeError):
         return proto
+
+
+def odd_values(proto: ModelProto) -> bool:
+    """Whether it notes types of inner values that graph surgeon has no words for: optional values, maps."""
+    return any(not is_plain(v.type) for graph in graphs_of(proto.graph) for v in graph.value_info)
+
+
+def without_odd_values(proto: ModelProto) -> ModelProto:
+    """The model, changed, without such notes; whoever needs them infers them again."""
+    for graph in graphs_of(proto.graph):
+        kept = [value for value in graph.value_info if is_plain(value.type)]
+        if len(kept) < len(graph.value_info):
+            del graph.value_info[:]
+            graph.value_info.extend(kept)
+    return proto
+
+
+def is_plain(kind: onnx.TypeProto) -> bool:
+    """Whether a type is none, a tensor, or a sequence of tensors."""
+    which = kind.WhichOneof("value")
+    return which in (None, "tensor_type") or (
+        which == "sequence_type" and kind.sequence_type.elem_type.WhichOneof("value") == "tensor_type"
+    )
 
 
 def tensor_bytes(proto: ModelProto, names: Iterable[str], feed: Mapping[str, np.ndarray]) -> dict[str, int]:

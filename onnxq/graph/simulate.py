@@ -15,6 +15,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..numeric.quant import QuantParams
+from . import large
 from .model import Model, Quantizer
 
 
@@ -41,9 +42,10 @@ def on_grids(
         if quantizer.params is None:
             continue
         if name in initializers:
-            rounded = quantizer.params.fake(numpy_helper.to_array(initializers[name]))
+            weight = initializers[name]
+            rounded = quantizer.params.fake(large.array(weight))
             target = unique_name(f"{name}_on_grid")
-            proto.graph.initializer.append(numpy_helper.from_array(rounded, target))
+            proto.graph.initializer.append(large.tensor(rounded, target, aside=large.is_reference(weight)))
             renamed.update({(reader, name): target for reader in quantizer.readers})
         else:
             nodes, constants = _pair(name, quantizer.params, unique_name)

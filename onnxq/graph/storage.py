@@ -13,10 +13,15 @@ from onnx import GraphProto, ModelProto
 
 from ..errors import AlreadyQuantizedError, ModelError, OutputError
 from ..scratch import scratch_folder
+from . import external_data, large
 from .model import nodes_of
+from .soundness import refuse_unsound
 
 LARGEST_PROTOBUF = 2**31 - 2**20
 """Bytes that still fit one protobuf file; larger models keep their tensors in a second file beside it."""
+
+SMALLEST_EXTERNAL, PAGE = 1024, 4096
+"""Bytes: of a tensor that goes into that file, and what its beginnings are multiples of."""
 
 _INTEGER_OPS = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger",
@@ -40,27 +45,24 @@ def read(path: str | os.PathLike[str], *, quantized: bool = False) -> ModelProto
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(f"{path}: not an ONNX model, or a truncated one (no graph or operator sets in it)")
-    _load_external(proto, path)
-    check(proto, str(path), quantized=quantized)
-    return proto
-
-
-def _load_external(proto: ModelProto, path: Path) -> None:
-    """Tensors kept beside the model. The ONNX loader refuses locations outside the model's folder."""
     try:
-        onnx.load_external_data_for_model(proto, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        external_data.load(proto, path.parent)
+    except (ModelError, OSError) as error:
         raise ModelError(
             f"{path}: external data cannot be loaded: {first_line(error)}; put the data file beside the model"
         ) from None
+    check(proto, str(path), quantized=quantized)
+    return proto
 
 
 def check(proto: ModelProto, origin: str, *, quantized: bool = False) -> None:
     """Raise ModelError where the ONNX checker rejects the model, or where it is quantized but must not be."""
     try:
-        onnx.checker.check_model(proto if proto.ByteSize() < LARGEST_PROTOBUF else _without_weights(proto))
+        whole = proto.ByteSize() < LARGEST_PROTOBUF and not large.references(proto)
+        onnx.checker.check_model(proto if whole else _without_weights(proto))
     except (onnx.checker.ValidationError, UnicodeDecodeError) as error:  # the latter for damaged names
         raise ModelError(f"{origin}: not a valid ONNX model: {first_line(error)}") from None
+    refuse_unsound(proto, origin)
     for node in () if quantized else nodes_of(proto.graph):
         if node.op_type in _INTEGER_OPS:
             raise AlreadyQuantizedError(
@@ -133,16 +135,68 @@ def write_text(text: str, path: Path) -> None:
 
 
 def write(proto: ModelProto, path: Path) -> None:
-    """Serialize to `path`, with tensors in `NAME.data` beside it where one protobuf cannot hold them."""
+    """Serialize to `path`, with tensors in `NAME.data` beside it where one protobuf cannot hold them.
+
+    Raises OutputError.
+    """
     try:
-        if proto.ByteSize() < LARGEST_PROTOBUF:
-            data = proto.SerializeToString(deterministic=True)
-            with open(path, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        if large.nbytes(proto) < LARGEST_PROTOBUF:
+            for tensor in large.references(proto):
+                external_data.embed(tensor, large.place(tensor))
         else:
-            onnx.save_model(proto, path, "protobuf", save_as_external_data=True, location=f"{path.name}.data")
-            onnx.load_external_data_for_model(proto, str(path.parent))  # saving took them out of `proto`
+            proto = _with_data_file(proto, path.with_name(f"{path.name}.data"))
+        data = proto.SerializeToString(deterministic=True)
+        with open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
-        raise OutputError(f"{path.name}: cannot be written: {error.strerror}") from None
+        raise OutputError(f"{path.name}: cannot be written: {error.strerror or error}") from None
+
+
+def _with_data_file(proto: ModelProto, path: Path) -> ModelProto:
+    """A copy of the model whose large tensors lie in the file `path`, each at a page of its own, as it is mapped."""
+    result = _without_initializers(proto)
+    with open(path, "wb") as file:
+        for tensor in proto.graph.initializer:
+            reference = large.is_reference(tensor)
+            if not reference and len(tensor.raw_data) < SMALLEST_EXTERNAL:
+                result.graph.initializer.append(tensor)
+                continue
+            file.write(bytes(-file.tell() % PAGE))
+            begin = file.tell()
+            if reference:
+                large.copy(large.place(tensor), file)
+            else:
+                file.write(tensor.raw_data)
+            moved = result.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            moved.data_location = onnx.TensorProto.EXTERNAL
+            entries = {"location": path.name, "offset": begin, "length": file.tell() - begin}
+            for key, value in entries.items():
+                moved.external_data.add(key=key, value=str(value))
+        file.flush()
+        os.fsync(file.fileno())
+    return result
+
+
+def _without_initializers(proto: ModelProto) -> ModelProto:
+    """A copy that never holds the weights: everything but them is copied field by field."""
+    result, graph = ModelProto(), GraphProto()
+    for field, value in proto.ListFields():
+        if field.name != "graph":
+            _copy_field(result, field.name, value)
+    for field, value in proto.graph.ListFields():
+        if field.name != "initializer":
+            _copy_field(graph, field.name, value)
+    result.graph.CopyFrom(graph)
+    return result
+
+
+def _copy_field(target: object, name: str, value: object) -> None:
+    held = getattr(target, name)
+    if hasattr(held, "extend"):
+        held.extend(value)
+    elif hasattr(held, "CopyFrom"):
+        held.CopyFrom(value)
+    else:
+        setattr(target, name, value)

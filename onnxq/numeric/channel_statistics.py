@@ -14,6 +14,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ModelError
 from .quant import FloatArray
 from .samples import Samples
 
@@ -89,6 +90,11 @@ class ChannelStatistics:
         """Take in a batch, samples along axis 0. Infinity and not-a-number show in the extremes only."""
         if not x.size:
             return
+        if not -x.ndim <= self.axis < x.ndim:
+            raise ModelError(
+                f"a tensor of shape {x.shape} was expected to have channels along axis {self.axis}: the shapes that the"
+                " model declares are not those that it computes; repair them, or remove them"
+            )
         if not self.count:
             channels = x.shape[self.axis]
             self.lo, self.hi = np.full(channels, np.inf), np.full(channels, -np.inf)

@@ -59,6 +59,10 @@ class Ranges:
         return scaled if self.inputs is None else scaled * np.exp(u[self.inputs]).reshape(g, 1, columns)
 
 
+BEYOND = float(np.finfo(np.float32).max)
+"""What a float32 tensor cannot hold: magnitudes foreseen beyond it say nothing."""
+
+
 @dataclass(frozen=True)
 class Load:
     """What a layer carries: power (Cin,) is E[x^2] of its inputs; stake (Cout,), how much an error
@@ -131,7 +135,7 @@ def least_noise(
     first, second = np.zeros_like(u), np.zeros_like(u)
     terms: list[_WeightNoise | _ActivationNoise] = []
     terms += [_WeightNoise(ranges, load, steps[0]) for ranges, load in layers if ranges.weight.any()]
-    terms += [_ActivationNoise(a, steps[1]) for a in activations if a.largest.any()]
+    terms += [_ActivationNoise(a, steps[1]) for a in activations if 0 < a.largest.max(initial=0.0) < BEYOND]
     for i in range(iterations):
         gradient = np.zeros_like(u)
         total = sum(term.add(u, gradient) for term in terms)

@@ -165,6 +165,10 @@ class _Rounder:
             reason = f"layers that read weight {layer.weight.name!r} in different ways share it: rounded to nearest"
             self.skips.append(Skip(layer.node.name, reason))
             return "rounded to nearest"
+        if layer.bias_values.size != matrix.groups * matrix.rows:
+            reason = f"weight {layer.weight.name!r} holds several matrices that share a bias: rounded to nearest"
+            self.skips.append(Skip(layer.node.name, reason))
+            return "rounded to nearest"
         choice = self.restored.get(layer.weight.name)
         if choice is None:
             choice = self._chosen(matrix, uses, seen)

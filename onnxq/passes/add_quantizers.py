@@ -22,7 +22,7 @@ import onnx_graphsurgeon as gs
 
 from ..errors import UsageError
 from ..graph.model import Model, Quantizer, grid_root
-from ..graph.ops import ONNX_DOMAINS, LinearLayer, clip_bounds, is_float, is_op, linear_layer
+from ..graph.ops import ONNX_DOMAINS, LinearLayer, clip_bounds, is_float, is_op, linear_layer, preserves_grid
 from ..graph.patterns import ACTIVATIONS, Composite, find_composites
 from ..graph.residual import residual_input
 from ..numeric.quant import QuantSpec
@@ -145,8 +145,10 @@ class _Choice:
         if not all(is_float(t) for t in (*data, *node.outputs[:1])):
             return "" if rule.kind == "movement" else "its tensors are not float32"
         if rule.kind == "movement":
-            moves = self.target.joins == "everywhere" and not isinstance(data[0], gs.Constant)
-            return rule if moves or id(data[0]) in self.integer else ""
+            if id(data[0]) in self.integer:
+                return rule
+            idle = isinstance(data[0], gs.Constant) or all(map(self._ends_in_outputs, node.outputs))
+            return rule if self.target.joins == "everywhere" and not idle else ""
         if rule.kind == "elementwise":
             if not self._joins(data):
                 return "none of its inputs is computed in integers"
@@ -155,9 +157,20 @@ class _Choice:
                     return f"{constant.name!r} is the weight of a linear layer, which has a grid of its own"
                 if not np.isfinite(constant.values).all():
                     return f"constant {constant.name!r} holds infinity or not-a-number"
+            if is_op(node, "Concat") and self._ends_in_outputs(node.outputs[0]):
+                return "it puts outputs of the model together: narrow ones would be lost on the grid of wide ones"
             if self.target.outputs != "grid" and self.model.is_output(node.outputs[0]):
                 return "it computes an output of the model, which keeps float precision"
         return rule
+
+    def _ends_in_outputs(self, tensor: gs.Tensor) -> bool:
+        """Whether a tensor becomes an output of the model, moved at most, and nothing else."""
+        if not tensor.outputs:
+            return self.model.is_output(tensor)
+        return all(
+            preserves_grid(reader) and reader.inputs[0] is tensor and all(map(self._ends_in_outputs, reader.outputs))
+            for reader in tensor.outputs
+        )
 
     def _joins(self, data: list[gs.Tensor]) -> bool:
         """Whether an elementwise operator on these tensors is worth a place among the integers."""

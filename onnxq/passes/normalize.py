@@ -118,7 +118,8 @@ def _infer(model: Model) -> None:
     declared = {t.name for t in (*model.graph.inputs, *model.graph.outputs) if t.shape is not None}
     for name, tensor in model.graph.tensors().items():
         if isinstance(tensor, gs.Variable) and name in inferred:
-            tensor.dtype = tensor.dtype if tensor.dtype is not None else inferred[name].dtype
+            if tensor.dtype is None:
+                tensor.dtype, tensor.type = inferred[name].dtype, inferred[name].type
             if name not in declared and inferred[name].shape is not None:
                 tensor.shape = inferred[name].shape
 

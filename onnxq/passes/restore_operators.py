@@ -2,7 +2,7 @@
 step of an accelerator, with a quantizer before and behind it, not in between).
 
     HardSigmoid           min(max(x + 3, 0), 6) / 6                   older exporters: Add, Clip, Div or Mul
-    HardSwish             x HardSigmoid(x), a = 1/6, b = 1/2          Add, Clip, Mul, Div in any order, HardSigmoid and Mul
+    HardSwish             x HardSigmoid(x)                            Add, Clip, Mul, Div in any order; HardSigmoid, Mul
     GlobalAveragePool     ReduceMean over all axes behind the channels
     LeakyRelu             PRelu with one slope for all channels
     Conv with pads        Pad with zeros, and Conv

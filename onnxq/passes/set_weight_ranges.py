@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import ModelError
 from ..graph.model import Model, Quantizer
+from ..graph.ops import LinearLayer, linear_layer
 from ..numeric.quant import QuantParams
 from ..numeric.ranges import set_range
 from ..numeric.samples import Samples
@@ -29,11 +30,14 @@ class SetWeightRanges:
             if quantizer is None or quantizer.given:
                 continue
             values = np.asarray(constant.values)
-            if not np.isfinite(values).all():
-                raise ModelError(
-                    f"{model.origin}: weight {constant.name!r} of node {', '.join(quantizer.readers)!r} holds"
-                    " not-a-number or infinity, which have no integer; exclude the node or repair the model"
-                )
+            layers = (linear_layer(node) for node in constant.outputs if node.name in quantizer.readers)
+            biases = [layer.bias for layer in layers if isinstance(layer, LinearLayer) and layer.bias is not None]
+            for part, kind in ((constant, "weight"), *((bias, "bias") for bias in biases)):
+                if not np.isfinite(part.values).all():
+                    raise ModelError(
+                        f"{model.origin}: {kind} {part.name!r} of node {', '.join(quantizer.readers)!r} holds"
+                        " not-a-number or infinity, which have no integer; exclude the node or repair the model"
+                    )
             model.quantizers[constant.name] = quantizer.answered(self._params(values, quantizer))
             changed += 1
         return Outcome(changed)

@@ -1,0 +1,141 @@
+"""Tensors that a model keeps in files beside it (ONNX IR, "External Tensor Data").
+
+    location   path relative to the model's folder, with / between names
+    offset     bytes from the file's begin; 0 if missing
+    length     bytes; to the file's end if missing
+
+A model comes from anywhere, so a location may lead nowhere but to a regular file below the model's folder: no absolute
+path, no `..`, no symbolic link, no file with a second name, no pipe, no device.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto
+
+from ..errors import ModelError
+from . import large
+from .large import Place
+
+
+def load(proto: ModelProto, folder: Path) -> None:
+    """Put all external tensors into the model; those of a large one become references (`graph.large`).
+
+    Raises ModelError, with the tensor's name, and OSError.
+    """
+    places = [(t, locate(t, folder)) for t in _tensors(proto) if t.data_location == TensorProto.EXTERNAL]
+    is_large = sum(place.length for _, place in places) > large.LARGE
+    initializers = {id(t) for t in proto.graph.initializer}
+    for tensor, place in places:
+        whole_bytes = tensor.data_type not in _PACKED
+        if is_large and place.length >= large.SMALLEST and id(tensor) in initializers and whole_bytes:
+            large.refer(tensor, place)
+        else:
+            embed(tensor, place)
+
+
+def embed(tensor: TensorProto, place: Place) -> None:
+    """Put the bytes at a place into the tensor."""
+    with open(place.path, "rb") as file:
+        file.seek(place.offset)
+        data = file.read(place.length)
+    if len(data) != place.length:
+        raise ModelError(f"tensor {tensor.name!r}: {place.path.name} has become shorter while it was read")
+    tensor.raw_data = data
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
+
+
+def locate(tensor: TensorProto, folder: Path) -> Place:
+    """Where an external tensor lies, all of it. Raises ModelError."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    where = f"tensor {tensor.name!r}"
+    path = _path(entries.get("location", ""), folder, where)
+    size = path.stat().st_size
+    offset = _number(entries.get("offset", "0"), where)
+    expected = _bytes(tensor, where)
+    length = _number(entries["length"], where) if entries.get("length") else expected
+    if length != expected:
+        raise ModelError(f"{where}: expected {expected} bytes for its type and shape, got a length of {length}")
+    if offset + length > size:
+        raise ModelError(f"{where}: expected {length} bytes at {offset} of {path.name}, which has {size}")
+    return Place(path, offset, length)
+
+
+def _path(location: str, folder: Path, where: str) -> Path:
+    names = PurePosixPath(location.removeprefix("./")).parts
+    odd = not names or "\0" in location or "\\" in location or location.startswith("/") or ".." in names
+    if odd or Path(location).is_absolute() or Path(location).drive:
+        raise ModelError(f"{where}: location {location[:200]!r} leads out of the model's folder, or nowhere")
+    path = folder
+    try:
+        for name in names:
+            path = path / name
+            if stat.S_ISLNK(os.lstat(path).st_mode):
+                raise ModelError(f"{where}: location {location!r} is a symbolic link, which may lead anywhere")
+        status = os.lstat(path)
+    except OSError as error:
+        raise ModelError(f"{where}: location {location[:200]!r}: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelError(f"{where}: location {location!r} is no regular file")
+    if status.st_nlink > 1:
+        raise ModelError(f"{where}: location {location!r} is a hard link, another name of a file that may be anywhere")
+    return path
+
+
+def _number(text: str, where: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise ModelError(f"{where}: expected a number of bytes as offset and length, got {text[:40]!r}")
+    return int(text)
+
+
+def _bytes(tensor: TensorProto, where: str) -> int:
+    """What the type and the shape take."""
+    count = 1
+    for size in tensor.dims:
+        count *= size
+    if min(tensor.dims, default=0) < 0:
+        raise ModelError(f"{where}: negative dimension in {list(tensor.dims)}")
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    except (KeyError, ValueError, TypeError):
+        raise ModelError(f"{where}: type {tensor.data_type} cannot be kept in a file") from None
+    bits: int = _PACKED.get(tensor.data_type, 8 * dtype.itemsize)
+    return -(-count * bits // 8)
+
+
+_PACKED = {
+    getattr(TensorProto, name): bits
+    for name, bits in (("UINT4", 4), ("INT4", 4), ("FLOAT4E2M1", 4), ("UINT2", 2), ("INT2", 2))
+    if hasattr(TensorProto, name)
+}
+
+
+def _tensors(proto: ModelProto) -> Iterator[TensorProto]:
+    """All tensors, those in attributes, subgraphs and functions included."""
+    yield from _of_graph(proto.graph)
+    for function in proto.functions:
+        yield from _of_nodes(function.node)
+
+
+def _of_graph(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            for graph in (attribute.g, *attribute.graphs):
+                yield from _of_graph(graph)

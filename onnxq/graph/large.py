@@ -1,0 +1,210 @@
+"""Models whose tensors outgrow a protobuf, and should not be held in memory twice: tensors that stay in files.
+
+A protobuf holds 2 GB. Where a model keeps more than `LARGE` in external data, its large tensors are left there, and its
+protobuf has references instead: external tensors whose location is
+
+    onnxq:HASH        HASH is BLAKE2b over the bytes, so that equal content has an equal name
+
+`array` maps what a reference stands for into memory, read only: the kernel loads pages as they are touched, drops them
+when memory is short, and all of them when the array goes. New values of such a model (quantized weights, say) are
+written to a scratch folder and referred to likewise, as soon as the model is turned into a protobuf.
+
+What is referred to must not change: references into a model's own files stay valid as long as these are as they were,
+those into the scratch folder as long as the outermost `storing` block runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, numpy_helper
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from ..scratch import scratch_folder
+
+LARGE = 1 << 30
+"""Bytes of external data from which on a model's tensors stay in files."""
+
+SMALLEST = 1 << 20
+"""Bytes: smaller tensors are kept in the protobuf all the same."""
+
+_PREFIX = "onnxq:"
+_CHUNK = 1 << 24
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Bytes in a file."""
+
+    path: Path
+    offset: int
+    length: int
+
+
+class _Store:
+    """Where references lead, and the folder for new values."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, Place] = {}
+        self.mapped: dict[int, tuple[weakref.ref[Array], str]] = {}
+        self.folder: Path | None = None
+        self.users = 0
+        self.exit = contextlib.ExitStack()
+        self.lock = threading.RLock()
+
+
+_STORE = _Store()
+
+
+@contextlib.contextmanager
+def storing() -> Iterator[None]:
+    """While it runs, values of large models may be put aside in a scratch folder; blocks may nest and overlap."""
+    with _STORE.lock:
+        _STORE.users += 1
+    try:
+        yield
+    finally:
+        with _STORE.lock:
+            _STORE.users -= 1
+            if not _STORE.users and _STORE.folder is not None:
+                folder, _STORE.folder = _STORE.folder, None
+                _STORE.places = {k: p for k, p in _STORE.places.items() if p.path.parent != folder}
+                _STORE.exit.close()
+
+
+def refer(tensor: TensorProto, place: Place) -> None:
+    """Make a tensor a reference to the bytes at a place."""
+    location = _PREFIX + _hash_of_file(place)
+    with _STORE.lock:
+        _STORE.places[location] = place
+    _set_location(tensor, location)
+
+
+def is_reference(tensor: TensorProto) -> bool:
+    return tensor.data_location == TensorProto.EXTERNAL and _location(tensor).startswith(_PREFIX)
+
+
+def references(proto: ModelProto) -> list[TensorProto]:
+    """The initializers that are references; there are none elsewhere."""
+    return [t for t in proto.graph.initializer if is_reference(t)]
+
+
+def place(tensor: TensorProto) -> Place:
+    """What a reference refers to."""
+    with _STORE.lock:
+        return _STORE.places[_location(tensor)]
+
+
+def nbytes(proto: ModelProto) -> int:
+    """Size of a model, with what it refers to."""
+    return int(proto.ByteSize()) + sum(place(t).length for t in references(proto))
+
+
+def array(tensor: TensorProto) -> Array:
+    """A tensor's values; those of a reference are mapped, and cannot be written to."""
+    if not is_reference(tensor):
+        return np.asarray(numpy_helper.to_array(tensor))
+    where = place(tensor)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    mapped = np.memmap(where.path, dtype, "r", where.offset, tuple(tensor.dims))
+    with _STORE.lock:
+        _STORE.mapped[id(mapped)] = (weakref.ref(mapped), _location(tensor))
+    return mapped
+
+
+def tensor(values: Array, name: str, *, aside: bool) -> TensorProto:
+    """A tensor with these values; `aside`: a reference, where they are large."""
+    if not aside or values.nbytes < SMALLEST or not _STORE.users or values.dtype.hasobject:
+        return numpy_helper.from_array(np.ascontiguousarray(values), name)
+    kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+    result = TensorProto(name=name, data_type=kind, dims=values.shape)
+    _set_location(result, _known(values) or _put_aside(values))
+    return result
+
+
+class StoredValues(LazyValues):  # type: ignore[misc]
+    """What a constant of a large model holds until its values are asked for."""
+
+    def load(self) -> Array:
+        return array(self.tensor)
+
+
+def keep_aside(constants: Iterable[gs.Constant]) -> None:
+    """Take large values out of memory; they are mapped again when they are asked for."""
+    for constant in constants:
+        values = constant._values
+        if isinstance(values, np.ndarray):
+            stored = tensor(values, constant.name, aside=True)
+            if is_reference(stored):
+                constant._values = StoredValues(stored)
+        elif type(values) is LazyValues and is_reference(values.tensor):
+            constant._values, constant.data_location = StoredValues(values.tensor), None
+
+
+def _known(values: Array) -> str | None:
+    """The location of an array that was mapped from there, as a whole."""
+    with _STORE.lock:
+        reference, location = _STORE.mapped.get(id(values), (None, None))
+    return location if reference is not None and reference() is values else None
+
+
+def _put_aside(values: Array) -> str:
+    values = np.ascontiguousarray(values)
+    location = _PREFIX + hashlib.blake2b(values.reshape(-1).view(np.uint8).data, digest_size=20).hexdigest()
+    with _STORE.lock:
+        if location not in _STORE.places:
+            if _STORE.folder is None:
+                _STORE.folder = _STORE.exit.enter_context(scratch_folder())
+            path = _STORE.folder / f"{len(_STORE.places)}.bin"
+            values.tofile(path)
+            _STORE.places[location] = Place(path, 0, values.nbytes)
+    return location
+
+
+def copy(where: Place, target: Any) -> None:
+    """Copy the bytes at a place into an open file."""
+    for chunk in _chunks(where):
+        target.write(chunk)
+
+
+def _hash_of_file(where: Place) -> str:
+    digest = hashlib.blake2b(digest_size=20)
+    for chunk in _chunks(where):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(where: Place) -> Iterator[bytes]:
+    with open(where.path, "rb") as file:
+        file.seek(where.offset)
+        left = where.length
+        while left:
+            chunk = file.read(min(left, _CHUNK))
+            if not chunk:
+                raise OSError(f"{where.path} has become shorter")
+            left -= len(chunk)
+            yield chunk
+
+
+def _location(tensor: TensorProto) -> str:
+    return next((str(entry.value) for entry in tensor.external_data if entry.key == "location"), "")
+
+
+def _set_location(tensor: TensorProto, location: str) -> None:
+    del tensor.external_data[:]
+    tensor.ClearField("raw_data")
+    tensor.external_data.add(key="location", value=location)
+    tensor.data_location = TensorProto.EXTERNAL

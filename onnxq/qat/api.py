@@ -1,0 +1,344 @@
+"""From a float ONNX model to a trained quantized one; `prepare` and `finish` are for training loops of one's own."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import ModelProto
+
+from ..account import account
+from ..analysis.labels import read_labels
+from ..api import input_specs, open_data, open_model, open_output, with_settings
+from ..checkpoint import Checkpoint, key_of
+from ..data import InputSpec, Preprocess
+from ..data.inputs import batch_size
+from ..details import Notebook
+from ..errors import EngineError, UsageError
+from ..graph import storage
+from ..graph.model import Model
+from ..job import Job
+from ..numeric.metrics import OutputSqnr, class_scores
+from ..options import Options
+from ..passes.base import Context
+from ..pipeline import load, lowering
+from ..pipeline import prepare as preparation
+from ..report import Measure, Report, Step
+from ..runtime import Session, default_threads, parallel_map
+from ..scratch import scratch_folder
+from .loss import CrossEntropy, Distillation, Loss, load_loss
+from .network import Network
+from .samples import Augmentation, Samples, read_samples
+from .start import planned
+from .train import Recipe, Training
+
+CALIBRATION = 256
+"""Samples that the post-training start is found with, at most."""
+
+CHECKED = 16
+"""Samples on which the PyTorch network must compute what ONNX Runtime does."""
+
+COMPARED = 256
+"""Samples held back on which the trained network and the written model are compared."""
+
+SAME_DB = 60.0
+"""PyTorch and ONNX Runtime sum in different orders; anything below is another function."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class QatResult:
+    """The trained, quantized model, and what is to be said about it.
+
+    sqnr_db, same: of the network as it was trained and the model as ONNX Runtime runs it, over `compared` samples held
+    back: SQNR, and the share with the same best class (None without class scores).
+    """
+
+    model: ModelProto
+    report: Report
+    sqnr_db: float
+    same: float | None
+    compared: int
+
+
+def prepare(
+    model: str | os.PathLike[str] | ModelProto,
+    data: Any,
+    *,
+    options: Options | None = None,
+    preprocess: Preprocess | None = None,
+    input_keys: Mapping[str, str] | None = None,
+    learn_ranges: bool = True,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Network:
+    """A float model, quantized after training, as a PyTorch module to train further; `finish` makes it ONNX again.
+
+    data: what the start is calibrated with; this and the rest as `onnxq.quantize` takes them. The module takes the
+    model's inputs in order, and returns its outputs. Its `weights` and `quantizers` are what there is to train.
+    Raises a subclass of OnnxqError.
+    """
+    job = _open_job(model, data, with_settings(options, settings), preprocess, input_keys, progress)
+    _, start = planned(job)
+    return Network(start, job.context.target, learn_ranges)
+
+
+def finish(network: Network) -> ModelProto:
+    """The quantized ONNX model of a network of `prepare`, with weights, biases and grids as they are now.
+
+    It is lowered like every other, but not verified: it has not been compared with the float model.
+    """
+    model = network.written()
+    lowering().run(model, Context(target=network.target))
+    model.graph.producer_name, model.graph.producer_version = "onnxq", version("onnxq")
+    return model.to_proto()
+
+
+def train(
+    model: str | os.PathLike[str] | ModelProto,
+    data: Any,
+    *,
+    labels: str | os.PathLike[str] | Sequence[int] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    recipe: Recipe | None = None,
+    options: Options | None = None,
+    preprocess: Preprocess | None = None,
+    input_keys: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    details: bool = False,
+    **settings: Any,
+) -> QatResult:
+    """Quantize a float32 ONNX model and train it with the quantizers in it; verified before `output` is written.
+
+    data: training samples, mostly without labels; see `onnxq.data.CalibrationData`. labels: their classes, as
+        `onnxq evaluate` takes them; cross-entropy then takes the place of distillation.
+    recipe: how to train. options, settings: how to quantize, as in `onnxq.quantize`; `Options.samples` are those to
+        train with, of which the start is calibrated on `CALIBRATION`; an interrupted run goes on from
+        `Options.checkpoint`. The rest as in `onnxq.quantize`.
+    Raises a subclass of OnnxqError.
+    """
+    begin = time.perf_counter()
+    recipe, options = recipe or Recipe(), with_settings(options, settings)
+    _refuse_dataless(options)
+    with ExitStack() as stack:
+        path = open_output(stack, model, output)
+        job = _open_job(model, data, options, preprocess, input_keys, progress)
+        job.notebook = Notebook() if details else None
+        stack.enter_context(_threads(options))
+        samples = _read(job, data, labels, options, preprocess, input_keys, stack)
+        training = _training(job, samples, recipe)
+        started = time.perf_counter()
+        training.run()
+        job.planned = training.student.written()
+        job.steps += (_step(training, time.perf_counter() - started),)
+        quantized = job.finished()
+        path = path or stack.enter_context(scratch_folder()) / "model.onnx"
+        storage.write(quantized, path)
+        db, same, compared = _held_against(training, path, job.context.threads)
+        report = account(job, quantized, path, output, time.perf_counter() - begin)
+        report = _completed(report, training, recipe, db, same, compared, len(samples))
+    return QatResult(quantized, report, db, same, compared)
+
+
+def _refuse_dataless(options: Options) -> None:
+    if options.data_free or options.from_encodings is not None:
+        raise UsageError("training starts from a quantization with data: leave out --data-free and --from-encodings")
+    if options.weight is None and options.activation is None:
+        raise UsageError("nothing is to be quantized")
+
+
+def _open_job(
+    model: str | os.PathLike[str] | ModelProto,
+    data: Any,
+    options: Options,
+    preprocess: Preprocess | None,
+    input_keys: Mapping[str, str] | None,
+    progress: Progress | None,
+) -> Job:
+    proto, origin = open_model(model)
+    fewer = replace(options, samples=min(options.samples or CALIBRATION, CALIBRATION))
+    feeds = open_data(data, input_specs(proto), fewer, preprocess, input_keys)
+    where = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
+    return Job(proto, origin, feeds, options, progress, input_keys or {}, where, None)
+
+
+def _read(
+    job: Job,
+    data: Any,
+    labels: Any,
+    options: Options,
+    preprocess: Preprocess | None,
+    input_keys: Mapping[str, str] | None,
+    stack: ExitStack,
+) -> Samples:
+    feeds = open_data(data, input_specs(job.proto), options, preprocess, input_keys)
+    known = None if labels is None else read_labels(labels, feeds)
+    return read_samples(feeds, known, options.max_memory * 2**20, stack)
+
+
+def _training(job: Job, samples: Samples, recipe: Recipe) -> Training:
+    """Everything ready; operators and arithmetic are checked before the quantization starts."""
+    specs, target = input_specs(job.proto), job.context.target
+    prepared = load(job.proto, job.origin, job.options)
+    preparation().run(prepared, replace(job.context, feeds=()))
+    teacher = Network(prepared, target)
+    rows = _rows(teacher, job.proto, samples, specs, job.origin)
+    wanted = _inner(prepared, recipe.distill)
+    loss: Loss = (
+        CrossEntropy() if samples.labels is not None else Distillation(tuple(teacher.outputs), recipe.temperature)
+    )
+    loss = load_loss(recipe.loss) if recipe.loss is not None else loss
+    adjusted, start = planned(job)
+    if wanted:  # inner tensors are compared with those of the network that was equalized
+        teacher = Network(adjusted, target)
+        missing = set(wanted) - {name for step in Network(start, target).steps for name in step.writes}
+        if missing:
+            raise UsageError(f"--distill-tensors: {sorted(missing)[0]!r} is not among what the adjusted model computes")
+    device = _device(recipe.device)
+    student = Network(start, target, recipe.learn_ranges).to(device)
+    kept, held = samples.split(recipe.held_back)
+    training = Training(
+        student, teacher.to(device), loss, recipe, kept, held, Augmentation.of(recipe.augment, specs), wanted, rows
+    )
+    training.progress = job.context.progress
+    if job.options.checkpoint is not None:
+        training.checkpoint = Checkpoint(Path(job.options.checkpoint), _key(job, recipe, samples))
+    return training
+
+
+def _rows(teacher: Network, proto: ModelProto, samples: Samples, specs: Sequence[InputSpec], origin: str) -> int | None:
+    """How many samples one run takes, None for any number; the PyTorch network is held against ONNX Runtime on the way.
+
+    Raises EngineError where the two do not compute the same.
+    """
+    fixed = next((s.shape[0] for s in specs if s.shape and isinstance(s.shape[0], int)), None)
+    size = batch_size(specs) if fixed is not None else 1
+    some, session = samples.take(slice(0, max(CHECKED // (size or 1), 1) * (size or 1))), Session(proto)
+    expected = [session.run(part.arrays) for part in some.batches(size or 1)]
+    for rows in dict.fromkeys((size if fixed is not None else len(some), size)):
+        try:
+            found = [_outputs(teacher, part) for part in some.batches(rows or 1)]
+        except EngineError:
+            if rows == size:
+                raise
+            continue  # the model allows any batch, and has one written into its shapes
+        db = _sqnr(expected, found)
+        if db >= SAME_DB:
+            return None if fixed is None and rows == len(some) else rows
+    raise EngineError(
+        f"{origin}: the PyTorch network does not compute what ONNX Runtime does (SQNR {db:.1f} dB);"
+        " this is a bug in onnxq"
+    )
+
+
+def _outputs(network: Network, samples: Samples) -> dict[str, np.ndarray]:
+    device = next(iter(network.parameters())).device
+    with torch.no_grad():
+        inputs = {n: torch.from_numpy(np.ascontiguousarray(a)).to(device) for n, a in samples.arrays.items()}
+        return {n: t.cpu().numpy() for n, t in network.run(inputs).items()}
+
+
+def _sqnr(expected: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, np.ndarray]]) -> float:
+    """Of all outputs, the runs put together."""
+    total = OutputSqnr()
+    first, second = ({n: np.concatenate([r[n] for r in runs]) for n in runs[0]} for runs in (expected, found))
+    total.update(first, second)
+    return total.db
+
+
+def _inner(model: Model, globs: Sequence[str]) -> tuple[str, ...]:
+    """Inner tensors that the patterns name. Raises UsageError."""
+    outputs = {t.name for t in model.graph.outputs}
+    names = [t.name for node in model.graph.nodes for t in node.outputs if t.name and t.name not in outputs]
+    floats = {n for n, t in model.graph.tensors().items() if t.dtype == np.float32}
+    chosen: dict[str, None] = {}
+    for glob in globs:
+        found = [n for n in names if n in floats and fnmatch.fnmatchcase(n, glob)]
+        if not found:
+            raise UsageError(f"--distill-tensors {glob!r} matches no inner float tensor; `onnxq inspect` lists them")
+        chosen.update(dict.fromkeys(found))
+    return tuple(chosen)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name!r} cannot be used: {' '.join(str(error).split())[:200]}") from None
+
+
+def _key(job: Job, recipe: Recipe, samples: Samples) -> str:
+    """Of all that the training depends on."""
+    arrays = [np.ascontiguousarray(a).tobytes() for _, a in sorted(samples.arrays.items())]
+    labels = b"" if samples.labels is None else samples.labels.tobytes()
+    options = replace(job.options, threads=0, batch_size=0, max_memory=512, checkpoint=None)
+    return key_of(job.proto.SerializeToString(deterministic=True), repr((options, recipe)).encode(), labels, *arrays)
+
+
+@contextmanager
+def _threads(options: Options) -> Iterator[None]:
+    """PyTorch on as many threads as the options say, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(options.threads or default_threads())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _step(training: Training, seconds: float) -> Step:
+    start, best, last = training.history[0], training.best, training.history[-1]
+    notes = (
+        f"samples held back: {start} at the start, {best} at step {best.step}, which is kept",
+        f"steps: {last.step} of {training.recipe.steps}; {len(training.samples)} samples to train on,"
+        f" {len(training.held_back)} held back",
+    )
+    options = repr(training.recipe).partition("(")[2].removesuffix(")")
+    return Step("Train", options, last.step, seconds, notes, kept=best.step > 0)
+
+
+def _held_against(training: Training, written: Path, threads: int) -> tuple[float, float | None, int]:
+    """(SQNR, share of the same best class, samples) of the trained network and the written model in ONNX Runtime."""
+    session, rows = Session(written), training.rows or 1
+    some = training.held_back.take(slice(0, max(COMPARED // rows, 1) * rows))
+    expected = list(parallel_map(lambda part: session.run(part.arrays), some.batches(rows), threads))
+    found = [_outputs(training.student, part) for part in some.batches(training.rows or training.recipe.batch)]
+    first, second = ({n: np.concatenate([r[n] for r in runs]) for n in runs[0]} for runs in (expected, found))
+    same = [
+        np.mean(x.argmax(1) == y.argmax(1))
+        for x, y in ((class_scores(first[n]), class_scores(second[n])) for n in first)
+        if x is not None and y is not None
+    ]
+    return _sqnr(expected, found), float(np.mean(same)) if same else None, len(some)
+
+
+def _completed(
+    report: Report, training: Training, recipe: Recipe, db: float, same: float | None, compared: int, samples: int
+) -> Report:
+    start, best = training.history[0], training.best
+    told = "the same to the last bit" if np.isinf(db) else f"SQNR {db:.1f} dB"
+    words = f", same top-1 {100 * same:.1f} %" if same is not None else ""
+    text = f"trained network and written model on {compared} samples held back: {told}{words}"
+    measures = (
+        () if best.same is None else (Measure("top-1 agreement, samples held back", "%", 100.0, 100 * best.same),)
+    )
+    steps = tuple(replace(s, notes=(*s.notes, text)) if s.name == "Train" else s for s in report.steps)
+    warnings = report.warnings
+    if best.step == 0:
+        warnings += (f"training made nothing better ({start} on samples held back): this is the start",)
+    return replace(
+        report, steps=steps, measures=measures, warnings=warnings, samples=samples,
+        options={**report.options, "training": vars(recipe)},
+    )  # fmt: skip

@@ -1,0 +1,50 @@
+"""Where training starts: the post-training result (tables 8 and 9), with weights that still know where they came from.
+
+What post-training rounding leaves of a weight lies in the middle of its cell of the grid. The float weight w says more:
+on which side of it, and how near to its neighbour. Training starts from
+
+    w_0 = clip(w, x^ - c s, x^ + c s)         c = 0.49, x^: the weight as rounded
+
+which rounds to the same integer: the network starts at the post-training result exactly, and weights that were rounded
+the farther way lie at the border of their cell.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ..graph.model import Model
+from ..job import Job
+from ..passes.set_bias_scales import SetBiasScales
+
+CELL = 0.49
+"""Half a step, but for what float32 may lose in the last bits."""
+
+
+def planned(job: Job) -> tuple[Model, Model]:
+    """(adjusted float model, the post-training plan with weights to start from); fills `job.planned`."""
+    ranged = job.ranged(job.adjusted())
+    adjusted = ranged.clone()
+    adjusted.quantizers.clear()
+    job.planned = job.corrected(ranged)
+    SetBiasScales().apply(job.planned, job.context)
+    return adjusted, with_latent_weights(job.planned, adjusted)
+
+
+def with_latent_weights(rounded: Model, unrounded: Model) -> Model:
+    """A copy of the plan `rounded` whose weights are as near to those of `unrounded` as they round to the same."""
+    model = rounded.clone()
+    tensors, before = model.graph.tensors(), unrounded.graph.tensors()
+    for name, quantizer in model.quantizers.items():
+        tensor, float_one = tensors[name], before.get(name)
+        if quantizer.params is None or not isinstance(tensor, gs.Constant) or not isinstance(float_one, gs.Constant):
+            continue
+        values, wanted = np.asarray(tensor.values), np.asarray(float_one.values, np.float64)
+        if values.shape == wanted.shape:
+            on_grid = np.asarray(quantizer.params.fake(values), np.float64)
+            room = CELL * np.asarray(quantizer.params.broadcast(values.shape)[0], np.float64)
+            latent = np.asarray(np.clip(wanted, on_grid - room, on_grid + room), np.float32)
+            moved = quantizer.params.quantize(latent) != quantizer.params.quantize(values)
+            tensor.values = np.where(moved, values, latent)
+    return model

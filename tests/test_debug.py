@@ -1,0 +1,267 @@
+"""The debugging workflow names planted faults, and repairs each with as little as it takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import graphs
+import numpy as np
+import pytest
+from onnx import ModelProto
+from quantized import samples
+
+import onnxq
+from onnxq import Override
+from onnxq.analysis import sanity
+from onnxq.analysis.debug import Debugged, Limit, changes, debug
+from onnxq.analysis.findings import Kind
+from onnxq.errors import DataError, UsageError, VerificationError
+from onnxq.options import Options
+
+NET = """(float[N,3,8,8] x) => (float[N,4,8,8] y) <float[5,3,3,3] a, float[5] ab, float[5,1,3,3] d, float[5] db,
+         float[6,5,1,1] p, float[6] pb, float[4,6,1,1] c> {
+         t = Conv<pads=[1,1,1,1]>(x, a, ab)  s = Sigmoid(t)  e = Conv<group=5, pads=[1,1,1,1]>(s, d, db)  r = Relu(e)
+         u = Conv(r, p, pb)  q = Relu(u)  y = Conv(q, c) }"""
+
+BARE = Options(
+    every_kernel=True, per_channel=False, cle="off", dead_channels=False, absorb=False, weight_range="minmax",
+    bias_correction="off", rounding="nearest", activation_range="minmax",
+)  # fmt: skip
+"""W8A8 per tensor, with nothing done for accuracy."""
+
+TARGET = Limit(score=30.0)
+
+
+def net(*faults: str) -> ModelProto:
+    """Weights and biases of ordinary size; channel 2 of `s` is zero in any case.
+
+    weights: channel 2 of `d`, which reads it, is a thousand times larger than the others.
+    range: channel 4 of `t` lies at 1000, where Sigmoid makes 1 of it, as BERT has dimensions that no one needs.
+    bias: channel 1 of `p` has a bias of -1e8, which Relu makes 0 of.
+    """
+    rng = np.random.default_rng(3)
+    shapes = {"a": (5, 3, 3, 3), "ab": (5,), "d": (5, 1, 3, 3), "db": (5,), "p": (6, 5, 1, 1), "pb": (6,)}
+    values = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    values["a"] /= 5
+    values["a"][2] /= 100
+    values["ab"][2] = -90.0
+    if "weights" in faults:
+        values["d"][2] *= 1000
+    if "range" in faults:
+        values["ab"][4] = 1000.0
+    if "bias" in faults:
+        values["pb"][1] = -1e8
+    return graphs.model(NET, **values)
+
+
+@cache
+def debugged(*faults: str, options: Options = BARE, without: tuple[str, ...] = (), closest: bool = False) -> Debugged:
+    proto = net(*faults)
+    return debug(proto, samples(proto, 8), target=TARGET, options=options, without=without, closest=closest)
+
+
+def named(found: Debugged) -> dict[str, set[Kind]]:
+    """Culprits, and what was found in them."""
+    return {culprit.name: {finding.kind for finding in culprit.findings} for culprit in found.culprits}
+
+
+def score(proto: ModelProto, options: Options) -> float:
+    """SQNR that the options give, in dB."""
+    quality = onnxq.quantize(proto, samples(proto, 8), options=options).report.quality
+    assert quality[0].sqnr_db is not None
+    return quality[0].sqnr_db
+
+
+def titles(found: Debugged) -> list[str]:
+    return [entry.title for entry in found.log]
+
+
+def told(found: Debugged, title: str) -> str:
+    return next(entry.text for entry in found.log if entry.title == title)
+
+
+# --- planted faults ---------------------------------------------------------------------------------------------
+
+
+def test_a_sound_model_is_left_alone() -> None:
+    found = debugged()
+    assert found.reached
+    assert found.options == BARE
+    assert found.culprits == ()
+    assert found.ranking is None
+    assert "nothing to repair" in told(found, "Quantized as asked for")
+
+
+def test_a_layer_with_an_outlier_channel() -> None:
+    found = debugged("weights")
+    assert named(found) == {"d": {"uneven channels"}}
+    assert "channel 2 reaches" in found.culprits[0].findings[0].text
+    assert "To blame: weights." in told(found, "Weights or activations")
+    assert found.culprits[0].repaired_by == "empty channels that carry a constant"
+    assert found.options == replace(BARE, dead_channels=True)
+
+
+def test_an_activation_with_an_extreme_range() -> None:
+    found = debugged("range")
+    assert named(found) == {"t": {"extreme range"}}
+    assert "To blame: activations." in told(found, "Weights or activations")
+    assert found.culprits[0].repaired_by == "16 bits"
+    assert found.options == replace(BARE, overrides=(Override("t", bits=16),))
+
+
+def test_a_broken_bias() -> None:
+    found = debugged("bias")
+    assert named(found) == {"p": {"bias beyond 32 bits"}}
+    assert "-1e+08 in channel 1" in found.culprits[0].findings[0].text
+    assert found.culprits[0].repaired_by == "empty channels that carry a constant"
+    assert found.options == replace(BARE, dead_channels=True)
+
+
+def test_all_of_them_at_once() -> None:
+    found = debugged("weights", "range", "bias")
+    assert named(found) == {"p": {"bias beyond 32 bits"}, "d": {"uneven channels"}, "t": {"extreme range"}}
+    assert "To blame: weights and activations." in told(found, "Weights or activations")
+    assert all(culprit.repaired_by for culprit in found.culprits)
+    assert found.options == replace(BARE, dead_channels=True, overrides=(Override("t", bits=16),))
+
+
+@pytest.mark.parametrize("fault", ["weights", "range", "bias"])
+def test_the_result_is_what_quantize_makes_of_the_options(fault: str) -> None:
+    found, proto = debugged(fault), net(fault)
+    assert score(proto, BARE) < TARGET.needed(np.inf)
+    assert score(proto, found.options) == pytest.approx(found.score, abs=0.2)
+    assert found.score >= 30
+
+
+# --- other ways, where some are barred --------------------------------------------------------------------------
+
+
+def test_a_broken_bias_without_the_first_remedy_gets_a_scale_for_each_channel_where_it_is_needed() -> None:
+    found = debugged("bias", without=("dead-channels",))
+    assert found.reached
+    assert not found.options.per_channel
+    assert found.options.overrides == (Override("p", per_channel=True),)
+    assert any(title.startswith("Take back: one weight scale for each channel only for p") for title in titles(found))
+
+
+def test_what_16_bits_do_not_help_becomes_float() -> None:
+    found = debugged("bias", without=("dead-channels", "per-channel", "tensor-per-channel", "cle"))
+    assert found.reached
+    assert found.options.overrides == (Override("p", keep_float=True),)
+
+
+def test_where_nothing_is_allowed_the_target_is_not_reached() -> None:
+    barred = ("tensor-16-bit", "float")
+    with pytest.raises(VerificationError, match="not reached; the closest: SQNR 2"):
+        debugged("range", without=barred)
+    found = debugged("range", without=barred, closest=True)
+    assert not found.reached
+    assert found.score < 30
+    assert "this is the closest" in titles(found)[-1]
+
+
+def test_a_fix_that_does_not_help_is_not_kept() -> None:
+    assert "not kept" in told(debugged("range"), "Fix: cross-layer equalization, with absorption of high biases")
+
+
+def test_a_range_method_is_tried_before_bits() -> None:
+    """A fifth of the values is cut off: a wider range repairs that."""
+    options = replace(BARE, overrides=(Override("q", method="percentile:80"),))
+    found = debugged(options=options)
+    assert named(found) == {"q": {"clipped values"}}
+    assert [o.bits for o in found.options.overrides] == [None, None]
+    assert found.options.overrides[-1].method in ("mse", "minmax")
+    assert "range by" in found.culprits[0].repaired_by
+
+
+# --- what it is measured by -------------------------------------------------------------------------------------
+
+LOGITS = NET.replace("(float[N,4,8,8] y)", "(float[N,4] y)").replace("float[4,6,1,1] c", "float[4,6,1,1] c, float[4] m")
+LOGITS = LOGITS.replace("y = Conv(q, c)", "z = Conv(q, c)  g = GlobalAveragePool(z)  v = Flatten(g)  y = Sub(v, m)")
+
+
+def classifier(*faults: str) -> tuple[ModelProto, list[dict[str, np.ndarray]], list[int]]:
+    """A model, samples that it takes for different classes, and its own answers as labels."""
+    weights = {**graphs.weights(net(*faults)), "m": np.zeros(4)}
+    proto = graphs.model(LOGITS, **weights)
+    data = [{"x": feed["x"] + shift} for feed, shift in zip(samples(proto, 60), np.linspace(-2, 2, 60), strict=True)]
+    data = [{"x": feed["x"].astype(np.float32)} for feed in data]
+    scores = np.concatenate([graphs.run(proto, feed)["y"] for feed in data])
+    proto = graphs.model(LOGITS, **{**weights, "m": scores.mean(axis=0)})
+    return proto, data, [int(k) for k in (scores - scores.mean(axis=0)).argmax(axis=1)]
+
+
+ALLOWED = Limit(drop=15.0)
+
+
+def test_labels_decide_where_there_are_some() -> None:
+    proto, data, labels = classifier("weights")
+    found = debug(proto, data, labels=labels, options=BARE, target=ALLOWED)
+    assert (found.metric, found.float_score) == ("top-1 accuracy", 100.0)
+    assert [culprit.name for culprit in found.culprits] == ["d"]
+    assert 85.0 <= found.score <= 100.0
+    assert (found.measures[0].reference, found.measures[0].result) == (100.0, found.score)
+    assert "measured this, too" in found.text
+
+
+def test_other_data_has_the_last_word() -> None:
+    proto, data, labels = classifier("weights")
+    given: dict[str, Any] = {"options": BARE, "target": ALLOWED, "labels": labels}
+    found = debug(proto, data, evaluation=data, evaluation_labels=labels, **given)
+    assert found.reached
+    assert "On 60 samples that decided nothing: top-1 accuracy" in found.text
+    assert [measure.name for measure in found.measures] == ["top-1 accuracy", "top-1 accuracy, other data"]
+    quantized = onnxq.quantize(proto, data, options=found.options).model
+    wrong = [i for i, feed in enumerate(data) if graphs.run(quantized, feed)["y"].argmax() != labels[i]]
+    few, few_labels = [data[i] for i in wrong], [labels[i] for i in wrong]
+    with pytest.raises(VerificationError, match=r"decided nothing: top-1 accuracy 0\.00 %, float 100\.00 %"):
+        debug(proto, data, evaluation=few, evaluation_labels=few_labels, **given)
+
+
+def test_labels_of_other_data_must_fit_too() -> None:
+    proto, data, labels = classifier("weights")
+    given: dict[str, Any] = {"options": BARE, "target": ALLOWED, "labels": labels}
+    with pytest.raises(DataError, match=r"0\.00 % top-1 accuracy on 60 samples"):
+        debug(proto, data, evaluation=data, evaluation_labels=[(label + 1) % 4 for label in labels], **given)
+    with pytest.raises(UsageError, match="--eval has none"):
+        debug(proto, data, evaluation=data, **given)
+
+
+def test_agreement_is_the_measure_of_classifiers_without_labels() -> None:
+    proto, data, _ = classifier()
+    found = debug(proto, data, options=BARE, target=Limit(drop=10.0))
+    assert (found.metric, found.float_score) == ("top-1 agreement", 100.0)
+
+
+# --- sanity -----------------------------------------------------------------------------------------------------
+
+
+def test_a_float_model_that_computes_no_numbers_is_told_with_the_node() -> None:
+    proto = graphs.model("(float[N,3] x) => (float[N,2] y) <float[3,2] w> { h = Log(x)  g = Neg(h)  y = MatMul(g, w) }")
+    with pytest.raises(DataError, match=r"not-a-number in 'y' for sample \d, first in node 'h' \(Log\)"):
+        debug(proto, samples(proto), options=BARE)
+
+
+def test_labels_that_do_not_fit_are_told() -> None:
+    proto, data, labels = classifier()
+    with pytest.raises(DataError, match="labels or preprocessing do not fit"):
+        debug(proto, data, labels=[(label + 1) % 4 for label in labels], options=BARE)
+
+
+def test_a_bypassed_network_that_is_not_the_float_model_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sanity, "PRESERVED_DB", np.inf)
+    proto = net()
+    with pytest.raises(VerificationError, match="a step that prepares the network"):
+        debug(proto, samples(proto), options=Options(per_channel=False, every_kernel=True), target=TARGET)
+
+
+def test_unknown_fixes_are_refused() -> None:
+    with pytest.raises(UsageError, match="'magic' is unknown; expected one of dead-channels, cle"):
+        debugged(without=("magic",))
+
+
+def test_changes_are_told_by_option() -> None:
+    after = replace(BARE, cle="noise", overrides=(Override("t", bits=16),))
+    assert changes(BARE, after) == "Changed: cle noise; tensor 't': bits 16."

@@ -1,0 +1,114 @@
+"""Networks of each family as PyTorch's exporters write them: on every target, with nothing in float but for a reason.
+
+`tests/exported/families` holds their graphs as text, so that they are tested without torch; where torch is installed,
+it exports them anew.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import graphs
+import numpy as np
+import pytest
+from graphs import model
+from onnx import ModelProto, numpy_helper
+from quantized import PLAIN
+
+import onnxq
+from onnxq.targets import TARGETS
+
+FOLDER = Path(__file__).parent / "exported" / "families"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.txt"))
+FLOAT = {
+    "alexnet.torchscript-11": {"Pow", "Div"},
+    "crnn.torchscript-11": {"ConstantOfShape", "LSTM", "LogSoftmax"},
+    "deeplab.torchscript-11": {"Resize"},
+    "efficientnet.dynamo-18": set(),
+    "gru.dynamo-18": {"GRU"},
+    "lstm.torchscript-13": {"ConstantOfShape", "LSTM"},
+    "mobilenet-v3.torchscript-11": {"HardSwish", "HardSigmoid"},
+    "shufflenet.dynamo-21": set(),
+    "shufflenet.torchscript-13": set(),
+    "style-transfer.dynamo-18": {"InstanceNormalization", "Relu", "Elu"},
+    "super-resolution.torchscript-17": {"PRelu", "Tanh"},
+    "unet-bilinear.dynamo-18": {"Resize"},
+    "unet.torchscript-11": {"ConvTranspose"},
+    "yolo.dynamo-18": {"Sub", "Div"},
+    "yolo.torchscript-13": {"Sub", "Div"},
+    "yolo-v5.torchscript-11": {"Sub", "Pow"},
+}
+"""What ONNX Runtime has no integer kernel for. Elementwise operators beside these may stay in float with them."""
+
+ELEMENTWISE = {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "Softmax", "Where"}
+LEAST_DB = {"vitis-ai": 12.0}
+
+
+def written(name: str) -> ModelProto:
+    """The exported graph, with random weights that carry the signal on."""
+    opset, text = (FOLDER / f"{name}.txt").read_text(encoding="utf-8").split("\n", 1)
+    proto = model(text, opset=int(opset), ir_version=10)
+    for tensor in proto.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and values.ndim > 1 and values.size > 8:
+            fan = values.size / values.shape[0] if values.ndim != 3 else values.shape[-1]
+            scaled = np.asarray(values * np.sqrt(1.5 / fan), np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(scaled, tensor.name))
+    return proto
+
+
+def samples(proto: ModelProto, count: int = 4) -> list[dict[str, np.ndarray]]:
+    """Noise, or token ids; dynamic axes but the batch are 16, 24, ... long."""
+    (value,) = proto.graph.input
+    random, found = np.random.default_rng(0), []
+    for index in range(count):
+        shape = graphs.shape(value, 16 + 8 * (index % 2))
+        tokens = value.type.tensor_type.elem_type == 7
+        array = random.integers(0, 20, (1, *shape[1:])) if tokens else random.standard_normal((1, *shape[1:]))
+        found.append({value.name: np.asarray(array, np.int64 if tokens else np.float32)})
+    return found
+
+
+def turn(name: str) -> list[str]:
+    """Three targets, others for other networks, so that all get their share in a third of the time."""
+    targets, start = sorted(TARGETS), NAMES.index(name)
+    return ["ort", *(targets[(3 * start + step) % len(targets)] for step in (0, 1))]
+
+
+def check_quality(proto: ModelProto, target: str) -> onnxq.Report:
+    report = onnxq.quantize(proto, samples(proto), target=target, **PLAIN).report
+    (quality,) = report.quality
+    assert quality.sqnr_db is not None
+    assert quality.sqnr_db > LEAST_DB.get(target, 16)
+    assert report.requirements
+    return report
+
+
+@pytest.mark.parametrize(("name", "target"), [(name, target) for name in NAMES for target in turn(name)])
+def test_targets_take_them(name: str, target: str) -> None:
+    check_quality(written(name), target)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_in_float_but_what_has_no_kernel(name: str) -> None:
+    proto = written(name)
+    report = onnxq.quantize(proto, samples(proto), every_kernel=True, **PLAIN).report
+    found = {node.op for node in report.float_nodes}
+    assert FLOAT[name] <= found, "fewer than before: update the list"
+    assert found - FLOAT[name] <= ELEMENTWISE
+    for node in report.float_nodes:
+        assert node.op in FLOAT[name] or node.reason in (
+            "none of its inputs is computed in integers",
+            "it computes an output of the model, which keeps float precision",
+            "it puts outputs of the model together: narrow ones would be lost on the grid of wide ones",
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_torch_exports_today_is_taken(name: str) -> None:
+    """Takes up to 5 s for torch to export."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    from exported_families import exported
+
+    check_quality(exported(*name.split(".", 1)), turn(name)[1])

@@ -1,0 +1,150 @@
+"""Weights that stay in files: the same result as in memory, with less of it. Limits are lowered to small models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from graphs import model, run
+
+import onnxq
+from onnxq.errors import OutputError
+from onnxq.graph import large, storage
+from onnxq.graph.model import Model
+from onnxq.runtime import Session
+
+NET = (
+    "(float[N,30] x) => (float[N,?] y) <float[30,40] u, float[40] b, float[40,50] v, float[50,20] w>"
+    " { a = MatMul(x, u) c = Add(a, b) d = Relu(c) e = MatMul(d, v) f = Relu(e) y = MatMul(f, w) }"
+)
+DATA = np.random.default_rng(0).standard_normal((8, 30)).astype(np.float32)
+
+
+@pytest.fixture
+def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large, "LARGE", 1000)
+    monkeypatch.setattr(large, "SMALLEST", 1000)
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    options: dict[str, Any] = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 0}
+    onnx.save_model(model(NET), tmp_path / "net.onnx", **options)
+    return tmp_path / "net.onnx"
+
+
+@pytest.mark.usefixtures("low_limits")
+def test_weights_stay_where_they_are(net: Path) -> None:
+    proto = storage.read(net)
+    assert [t.name for t in large.references(proto)] == ["u", "v", "w"]
+    assert proto.ByteSize() < 1500
+    assert large.nbytes(proto) > 4 * 30 * 40
+    mapped = large.array(proto.graph.initializer[0])
+    assert isinstance(mapped, np.memmap)
+    assert not mapped.flags.writeable
+    np.testing.assert_array_equal(mapped, large.array(model(NET).graph.initializer[0]))
+
+
+@pytest.mark.usefixtures("low_limits")
+def test_a_session_runs_on_mapped_weights(net: Path) -> None:
+    expected = run(model(NET), {"x": DATA})["y"]
+    for optimize in (False, True):
+        session = Session(storage.read(net), optimize=optimize)
+        np.testing.assert_allclose(session.run({"x": DATA})["y"], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("low_limits")
+def test_new_values_are_put_aside_once_and_go(net: Path) -> None:
+    with large.storing():
+        copy = Model.from_proto(storage.read(net))
+        assert copy.is_large
+        weight = copy.graph.tensors()["u"]
+        weight.values = np.asarray(weight.values) * 2
+        first, second = copy.to_proto(), copy.clone().to_proto()
+        places = [large.place(large.references(p)[0]) for p in (first, second)]
+        assert places[0] == places[1]
+        assert places[0].path.exists()
+        assert type(copy.graph.tensors()["u"]._values) is large.StoredValues, "not held in memory"
+        assert large.place(large.references(first)[1]).path == net.parent / "weights.bin", "not written again"
+    assert not places[0].path.exists()
+    with pytest.raises(KeyError):
+        large.place(large.references(first)[0])
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"per_channel": False},
+    {"preset": "w4a8", "rounding": "descent"},
+    {"preset": "w8a16"},
+    {"data_free": True, "input_ranges": (("x", -3.0, 3.0),)},
+    {"bias_correction": "empirical"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_same_bytes_as_in_memory(net: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    data = None if options.get("data_free") else DATA
+    outputs = []
+    for limit in (large.LARGE, 1000):
+        monkeypatch.setattr(large, "LARGE", limit)
+        monkeypatch.setattr(large, "SMALLEST", limit)
+        output = net.with_name(f"{limit}.onnx")
+        report = onnxq.quantize(net, data, output=output, **options).report
+        outputs.append((output.read_bytes(), report.source.bytes > 15000))
+    assert outputs[0] == outputs[1]
+
+
+def test_statistics_and_checkpoints_know_large_models_by_content(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large, "LARGE", 1000)
+    monkeypatch.setattr(large, "SMALLEST", 1000)
+    onnxq.calibrate(net, DATA, tmp_path / "s.npz")
+    (tmp_path / "moved").mkdir()
+    for name in ("net.onnx", "weights.bin"):
+        os.rename(tmp_path / name, tmp_path / "moved" / name)
+    onnxq.quantize(tmp_path / "moved" / "net.onnx", statistics=[tmp_path / "s.npz"], output=tmp_path / "out.onnx")
+
+
+@pytest.mark.usefixtures("low_limits")
+@pytest.mark.parametrize("preset", ["w8a8", "w16a16"])
+def test_an_output_too_large_for_a_protobuf(net: Path, preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "LARGEST_PROTOBUF", 3000)
+    output = net.with_name("out.onnx")
+    onnxq.quantize(net, DATA, output=output, preset=preset)
+    assert sorted(os.listdir(net.parent)) == ["net.onnx", "out.onnx", "out.onnx.data", "weights.bin"]
+    light = onnx.load(output, load_external_data=False)
+    external = [t for t in light.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    assert {t.external_data[0].value for t in external} == {"out.onnx.data"}
+    assert all(int(t.external_data[1].value) % storage.PAGE == 0 for t in external)
+    expected = run(model(NET), {"x": DATA})["y"]
+    got = Session(output).run({"x": DATA})["y"]
+    assert np.abs(got - expected).max() < 0.1 * np.abs(expected).max()
+    again = net.with_name("again.onnx")
+    onnxq.quantize(net, DATA, output=again, preset=preset)
+    assert (net.parent / "again.onnx.data").read_bytes() == (net.parent / "out.onnx.data").read_bytes()
+
+
+@pytest.mark.usefixtures("low_limits")
+def test_an_old_model_never_stands_beside_new_data(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two files cannot be replaced at once: the old model goes first."""
+    monkeypatch.setattr(storage, "LARGEST_PROTOBUF", 3000)
+    output = net.with_name("out.onnx")
+    onnxq.quantize(net, DATA, output=output)
+    replace, moved = os.replace, []
+
+    def fail(source: Any, target: Any) -> None:
+        moved.append(Path(target).name)
+        if len(moved) == 2:
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OutputError, match="Input/output error"):
+        onnxq.quantize(net, DATA, output=output)
+    assert moved == ["out.onnx.data", "out.onnx"]
+    assert not output.exists()
