@@ -43,9 +43,10 @@ NETWORKS = (
     "(float[N,3] x) => (float[N,3] y) <float[3,3] w, float[3] k> { h = MatMul(x, w) m = ReduceMax<keepdims=0>(h)"
     " c = Greater(m, m) z = If(c) <then_branch = t () => (float[N,3] a) { a = Add(h, k) },"
     " else_branch = e () => (float[N,3] b) { b = MatMul(h, w) }> y = Relu(z) }",
-    "(float[N,2,4,4] x) => (float[N,?,?,?] y, float[N,?] z) <float[2,3,2,2] w, float[2,2,1,1] u,"
-    " int64[4] sizes> { c = Conv(x, u) h = ConvTranspose<strides=[2,2]>(c, w) r = Resize<mode=\"nearest\">(h, , , sizes) s = Sigmoid(r)"
-    " y = Concat<axis=1>(s, s) i = Shape(y) b = Constant<value_ints=[2, -1]>() q = Reshape(y, b)"
+    "(float[N,2,4,4] x) => (float[N,?,?,?] y, float[N,?] z) <float[2,3,2,2] w,"
+    " float[2,2,1,1] u, int64[4] sizes> { c = Conv(x, u) h = ConvTranspose<strides=[2,2]>(c, w)"
+    " r = Resize<mode=\"nearest\">(h, , , sizes) s = Sigmoid(r) y = Concat<axis=1>(s, s) i = Shape(y)"
+    " b = Constant<value_ints=[2, -1]>() q = Reshape(y, b)"
     " n = Cast<to=7>(i) z = Identity(q) }",
 )  # fmt: skip
 

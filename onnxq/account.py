@@ -119,10 +119,10 @@ def _strangers(job: Job) -> list[str]:
 def _unranged(job: Job) -> dict[str, str]:
     """Nodes that compute in float after all, since a tensor that they read has no range, and why."""
     tensors, known = job.planned.graph.tensors(), {where for where, _ in job.placed().skips}
-    readers = {}
+    readers, present = {}, {id(node) for node in job.planned.graph.nodes}  # not in subgraphs, not removed
     for name in _without_range(job):
         for node in tensors[name].outputs if name in tensors else ():
-            if node.name not in known:
+            if node.name not in known and id(node) in present:
                 readers[node.name] = f"its input {name!r} has no range"
     return readers
 

@@ -25,6 +25,7 @@ from .graph import large, storage
 from .graph.intake import taken_in
 from .graph.match import class_logits
 from .graph.ops import is_float
+from .graph.order import in_order
 from .job import INVENTED_INPUTS, Job, make_context
 from .numeric.histogram import Histogram
 from .numeric.logits import Logits
@@ -53,8 +54,8 @@ def open_model(model: str | os.PathLike[str] | ModelProto, *, quantized: bool = 
     quantized: whether it may be; then it is handed on as it is, else in the form that `graph.intake` describes.
     """
     if isinstance(model, ModelProto):
-        storage.check(model, "model", quantized=quantized)
-        proto, origin = model, "model"
+        proto, origin = in_order(model), "model"
+        storage.check(proto, origin, quantized=quantized)
     else:
         proto, origin = storage.read(model, quantized=quantized), str(model)
     return (proto if quantized else taken_in(proto, origin)), origin

@@ -120,7 +120,9 @@ class DeepLab(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.body(x)
-        pooled = functional.interpolate(self.pool(functional.adaptive_avg_pool2d(y, 1)), size=y.shape[-2:], mode="bilinear")
+        pooled = functional.interpolate(
+            self.pool(functional.adaptive_avg_pool2d(y, 1)), size=y.shape[-2:], mode="bilinear"
+        )
         return functional.interpolate(self.join(torch.cat([y, pooled], 1)), size=x.shape[-2:], mode="bilinear")
 
 

@@ -182,7 +182,7 @@ def detector(opset: int = 11, width: int = 8) -> ModelProto:
     made = Builder()
     scales = [made.inverted(made.block("x", 3, width, made.hard_swish, stride=2), width)]
     for _ in range(2):
-        scales.append(made.inverted(made.inverted(scales[-1], width, stride=2), width))
+        scales.append(made.inverted(scales[-1], width, stride=2))
     fine, middle, coarse = (made.conv(scale, width, width, kernel=1) for scale in scales)
     middle = made.add("Add", middle, made.resize_like(coarse, middle))
     fine = made.add("Add", fine, made.resize_like(middle, fine))

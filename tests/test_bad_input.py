@@ -133,20 +133,13 @@ def test_a_model_that_is_quantized_already(place):
         onnxq.quantize(place / "int8.onnx", images())
 
 
-def test_a_model_in_half_precision(place):
-    text = NET.replace("float[", "float16[")
-    storage.write(model(text), place / "in.onnx")
-    np.save(place / "calib.npy", images().astype(np.float16))
-    refused(place, 3, "nothing to quantize", "its tensors are not float32")
-
-
 def test_everything_excluded(place):
     refused(place, 3, "nothing to quantize: 1 Conv: excluded by 'Conv'", options=["--exclude", "Conv"])
 
 
 def test_an_operator_set_too_old(place):
-    storage.write(model(NET, opset=6, ir_version=3, check=False), place / "in.onnx")
-    refused(place, 3, "operator set 6 is not supported; expected 7 to")
+    storage.write(model(NET, opset=5, ir_version=3, check=False), place / "in.onnx")
+    refused(place, 3, "operator set 5 is not supported; expected 6 to")
 
 
 def test_an_operator_that_the_runtime_does_not_know(place):

@@ -18,8 +18,8 @@ from quantized import PLAIN, kernels
 
 import onnxq
 from onnxq.cli import main
-from onnxq.pipeline import load, prepare
 from onnxq.passes.base import Context
+from onnxq.pipeline import load, prepare
 from onnxq.targets import TARGETS
 
 HEIGHTS = {"detector": None, "recogniser": 16, "transformer": 16}
@@ -36,10 +36,12 @@ def feeds(name: str, count: int = 4, seed: int = 0) -> list[dict[str, np.ndarray
     return ocr.feeds(ocr.pixels(count, HEIGHTS[name], seed))
 
 
-@pytest.mark.parametrize("target", sorted(TARGETS))
-@pytest.mark.parametrize("name", sorted(ocr.MODELS))
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [(name, target) for name in HEIGHTS for target in sorted(TARGETS) if name != "detector" or "-" not in target],
+)
 def test_every_target_takes_them(name: str, target: str) -> None:
-    """The detector takes up to 2 s: it has 400 nodes."""
+    """The detector takes up to 2 s, for it has 300 nodes; variants of targets are left to the others."""
     result = onnxq.quantize(made(name), feeds(name), target=target, **PLAIN)
     (quality,) = result.report.quality
     assert quality.sqnr_db is not None
@@ -52,7 +54,7 @@ def test_sizes_are_left_to_run_time_and_all_else_is_in_one_form() -> None:
     prepare().run(prepared, Context(), proto)
     found = [node.op for node in prepared.graph.nodes]
     assert not {"Constant", "BatchNormalization", "Clip", "Div", "Pad"} & set(found)
-    assert (found.count("HardSwish"), found.count("Resize")) == (11, 4)
+    assert (found.count("HardSwish"), found.count("Resize")) == (7, 4)
     convolutions = [node for node in prepared.graph.nodes if node.op in ("Conv", "ConvTranspose")]
     assert sum(len(node.inputs) > 2 for node in convolutions) == len(convolutions) - 6  # the neck has none
 
@@ -60,7 +62,7 @@ def test_sizes_are_left_to_run_time_and_all_else_is_in_one_form() -> None:
 @pytest.mark.parametrize("name", sorted(ocr.MODELS))
 def test_layers_run_in_integers(name: str) -> None:
     found = kernels(onnxq.quantize(made(name), feeds(name), **PLAIN).model)
-    assert found["QLinearConv"] >= {"detector": 35, "recogniser": 6, "transformer": 2}[name]
+    assert found["QLinearConv"] >= {"detector": 20, "recogniser": 6, "transformer": 2}[name]
     assert found["FusedConv"] + found["Conv"] + found["FusedGemm"] == 0
 
 

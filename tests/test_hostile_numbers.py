@@ -298,6 +298,25 @@ def test_every_operator_set(opset: int) -> None:
     quantized(proto)
 
 
+def test_operator_set_6() -> None:
+    """Older than anything that ONNX Runtime runs."""
+    quantized(model(NET.replace("N,", "2,"), opset=6, ir_version=3, check=False))
+
+
 @pytest.mark.parametrize("ir_version", [3, 4, 7, 10])
 def test_old_and_new_files(ir_version: int) -> None:
     quantized(model(NET, ir_version=ir_version, opset=11 if ir_version < 4 else 17))
+
+
+def test_nodes_out_of_order() -> None:
+    """As onnxruntime's converter to float16 leaves them."""
+    proto = model(NET)
+    nodes = list(reversed(proto.graph.node))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    quantized(proto)
+
+
+def test_nodes_that_wait_for_each_other() -> None:
+    proto = model("(float[N,4] x) => (float[N,4] y) { a = Add(x, y) y = Relu(a) }", check=False)
+    refused(proto, "not a valid ONNX model", data=[{"x": np.ones((1, 4), np.float32)}])

@@ -86,16 +86,23 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_the_same_bytes_as_in_memory(net: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    data = None if options.get("data_free") else DATA
-    outputs = []
-    for limit in (large.LARGE, 1000):
+def test_the_same_model_as_in_memory(net: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the last bits: ONNX Runtime adds in another order where it may not pack weights. And always the same."""
+    data, outputs = None if options.get("data_free") else DATA, []
+    for limit, threads in ((large.LARGE, 1), (1000, 1), (1000, 3)):
         monkeypatch.setattr(large, "LARGE", limit)
         monkeypatch.setattr(large, "SMALLEST", limit)
-        output = net.with_name(f"{limit}.onnx")
-        report = onnxq.quantize(net, data, output=output, **options).report
-        outputs.append((output.read_bytes(), report.source.bytes > 15000))
-    assert outputs[0] == outputs[1]
+        outputs.append(net.with_name(f"{len(outputs)}.onnx"))
+        report = onnxq.quantize(net, data, output=outputs[-1], threads=threads, **options).report
+        assert report.source.bytes > 15_000
+    memory, files = (onnx.load(path) for path in outputs[:2])
+    assert outputs[1].read_bytes() == outputs[2].read_bytes()
+    assert memory.graph.node == files.graph.node
+    for one, other in zip(memory.graph.initializer, files.graph.initializer, strict=True):
+        a, b = (np.asarray(large.array(t), np.float64) for t in (one, other))
+        assert one.name == other.name
+        integers = one.data_type != onnx.TensorProto.FLOAT
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1.0 if integers else 1e-6, err_msg=one.name)
 
 
 def test_statistics_and_checkpoints_know_large_models_by_content(

@@ -154,7 +154,7 @@ def test_an_input_that_is_no_tensor_is_refused():
 
 def test_a_model_without_inputs_is_refused():
     proto = model("() => (float[2,5] y) <float[2,3] x, float[3,5] w> { y = MatMul(x, w) }")
-    with pytest.raises(UsageError, match="no inputs"):
+    with pytest.raises(ModelError, match="no inputs"):
         onnxq.quantize(proto, [{}])
 
 

@@ -55,6 +55,7 @@ class NetworkRepair:
             tries[fix] += 1
             if self._try(fix):
                 waiting.update(other for other in tries if tries[other] < TRIES)
+                waiting -= {other for other in waiting if other.name == fix.name}  # one of a kind
 
     def take_back(self, start: Options) -> None:
         """One scale for each channel costs something: none, or fewer, where the target still holds.

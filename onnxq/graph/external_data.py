@@ -48,7 +48,7 @@ def embed(tensor: TensorProto, place: Place) -> None:
     if len(data) != place.length:
         raise ModelError(f"tensor {tensor.name!r}: {place.path.name} has become shorter while it was read")
     tensor.raw_data = data
-    tensor.data_location = TensorProto.DEFAULT
+    tensor.ClearField("data_location")
     del tensor.external_data[:]
 
 

@@ -1,10 +1,11 @@
 """A model as users bring it, in the form that the rest works on; the function stays.
 
-    local functions         inlined: what is inside of them is to be quantized, too
-    sparse initializers     made dense: no kernel that matters here reads them
-    nodes that share a name  told apart, for ONNX Runtime refuses them though ONNX does not
-    types of optional values  not noted any more, for they can be inferred
-    float16, bfloat16, double  float32 (`precision`)
+    operator set 6              13: ONNX Runtime runs nothing below 7
+    local functions             inlined: what is inside of them is to be quantized, too
+    sparse initializers         made dense: no kernel that matters here reads them
+    nodes that share a name     told apart, for ONNX Runtime refuses them though ONNX does not
+    types of optional values    not noted any more, for they can be inferred
+    float16, bfloat16, double   float32 (`precision`)
 
 A model that has none of these is handed on as it is.
 """
@@ -21,6 +22,7 @@ from onnx import ModelProto, SparseTensorProto, TensorProto, numpy_helper
 
 from ..errors import ModelError
 from .model import nodes_of
+from .opset import OLDEST_OPSET, convert_opset, opset_of
 from .precision import as_float32
 from .shapes import odd_values, without_odd_values
 from .soundness import LARGEST_INPUT
@@ -43,6 +45,8 @@ def taken_in(proto: ModelProto, origin: str) -> ModelProto:
     if any(count > 1 for count in counts.values()):
         proto = _copy(proto)
         _tell_apart(proto, set(counts))
+    if opset_of(proto) == OLDEST_OPSET:
+        proto = convert_opset(proto, 13, origin)
     return as_float32(proto, origin)
 
 

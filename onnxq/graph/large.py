@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class _Store:
 
     def __init__(self) -> None:
         self.places: dict[str, Place] = {}
-        self.mapped: dict[int, tuple[weakref.ref[Array], str]] = {}
+        self.mapped: weakref.WeakValueDictionary[str, Array] = weakref.WeakValueDictionary()
         self.folder: Path | None = None
         self.users = 0
         self.exit = contextlib.ExitStack()
@@ -117,12 +118,23 @@ def array(tensor: TensorProto) -> Array:
     """A tensor's values; those of a reference are mapped, and cannot be written to."""
     if not is_reference(tensor):
         return np.asarray(numpy_helper.to_array(tensor))
-    where = place(tensor)
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    mapped = np.memmap(where.path, dtype, "r", where.offset, tuple(tensor.dims))
+    where, dtype = place(tensor), onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    key = f"{_location(tensor)} {dtype} {list(tensor.dims)}"
     with _STORE.lock:
-        _STORE.mapped[id(mapped)] = (weakref.ref(mapped), _location(tensor))
+        mapped = _STORE.mapped.get(key)  # one mapping for all who look at it: each counts as memory
+        if mapped is None:
+            mapped = np.memmap(where.path, dtype, "r", where.offset, tuple(tensor.dims))
+            _STORE.mapped[key] = mapped
+        others = [other for other in _STORE.mapped.values() if other is not mapped]
+    for other in others:
+        _forget(other)
     return mapped
+
+
+def _forget(mapped: Array) -> None:
+    """Who asks for one tensor is done with the others, as a rule: their pages go, and come back if they are read."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapped._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 def tensor(values: Array, name: str, *, aside: bool) -> TensorProto:
@@ -132,6 +144,27 @@ def tensor(values: Array, name: str, *, aside: bool) -> TensorProto:
     kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
     result = TensorProto(name=name, data_type=kind, dims=values.shape)
     _set_location(result, _known(values) or _put_aside(values))
+    return result
+
+
+def apart(proto: ModelProto, change: Callable[[ModelProto], ModelProto]) -> ModelProto:
+    """`change` of a copy that has inputs for its references, for tools that want to see all data; put back then."""
+    order = {t.name: place for place, t in enumerate(proto.graph.initializer)}
+    inputs = {v.name for v in proto.graph.input}
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    kept = {t.name: t for t in references(proto)}
+    small = [t for t in proto.graph.initializer if t.name not in kept]
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(small)
+    for name in sorted(kept.keys() - inputs):
+        copy.graph.input.append(onnx.helper.make_tensor_value_info(name, kept[name].data_type, kept[name].dims))
+    result = change(copy)
+    for value in [v for v in result.graph.input if v.name in kept.keys() - inputs]:
+        result.graph.input.remove(value)
+    tensors = sorted((*result.graph.initializer, *kept.values()), key=lambda t: order.get(t.name, len(order)))
+    del result.graph.initializer[:]
+    result.graph.initializer.extend(tensors)
     return result
 
 
@@ -157,8 +190,7 @@ def keep_aside(constants: Iterable[gs.Constant]) -> None:
 def _known(values: Array) -> str | None:
     """The location of an array that was mapped from there, as a whole."""
     with _STORE.lock:
-        reference, location = _STORE.mapped.get(id(values), (None, None))
-    return location if reference is not None and reference() is values else None
+        return next((key.split()[0] for key, mapped in _STORE.mapped.items() if mapped is values), None)
 
 
 def _put_aside(values: Array) -> str:
@@ -174,7 +206,7 @@ def _put_aside(values: Array) -> str:
     return location
 
 
-def copy(where: Place, target: Any) -> None:
+def copy_bytes(where: Place, target: Any) -> None:
     """Copy the bytes at a place into an open file."""
     for chunk in _chunks(where):
         target.write(chunk)

@@ -18,15 +18,23 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from ..errors import ModelError
+from . import large
 from .model import nodes_of
 from .ops import ONNX_DOMAINS
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 6
+OLDEST_RUN = 7
+"""ONNX Runtime runs nothing older."""
+
+
+def opset_of(proto: ModelProto) -> int | None:
+    """The version of the standard operator set that a model imports, if any."""
+    return next((o.version for o in proto.opset_import if o.domain in ONNX_DOMAINS), None)
 
 
 def convert_opset(proto: ModelProto, lowest: int, origin: str, highest: int | None = None) -> ModelProto:
     """The model at an operator set from `lowest` to `highest`, as it is where it is at one already. ModelError."""
-    opset = next((o.version for o in proto.opset_import if o.domain in ONNX_DOMAINS), None)
+    opset = opset_of(proto)
     if opset is None:
         raise ModelError(f"{origin}: imports no ai.onnx operator set, so there is nothing that can be quantized")
     newest = onnx.defs.onnx_opset_version()
@@ -35,6 +43,8 @@ def convert_opset(proto: ModelProto, lowest: int, origin: str, highest: int | No
     wanted = min(max(opset, lowest), highest or newest)
     if opset == wanted:
         return proto
+    if large.references(proto):
+        return large.apart(proto, lambda rest: convert_opset(rest, lowest, origin, highest))
     try:
         if proto.functions:
             proto = onnx.inliner.inline_local_functions(proto, convert_version=True)

@@ -12,9 +12,10 @@ import itertools
 
 import numpy as np
 import onnx.inliner
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper
 
 from ..errors import ModelError
+from . import large
 from .model import graphs_of, nodes_of
 from .ops import LINEAR_OPS
 from .shapes import infer_shapes
@@ -135,12 +136,12 @@ def _widen_type(kind: TypeProto, found: set[int]) -> None:
 def _widen_tensor(tensor: TensorProto, found: set[int], origin: str) -> None:
     if tensor.data_type not in found:
         return
-    values = numpy_helper.to_array(tensor)
+    values, name = large.array(tensor), tensor.name
     with np.errstate(over="ignore"):
         narrow = np.asarray(values, np.float32)
     if np.isinf(narrow).sum() > np.isinf(values).sum():
         raise ModelError(f"{origin}: constant {tensor.name!r} holds doubles beyond the range of float32")
-    tensor.CopyFrom(numpy_helper.from_array(narrow, tensor.name))
+    tensor.CopyFrom(large.tensor(narrow, name, aside=large.is_reference(tensor)))
 
 
 def _cast_boundary(graph: GraphProto, kinds: dict[str, int]) -> None:

@@ -1,8 +1,9 @@
 """What the ONNX checker lets through, and numpy, graph surgeon or ONNX Runtime would stumble over.
 
-strings    are UTF-8
-tensors    a type that onnx knows, no segments, dimensions that are not negative, data of the size they ask for
-values     element types that onnx knows; inputs that fit into memory
+strings       UTF-8
+attributes    have values: outside of functions there is nothing to refer to
+tensors       a type that onnx knows, no segments, dimensions that are not negative, data of the size they ask for
+values        element types that onnx knows; inputs that fit into memory
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from google.protobuf.message import Message
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto
 
 from ..errors import ModelError
+from .model import nodes_of
 
 LARGEST_INPUT = 2**33
 """Bytes that one input of fixed size may take; a sample is held in memory as a whole."""
@@ -31,6 +33,12 @@ def refuse_unsound(proto: ModelProto, origin: str) -> None:
     """Raise ModelError for tensors and values that are not what they claim to be."""
     if garbled := _garbled(proto):
         raise ModelError(f"{origin}: not a valid ONNX model: {garbled} is not UTF-8")
+    for node in nodes_of(proto.graph):
+        if referring := [a.name for a in node.attribute if a.ref_attr_name]:
+            raise ModelError(
+                f"{origin}: not a valid ONNX model: node {node.name!r} ({node.op_type}) takes"
+                f" {', '.join(referring)} from a function's attribute, but is in no function"
+            )
     for tensor in _tensors_of(proto):
         if flaw := _flaw(tensor):
             raise ModelError(f"{origin}: not a valid ONNX model: tensor {tensor.name!r} {flaw}")
@@ -112,7 +120,7 @@ def _lengths(tensor: TensorProto) -> tuple[int, int]:
     if kind == TensorProto.STRING:
         return count, len(tensor.string_data)
     if tensor.HasField("raw_data"):
-        itemsize = onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+        itemsize = int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
         return (count * itemsize if bits is None else -(-count * bits // 8)), len(tensor.raw_data)
     got = len(getattr(tensor, onnx.helper.tensor_dtype_to_field(kind)))
     if bits is not None:
@@ -131,7 +139,7 @@ def _values_of(graph: GraphProto) -> Iterator[ValueInfoProto]:
 def _is_known(kind: onnx.TypeProto) -> bool:
     which = kind.WhichOneof("value")
     if which in ("tensor_type", "sparse_tensor_type"):
-        return getattr(kind, which).elem_type in TensorProto.DataType.values()
+        return bool(getattr(kind, which).elem_type in TensorProto.DataType.values())
     if which in ("sequence_type", "optional_type"):
         return _is_known(getattr(kind, which).elem_type)
     return True
@@ -143,4 +151,4 @@ def _bytes(value: ValueInfoProto) -> int:
     if not value.type.HasField("tensor_type") or kind.elem_type in (TensorProto.UNDEFINED, TensorProto.STRING):
         return 0
     itemsize = int(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize)
-    return itemsize * math.prod(max(d.dim_value, 1) if d.HasField("dim_value") else 1 for d in kind.shape.dim)
+    return itemsize * int(math.prod(max(d.dim_value, 1) for d in kind.shape.dim))

@@ -15,6 +15,7 @@ from ..errors import AlreadyQuantizedError, ModelError, OutputError
 from ..scratch import scratch_folder
 from . import external_data, large
 from .model import nodes_of
+from .order import in_order
 from .soundness import refuse_unsound
 
 LARGEST_PROTOBUF = 2**31 - 2**20
@@ -51,6 +52,7 @@ def read(path: str | os.PathLike[str], *, quantized: bool = False) -> ModelProto
         raise ModelError(
             f"{path}: external data cannot be loaded: {first_line(error)}; put the data file beside the model"
         ) from None
+    proto = in_order(proto)
     check(proto, str(path), quantized=quantized)
     return proto
 
@@ -166,7 +168,7 @@ def _with_data_file(proto: ModelProto, path: Path) -> ModelProto:
             file.write(bytes(-file.tell() % PAGE))
             begin = file.tell()
             if reference:
-                large.copy(large.place(tensor), file)
+                large.copy_bytes(large.place(tensor), file)
             else:
                 file.write(tensor.raw_data)
             moved = result.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)

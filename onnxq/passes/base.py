@@ -12,6 +12,7 @@ from ..data import Feed
 from ..graph.model import Model
 from ..numeric.channel_statistics import ChannelFacts
 from ..numeric.quant import QuantParams
+from ..numeric.ranges import Range
 from ..numeric.samples import Samples
 from ..report import RoundedLayer
 from ..statistics import Statistics
@@ -54,6 +55,8 @@ class Context:
     progress: called with (label, done, total) during long work; done and total in any unit of work; label: what is
         done and, behind a colon, a detail of it.
     ranged: called with (tensor, statistics, the grid chosen for them), where somebody wants to show them.
+    weight_ranges: those found before, by wish and a hash of the values, which alone decide them: steps are tried on
+        copies that share most weights.
     measured: what `observe.channel_facts` has seen, by graph, tensor and axis; `replace` makes a context without it.
     """
 
@@ -65,6 +68,7 @@ class Context:
     max_memory: int = 512 * 2**20
     progress: Callable[[str, int, int], None] = field(default=_no_progress)
     ranged: Callable[[str, Samples, QuantParams], None] | None = None
+    weight_ranges: dict[tuple[str, bytes], Range] = field(default_factory=dict, repr=False)
     measured: dict[str, dict[tuple[str, int], ChannelFacts]] = field(init=False, default_factory=dict, repr=False)
 
     def arrays(self, label: str = "") -> Iterable[tuple[Mapping[str, np.ndarray], int | None]]:

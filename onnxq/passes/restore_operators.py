@@ -7,14 +7,14 @@ step of an accelerator, with a quantizer before and behind it, not in between).
     LeakyRelu             PRelu with one slope for all channels
     Conv with pads        Pad with zeros, and Conv
 
-Only GlobalAveragePool has integer kernels nearly everywhere; OpenVINO runs HardSwish as the end of a convolution, but
-HardSigmoid and Mul apart from it, in float (measured with 2026.4.1).
+GlobalAveragePool has integer kernels nearly everywhere, ReduceMean has not. OpenVINO runs HardSwish as the end of a
+convolution, but HardSigmoid and Mul apart from it, in float (measured with 2026.4.1).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,43 +38,41 @@ class RestoreOperators:
     preserves: ClassVar[bool | None] = True
 
     def apply(self, model: Model, context: Context) -> Outcome:
-        restored: Counter[str] = Counter()
-        newest = context.target.max_opset
-        for whole in find_composites(model, PIECES):
-            if whole.operator == "HardSigmoid":
-                _replace(model, whole.nodes, _node(whole, "HardSigmoid", alpha=1 / 6, beta=0.5))
-            elif not _is_hard_swish(whole) or not _raise_opset(model, newest):
-                continue
-            else:
-                _replace(model, whole.nodes, _node(whole, "HardSwish"))
-            restored[whole.operator] += 1
+        restored = Counter(_join_pieces(model, context.target.max_opset))
         normalizing = {id(node) for whole in find_composites(model) for node in whole.nodes}
-        for node in list(model.graph.nodes):
-            if _is_global_mean(node) and id(node) not in normalizing:
+        for node in [node for node in model.graph.nodes if id(node) not in normalizing]:
+            if _is_global_mean(node):
                 restored["GlobalAveragePool"] += 1
                 _replace(model, [node], *_pooling(model, node))
             elif is_op(node, "PRelu") and isinstance(node.inputs[1], gs.Constant) and node.inputs[1].values.size == 1:
                 restored["LeakyRelu"] += 1
-                slope = float(node.inputs[1].values.reshape(()))
-                leaky = gs.Node("LeakyRelu", node.name, {"alpha": slope}, node.inputs[:1], list(node.outputs))
-                _replace(model, [node], leaky)
-            elif is_op(node, "Conv") and _take_padding(model, node):
+                slope = {"alpha": float(node.inputs[1].values.reshape(()))}
+                _replace(model, [node], gs.Node("LeakyRelu", node.name, slope, node.inputs[:1], list(node.outputs)))
+            elif is_op(node, "Conv") and (pads := _pads_before(model, node)) is not None:
                 restored["Conv with pads"] += 1
+                node.inputs[0], node.attrs["pads"] = node.inputs[0].inputs[0].inputs[0], pads
         edit.drop_dangling(model)
         edit.name_nodes(model.graph.nodes)
         return Outcome(restored.total(), notes=tuple(f"{op}: {count}" for op, count in restored.items()))
 
 
-def _node(whole: Composite, operator: str, **attributes: float) -> gs.Node:
-    return gs.Node(operator, whole.nodes[0].name, attributes, [whole.input], [whole.output])
+def _join_pieces(model: Model, newest: int | None) -> Iterator[str]:
+    """Replace composites by the operators that they stand for, and name these. newest: operator set for the target."""
+    for whole in find_composites(model, PIECES):
+        attributes = {}
+        if whole.operator == "HardSigmoid":
+            attributes = {"alpha": 1 / 6, "beta": 0.5}
+        elif not _is_hard_swish(whole) or not _raise_opset(model, newest):
+            continue
+        node = gs.Node(whole.operator, whole.nodes[0].name, attributes, [whole.input], [whole.output])
+        _replace(model, whole.nodes, node)
+        yield whole.operator
 
 
 def _is_hard_swish(whole: Composite) -> bool:
     """Whether the gate, where it is a HardSigmoid, has the slope of HardSwish."""
-    gates = [node for node in whole.nodes if is_op(node, "HardSigmoid")]
-    return all(
-        abs(node.attrs.get("alpha", 0.2) - 1 / 6) < 1e-5 and node.attrs.get("beta", 0.5) == 0.5 for node in gates
-    )
+    gates = [node.attrs for node in whole.nodes if is_op(node, "HardSigmoid")]
+    return all(abs(gate.get("alpha", 0.2) - 1 / 6) < 1e-5 and gate.get("beta", 0.5) == 0.5 for gate in gates)
 
 
 def _raise_opset(model: Model, newest: int | None) -> bool:
@@ -116,34 +114,22 @@ def _pooling(model: Model, node: gs.Node) -> Iterable[gs.Node]:
     )
 
 
-def _take_padding(model: Model, node: gs.Node) -> bool:
-    """Let a Conv pad by itself where a Pad with zeros, of the axes behind the channels only, stands in front of it."""
-    source = node.inputs[0]
-    pad = source.inputs[0] if source.inputs and is_op(source.inputs[0], "Pad") else None
-    if (
-        pad is None
-        or not preserves_grid(pad)
-        or pad.attrs.get("mode", "constant") != "constant"
-        or source.shape is None
-    ):
-        return False
-    constant = all(isinstance(t, gs.Constant) for t in pad.inputs[1:] if t.name)
-    by_axes = len(pad.inputs) > 3 and pad.inputs[3].name
-    if (
-        not constant
-        or by_axes
-        or node.attrs.get("auto_pad", "NOTSET") != "NOTSET"
-        or model.sole_consumer(source) is not node
-    ):
-        return False
-    added, ndim = [int(p) for p in pad.inputs[1].values], len(source.shape)
-    begins, ends = added[:ndim], added[ndim:]
-    if min(added) < 0 or any((*begins[:2], *ends[:2])):
-        return False
-    own = node.attrs.get("pads", [0] * (2 * ndim - 4))
-    node.attrs["pads"] = [int(a) + b for a, b in zip(own, (*begins[2:], *ends[2:]), strict=True)]
-    node.inputs[0] = pad.inputs[0]
-    return True
+def _pads_before(model: Model, conv: gs.Node) -> list[int] | None:
+    """The pads of a Conv and of a Pad with zeros in front of it together; None where there is none, or not for it."""
+    source = conv.inputs[0]
+    pad = source.inputs[0] if source.inputs else None
+    if pad is None or not is_op(pad, "Pad") or not preserves_grid(pad) or source.shape is None:
+        return None
+    alone = conv.attrs.get("auto_pad", "NOTSET") == "NOTSET" and model.sole_consumer(source) is conv
+    zeros = pad.attrs.get("mode", "constant") == "constant" and isinstance(pad.inputs[1], gs.Constant)
+    if not alone or not zeros:
+        return None
+    ndim, added = len(source.shape), [int(p) for p in pad.inputs[1].values]
+    spatial = added[2:ndim] + added[ndim + 2 :]
+    if len(added) != 2 * ndim or min(added) < 0 or sum(spatial) != sum(added) or len(pad.inputs) > 3:
+        return None
+    own = conv.attrs.get("pads", [0] * len(spatial))
+    return [int(a) + b for a, b in zip(own, spatial, strict=True)]
 
 
 def _replace(model: Model, old: Iterable[gs.Node], *new: gs.Node) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import ClassVar
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from ..errors import ModelError
 from ..graph.model import Model, Quantizer
@@ -13,6 +15,7 @@ from ..graph.ops import LinearLayer, linear_layer
 from ..numeric.quant import QuantParams
 from ..numeric.ranges import set_range
 from ..numeric.samples import Samples
+from ..runtime import parallel_map
 from .base import Context, Outcome
 
 
@@ -24,12 +27,10 @@ class SetWeightRanges:
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:
-        changed = 0
-        for constant in model.initializers():
-            quantizer = model.quantizers.get(constant.name)
-            if quantizer is None or quantizer.given:
-                continue
-            values = np.asarray(constant.values)
+        constants = [c for c in model.initializers() if c.name in model.quantizers]
+        constants = [c for c in constants if not model.quantizers[c.name].given]
+        for constant in constants:
+            quantizer = model.quantizers[constant.name]
             layers = (linear_layer(node) for node in constant.outputs if node.name in quantizer.readers)
             biases = [layer.bias for layer in layers if isinstance(layer, LinearLayer) and layer.bias is not None]
             for part, kind in ((constant, "weight"), *((bias, "bias") for bias in biases)):
@@ -38,18 +39,28 @@ class SetWeightRanges:
                         f"{model.origin}: {kind} {part.name!r} of node {', '.join(quantizer.readers)!r} holds"
                         " not-a-number or infinity, which have no integer; exclude the node or repair the model"
                     )
-            model.quantizers[constant.name] = quantizer.answered(self._params(values, quantizer))
-            changed += 1
-        return Outcome(changed)
 
-    def _params(self, values: np.ndarray, quantizer: Quantizer) -> QuantParams:
+        def answer(constant: gs.Constant) -> tuple[str, QuantParams]:
+            return constant.name, self._params(np.asarray(constant.values), model.quantizers[constant.name], context)
+
+        for name, params in parallel_map(answer, constants, context.threads):
+            model.quantizers[name] = model.quantizers[name].answered(params)
+        return Outcome(len(constants))
+
+    def _params(self, values: np.ndarray, quantizer: Quantizer, context: Context) -> QuantParams:
         spec, axis = quantizer.spec, quantizer.axis
         if quantizer.fixed is not None:
             lo, hi = np.asarray(quantizer.fixed[0]), np.asarray(quantizer.fixed[1])
             shape: tuple[int, ...] = () if axis is None else (values.shape[axis],)
         else:
-            samples = Samples.of_weights(values, axis, spec.block)
-            lo, hi = set_range(quantizer.method or self.method, samples, spec)
+            method = quantizer.method or self.method
+            key = (
+                repr((method, spec, axis, values.shape, values.dtype)),
+                blake2b(np.ascontiguousarray(values).data).digest(),
+            )
+            if key not in context.weight_ranges:
+                context.weight_ranges[key] = set_range(method, Samples.of_weights(values, axis, spec.block), spec)
+            lo, hi = context.weight_ranges[key]
             shape = () if axis is None else lo.shape
         if spec.block is not None and axis is not None:
             shape = tuple(-(-n // spec.block) if i == axis else n for i, n in enumerate(values.shape))

@@ -31,38 +31,35 @@ from ..numeric.quant import QuantParams, QuantSpec
 
 
 class FakeQuantize(torch.autograd.Function):
-    """x^ of the module's algebra; s and z broadcast against x, z holds integers."""
+    """x^ of the module's algebra; s and z broadcast against x, z holds integers.
+
+    Kept for the backward pass: where x lies outside the grid, and d x^ / d s. Passes over memory are what it costs.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, s: Tensor, z: Tensor, n: int, p: int, factor: float) -> Tensor:
         """factor: what the gradients of s and z are multiplied by."""
-        ctx.save_for_backward(x, s, z)
-        ctx.constants = n, p, factor
-        return torch.div(x, s).round_().add_(z).clamp_(n, p).sub_(z).mul_(s)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, s, z = ctx.saved_tensors
-        n, p, factor = ctx.constants
-        (g,) = gradients
         v = x / s
         rounded = v.round()
         q = (rounded + z).clamp_(n, p).sub_(z)
-        g_inside = g * (q == rounded)
+        if any(ctx.needs_input_grad[:3]):
+            outside = q != rounded
+            slope = torch.where(outside, q, rounded.sub_(v)) if ctx.needs_input_grad[1] else None
+            ctx.save_for_backward(outside, slope, s, z)
+            ctx.factor = factor
+        return q.mul_(s)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        outside, slope, s, z = ctx.saved_tensors
+        (g,) = gradients
+        g_inside = torch.where(outside, 0.0, g)  # unlike masked_fill it keeps channels last
         g_s = g_z = None
         if ctx.needs_input_grad[1]:
-            g_s = _reduced(g, q, s) - _reduced(g_inside, v, s)
-            g_s = g_s * factor
+            g_s = (g * slope).sum_to_size(s.shape) * ctx.factor
         if ctx.needs_input_grad[2]:
-            g_z = (g_inside - g).mul_(s).sum_to_size(z.shape) * factor
+            g_z = -((g - g_inside) * s).sum_to_size(z.shape) * ctx.factor
         return g_inside, g_s, g_z, None, None, None
-
-
-def _reduced(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """Sum of a b over the axes that `like` was broadcast along."""
-    if like.numel() == 1:
-        return (a * b).sum().reshape(like.shape)
-    return (a * b).sum_to_size(like.shape)
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
