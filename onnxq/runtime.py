@@ -72,6 +72,7 @@ class Session:
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         if optimized_path is not None:
             options.optimized_model_filepath = str(optimized_path)
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         try:
             if isinstance(model, ModelProto) and large.references(model):
                 self._session = self._load_large(model, options)

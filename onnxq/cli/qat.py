@@ -28,14 +28,14 @@ training_options = options(
     click.option("--batch", type=click.IntRange(min=1), default=128, show_default=True, help="Samples a step."),
     click.option(
         "--lr",
-        type=click.FloatRange(0, min_open=True),
+        type=click.FloatRange(0, 1, min_open=True),
         default=2e-3,
         show_default=True,
         help="Learning rate of weights at its height, relative to their size.",
     ),
     click.option(
         "--scale-lr",
-        type=click.FloatRange(0, min_open=True),
+        type=click.FloatRange(0, 1, min_open=True),
         default=2e-3,
         show_default=True,
         help="The same of scales and zero points.",

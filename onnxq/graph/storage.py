@@ -137,15 +137,13 @@ def write_text(text: str, path: Path) -> None:
 
 
 def write(proto: ModelProto, path: Path) -> None:
-    """Serialize to `path`, with tensors in `NAME.data` beside it where one protobuf cannot hold them.
+    """Serialize to `path`, with tensors in `NAME.data` beside it where one protobuf cannot hold them, or where the
+    model it was made from kept its own so (`graph.large`).
 
     Raises OutputError.
     """
     try:
-        if large.nbytes(proto) < LARGEST_PROTOBUF:
-            for tensor in large.references(proto):
-                external_data.embed(tensor, large.place(tensor))
-        else:
+        if proto.ByteSize() >= LARGEST_PROTOBUF or large.references(proto):
             proto = _with_data_file(proto, path.with_name(f"{path.name}.data"))
         data = proto.SerializeToString(deterministic=True)
         with open(path, "wb") as file:

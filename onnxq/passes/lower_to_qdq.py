@@ -25,7 +25,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from ..graph import edit
 from ..graph.model import Model, Quantizer
-from ..graph.ops import LinearLayer, clip_bounds, linear_layer
+from ..graph.ops import LinearLayer, clip_bounds, is_op, linear_layer, preserves_grid
 from ..numeric.quant import Grid, QuantParams
 from ..targets import Target
 from .base import Context, Outcome
@@ -54,6 +54,7 @@ class LowerToQdq:
             else:
                 lowering.activation(tensor, quantizer)
         lowering.insert()
+        _shield_branches(model)
         pairs = len(model.quantizers)
         model.quantizers.clear()
         edit.drop_dangling(model)
@@ -287,6 +288,32 @@ def _blocks_on_grids(model: Model) -> frozenset[int]:
             if weight is not None and weight.spec.block is not None and weight.spec.grid.stored_bits == 8:
                 nodes.add(id(layer.node))
     return frozenset(nodes)
+
+
+def _shield_branches(model: Model) -> None:
+    """A Sum of one in front of what branches and loops read from outside, where it is on a grid: ONNX Runtime 1.32
+    moves DequantizeLinear along data movement, and aborts the process where that ends in a subgraph."""
+    outside = {id(node) for node in model.graph.nodes}
+    for node in list(model.graph.nodes):
+        for tensor in list(node.outputs) if _hands_on_grid(node) else ():
+            inside = [reader for reader in model.consumers(tensor) if id(reader) not in outside]
+            if not inside:
+                continue
+            shielded = gs.Variable(model.unique_name(f"{tensor.name}_shielded"), tensor.dtype, tensor.shape)
+            place = next(index for index, other in enumerate(model.graph.nodes) if other is node)
+            model.graph.nodes.insert(place + 1, gs.Node("Sum", inputs=[tensor], outputs=[shielded]))
+            for reader in inside:
+                edit.replace_input(reader, tensor, shielded)
+    edit.name_nodes(model.graph.nodes)
+
+
+def _hands_on_grid(node: gs.Node) -> bool:
+    """Whether a node is a DequantizeLinear, or moves what one writes."""
+    while not is_op(node, "DequantizeLinear"):
+        if not preserves_grid(node) or not node.inputs[0].inputs:
+            return False
+        node = node.inputs[0].inputs[0]
+    return True
 
 
 def _producer_before_clips(tensor: gs.Tensor) -> gs.Node | None:

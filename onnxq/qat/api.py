@@ -60,12 +60,14 @@ Progress = Callable[[str, int, int], None]
 class QatResult:
     """The trained, quantized model, and what is to be said about it.
 
-    sqnr_db, same: of the network as it was trained and the model as ONNX Runtime runs it, over `compared` samples held
+    network: as it was trained.
+    sqnr_db, same: of the network and the model as ONNX Runtime runs it, over `compared` samples held
     back: SQNR, and the share with the same best class (None without class scores).
     """
 
     model: ModelProto
     report: Report
+    network: Network
     sqnr_db: float
     same: float | None
     compared: int
@@ -147,7 +149,7 @@ def train(
         db, same, compared = _held_against(training, path, job.context.threads)
         report = account(job, quantized, path, output, time.perf_counter() - begin)
         report = _completed(report, training, recipe, db, same, compared, len(samples))
-    return QatResult(quantized, report, db, same, compared)
+    return QatResult(quantized, report, training.student, db, same, compared)
 
 
 def _refuse_dataless(options: Options) -> None:

@@ -59,9 +59,11 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise UsageError(f"{name.replace('_', '-')} must be at least {lowest}, got {value}")
-        for name in ("lr", "scale_lr", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+        for name in ("lr", "scale_lr"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UsageError(f"{name.replace('_', '-')} must be above 0 and at most 1, got {getattr(self, name)}")
+        if not 0 < self.temperature < math.inf:
+            raise UsageError(f"temperature must be above 0, got {self.temperature}")
         if unknown := set(self.augment) - {"flip", "crop"}:
             raise UsageError(f"augment {sorted(unknown)[0]!r} is unknown; expected flip, crop")
 
@@ -145,7 +147,7 @@ class Training:
             (loss * share).backward()
             total += share * loss.item()
         if not math.isfinite(total):
-            raise EngineError(f"training diverged at step {step + 1}: the loss is {total}; try a lower --lr")
+            raise EngineError(f"training diverged at step {step + 1}: the loss is {total}; try lower learning rates")
         optimizer.step()
         return total
 
