@@ -216,7 +216,9 @@ def test_every_sample_is_drawn_once_an_epoch() -> None:
 def test_samples_held_back_are_not_trained_on() -> None:
     kept, held = Samples({"x": np.arange(100)}).split(1000)
     assert (len(kept), len(held)) == (90, 10)
-    assert not set(kept.arrays["x"]) & set(held.arrays["x"])
+    seen = [next(part.batches(100)).arrays["x"] for part in (kept, held)]
+    assert not set(seen[0]) & set(seen[1])
+    assert not set(kept.drawn(3, 20, seed=0).arrays["x"]) & set(seen[1])
     with pytest.raises(DataError, match="at least two samples"):
         Samples({"x": np.arange(1)}).split(5)
 

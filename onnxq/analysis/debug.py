@@ -171,8 +171,8 @@ class _Walk:
         return self.goal.reached(self.trial.whole)
 
     def _goal(self) -> Goal:
-        """Shares of few samples are off by chance: a quarter of the largest standard error is told from none."""
-        noise = {"%": 12.5 / math.sqrt(samples_of(self.study)), "dB": HEARD_DB}.get(self.study.metric.unit, 0.0)
+        """Shares of few samples are off by chance, here by one standard error at the most."""
+        noise = {"%": 50 / math.sqrt(samples_of(self.study)), "dB": HEARD_DB}.get(self.study.metric.unit, 0.0)
         return Goal(self.target.needed(self.study.float_score), noise)
 
     def _blame(self) -> None:

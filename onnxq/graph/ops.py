@@ -220,7 +220,7 @@ def clip_bounds(node: gs.Node) -> tuple[float, float] | None:
         if value is None and len(node.inputs) > index and node.inputs[index].name:
             return None
         bounds.append(default if value is None else float(value.reshape(())))
-    return bounds[0], bounds[1]
+    return None if np.isnan(bounds).any() else (bounds[0], bounds[1])
 
 
 def rank(tensor: gs.Tensor) -> int | None:

@@ -28,6 +28,7 @@ from ..graph.bias_scale import input_scale
 from ..graph.matrix import LayerMatrix
 from ..graph.model import Model
 from ..graph.ops import LinearLayer
+from ..graph.shapes import tensor_bytes
 from ..layerwise import isolate, planned_layers, visit_layers
 from ..report import RoundedLayer
 from .base import Context, Outcome, Skip
@@ -67,7 +68,9 @@ class AdaRound:
     def apply(self, model: Model, context: Context) -> Outcome:
         isolate(model)
         samples = len(context.feeds) if isinstance(context.feeds, Sized) else HELD_BACK
-        rounder = _Rounder(model, self, samples, self._checkpoint(model, context))
+        feed = next((dict(arrays) for arrays, _ in context.arrays()), {})
+        sizes = tensor_bytes(model.to_proto(), (layer.node.outputs[0].name for layer in planned_layers(model)), feed)
+        rounder = _Rounder(model, self, samples, sizes, self._checkpoint(model, context))
         traffic = visit_layers(model, context, rounder, "rounding weights")
         changed = sum(record.kept_nearest_because is None for record in rounder.records)
         return Outcome(changed, tuple(rounder.skips), (*rounder.notes(), str(traffic)), tuple(rounder.records))
@@ -89,11 +92,12 @@ class AdaRound:
 
 @dataclass
 class _Rounder:
-    """The visitor of all layers. samples: how many there will be."""
+    """The visitor of all layers. samples: how many there will be.  sizes: of each layer's output for one, in bytes."""
 
     model: Model
     options: AdaRound
     samples: int
+    sizes: Mapping[str, int]
     checkpoint: Checkpoint | None = None
     seen: dict[str, Seen] = field(default_factory=dict)
     restored: dict[str, Choice] = field(default_factory=dict)
@@ -130,7 +134,8 @@ class _Rounder:
         g, m, k = matrix.groups, matrix.rows, matrix.columns
         if layer.weight.name in self.restored:
             return g * m * k
-        columns = self.samples * self.effort.positions(k, self.samples)
+        every = self.sizes[layer.node.outputs[0].name] // (4 * g * m)
+        columns = self.samples * min(self.effort.positions(k, self.samples), every)
         return g * k * (columns * (k + m) + len(self.effort.dampings) * (4 * k * k + m * (70 * k + 3000)))
 
     def observe(self, layer: LinearLayer, sample: int, x: NDArray[Any], y: NDArray[Any]) -> Any:

@@ -148,7 +148,7 @@ def train(
         storage.write(quantized, path)
         db, same, compared = _held_against(training, path, job.context.threads)
         report = account(job, quantized, path, output, time.perf_counter() - begin)
-        report = _completed(report, training, recipe, db, same, compared, len(samples))
+        report = _completed(report, training, recipe, db, same, compared)
     return QatResult(quantized, report, training.student, db, same, compared)
 
 
@@ -283,10 +283,8 @@ def _device(name: str) -> torch.device:
 
 def _key(job: Job, recipe: Recipe, samples: Samples) -> str:
     """Of all that the training depends on."""
-    arrays = [np.ascontiguousarray(a).tobytes() for _, a in sorted(samples.arrays.items())]
-    labels = b"" if samples.labels is None else samples.labels.tobytes()
     options = replace(job.options, threads=0, batch_size=0, max_memory=512, checkpoint=None)
-    return key_of(job.proto.SerializeToString(deterministic=True), repr((options, recipe)).encode(), labels, *arrays)
+    return key_of(job.proto.SerializeToString(deterministic=True), repr((options, recipe)).encode(), samples.digest())
 
 
 @contextmanager
@@ -327,7 +325,7 @@ def _held_against(training: Training, written: Path, threads: int) -> tuple[floa
 
 
 def _completed(
-    report: Report, training: Training, recipe: Recipe, db: float, same: float | None, compared: int, samples: int
+    report: Report, training: Training, recipe: Recipe, db: float, same: float | None, compared: int
 ) -> Report:
     start, best = training.history[0], training.best
     told = "the same to the last bit" if np.isinf(db) else f"SQNR {db:.1f} dB"
@@ -341,6 +339,6 @@ def _completed(
     if best.step == 0:
         warnings += (f"training made nothing better ({start} on samples held back): this is the start",)
     return replace(
-        report, steps=steps, measures=measures, warnings=warnings, samples=samples,
+        report, steps=steps, measures=measures, warnings=warnings,
         options={**report.options, "training": vars(recipe)},
     )  # fmt: skip

@@ -4,9 +4,10 @@
     weight W        readers see W^; W is trained
     bias b          on integers at s_x s_w where lowering writes it so; b is trained
 
-What is computed is what `lower_to_qdq` will write: the same tensors on the same grids. Activations that requantization
-performs are kept, which changes nothing. Weights and biases go back into the ONNX model by their tensors' names; the
-network itself is never exported.
+What is computed is what `lower_to_qdq` will write: the same tensors on the same grids, but for biases that a target
+wants in 8 bits or added by operators of their own, which stay in float here. Activations that requantization performs
+are kept, which changes nothing. Weights and biases go back into the ONNX model by their tensors' names; the network
+itself is never exported.
 """
 
 from __future__ import annotations

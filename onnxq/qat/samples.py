@@ -6,9 +6,10 @@ an interrupted training goes on as it would have without the interruption.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,18 +29,23 @@ _ORDER, _AUGMENTATION = 0, 1
 
 @dataclass(frozen=True)
 class Samples:
-    """arrays: by input, the samples along axis 0.  labels: (N,) int64, or None."""
+    """arrays: by input, the samples along axis 0.  labels: (N,) int64, or None.
+
+    rows: which of them count, in order; None: all. Parts are read when they are taken: arrays may lie in a file.
+    """
 
     arrays: Arrays
     labels: NDArray[np.int64] | None = None
+    rows: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
+        return len(next(iter(self.arrays.values())) if self.rows is None else self.rows)
 
-    def take(self, rows: NDArray[np.int64] | slice) -> Samples:
-        """Some of them, in the order of `rows`."""
-        labels = None if self.labels is None else self.labels[rows]
-        return Samples({name: a[rows] for name, a in self.arrays.items()}, labels)
+    def take(self, which: NDArray[np.int64] | slice) -> Samples:
+        """Some of them, in memory."""
+        places = which if self.rows is None else self.rows[which]
+        labels = None if self.labels is None else self.labels[places]
+        return Samples({name: a[places] for name, a in self.arrays.items()}, labels)
 
     def batches(self, size: int) -> Iterator[Samples]:
         """All, in order; the last batch may be smaller."""
@@ -53,15 +59,25 @@ class Samples:
             raise DataError("training needs at least two samples, one of them to be held back")
         held = np.linspace(0, len(self) - 1, count + 2)[1:-1].astype(np.int64)
         kept = np.setdiff1d(np.arange(len(self)), held)
-        return self.take(kept), self.take(held)
+        return replace(self, rows=kept), replace(self, rows=held)
 
     def drawn(self, step: int, size: int, seed: int) -> Samples:
-        """The batch of a training step, each sample once an epoch."""
+        """The batch of a training step; a sample is drawn once an epoch at most."""
         size = min(size, len(self))
         per_epoch = len(self) // size
         order = np.random.default_rng((seed, _ORDER, step // per_epoch)).permutation(len(self))
         place = step % per_epoch * size
         return self.take(np.sort(order[place : place + size]))
+
+    def digest(self) -> bytes:
+        """SHA-256 of all of them and their labels."""
+        sha = hashlib.sha256()
+        for part in self.batches(256):
+            for name, array in sorted(part.arrays.items()):
+                sha.update(f"{name!r} {array.dtype} {array.shape}".encode())
+                sha.update(array.tobytes())
+            sha.update(b"" if part.labels is None else part.labels.tobytes())
+        return sha.digest()
 
 
 def read_samples(data: CalibrationData, labels: Sequence[int] | None, max_bytes: int, stack: ExitStack) -> Samples:
