@@ -1,7 +1,7 @@
 """Every ONNX operator test, and ONNX's models that carry their weights, through onnxq and through quantize_static.
 
     python bench/conformance.py --markdown docs/conformance.md      all of them, both tools
-    python bench/conformance.py --only conv --every 10              some of them
+    python bench/conformance.py --only conv --every 10              some of them (quantize_static needs sympy)
 
 Each test goes through twice: as it is, and with all inputs but the first made initializers, for operator tests feed
 their weights. Calibration data are the test's own inputs. Each run has a process with limits on time and memory.
@@ -12,6 +12,9 @@ their weights. Calibration data are the test's own inputs. Each run has a proces
     nothing to quantize    onnxq refuses; quantize_static writes the float model again
     refused                an OnnxqError with a reason
     traceback, crash, hang any other exception; the process died; it did not end within the limit
+
+Most tests hold one operator. quantize_static puts any operator of its list between grids; onnxq only those for which
+target `ort` has an integer kernel that is worth it: a Softmax or an Add alone is not, and then it says so.
 """
 
 from __future__ import annotations

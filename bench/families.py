@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -155,6 +156,7 @@ def rows(name: str, case: Case) -> Iterator[str]:
 
 def main() -> None:
     logging.disable(logging.WARNING)
+    litter = tempfile.TemporaryDirectory()  # quant_pre_process leaves a file where it fails
     known = cases("--export" in sys.argv)
     made: argparse.ArgumentParser = parser(__doc__, known)
     made.add_argument("--export", action="store_true", help="export with torch instead of reading texts")
@@ -165,7 +167,9 @@ def main() -> None:
     )
     lines = (row for name in args.models or known for row in rows(name, known[name]))
     body = chain(head("model", *TARGETS, *(f"quantize_static, {name}" for name in STATIC)), lines)
-    show([heading("Families of networks, by exporter", COMMAND, text), body], args.markdown)
+    markdown = args.markdown and args.markdown.resolve()
+    os.chdir(litter.name)
+    show([heading("Families of networks, by exporter", COMMAND, text), body], markdown)
 
 
 if __name__ == "__main__":

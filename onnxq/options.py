@@ -22,7 +22,8 @@ PRESETS = ("w8a8", "w8a16", "w4a8", "w4a16", "w8", "w4")
 class Options:
     """The fields are the command line's options and the configuration file's keys.
 
-    target: a key of `TARGETS`, or a TOML file that describes one. preset: bits of weights and activations, `w8a8`; one alone leaves the other in float.
+    target: a key of `TARGETS`, or a TOML file that describes one. preset: bits of weights and activations, `w8a8`; one
+        alone leaves the other in float.
     per_channel: one weight scale per output channel. every_kernel: also integer kernels slower than float ones.
     symmetric_activations: zero point 0, unsigned where a tensor has no negative values (7, 8b).
     asymmetric_weights: weights with zero points. power_of_two: all scales. block_size: weights in blocks.

@@ -519,7 +519,7 @@ def test_damaged_files(tmp_path):
             path.write_bytes(whole[:keep])
             refused(rf"{name}", path)
     (tmp_path / "b.npz").write_bytes(b"no zip file")
-    refused("cannot read .*b.npz: File is not a zip file", tmp_path / "b.npz")
+    refused("cannot read .*b.npz: not a zip file", tmp_path / "b.npz")
 
 
 def test_a_flipped_bit_in_an_npz_is_noticed(tmp_path):

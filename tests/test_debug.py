@@ -17,6 +17,7 @@ from onnxq import Override
 from onnxq.analysis import sanity
 from onnxq.analysis.debug import Debugged, Limit, changes, debug
 from onnxq.analysis.findings import Kind
+from onnxq.analysis.fixes import NAMES
 from onnxq.errors import DataError, UsageError, VerificationError
 from onnxq.options import Options
 
@@ -211,13 +212,25 @@ def test_other_data_has_the_last_word() -> None:
     given: dict[str, Any] = {"options": BARE, "target": ALLOWED, "labels": labels}
     found = debug(proto, data, evaluation=data, evaluation_labels=labels, **given)
     assert found.reached
-    assert "On 60 samples that decided nothing: top-1 accuracy" in found.text
+    assert "On 60 other samples: top-1 accuracy" in found.text
+    assert "no other model was measured on them" in found.text
     assert [measure.name for measure in found.measures] == ["top-1 accuracy", "top-1 accuracy, other data"]
     quantized = onnxq.quantize(proto, data, options=found.options).model
     wrong = [i for i, feed in enumerate(data) if graphs.run(quantized, feed)["y"].argmax() != labels[i]]
     few, few_labels = [data[i] for i in wrong], [labels[i] for i in wrong]
-    with pytest.raises(VerificationError, match=r"decided nothing: top-1 accuracy 0\.00 %, float 100\.00 %"):
-        debug(proto, data, evaluation=few, evaluation_labels=few_labels, **given)
+    given |= {"evaluation": few, "evaluation_labels": few_labels}
+    longer = debug(proto, data, **given)
+    assert longer.measures[1].result >= 85.0 > 0.0 == score_of_first(longer)
+    assert "models were measured on them, so that they have had some say" in longer.text
+    barred = tuple(name for name in NAMES if name != "dead-channels")
+    with pytest.raises(VerificationError, match=r"other samples: top-1 accuracy 0\.00 %, float 100\.00 %"):
+        debug(proto, data, without=barred, **given)
+
+
+def score_of_first(found: Debugged) -> float:
+    """What other data said when the calibration data was content."""
+    text = next(e.text for e in found.log if "but not on the other samples" in e.text)
+    return float(text.split("but not on the other samples: ")[1].split(" %")[0])
 
 
 def test_labels_of_other_data_must_fit_too() -> None:

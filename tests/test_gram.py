@@ -37,7 +37,6 @@ LAYERS = {
     "gemm": "(float[N,7] x) => (float[N,5] y) <float[7,5] w> { y = Gemm(x, w) }",
     "gemm, transposed": "(float[N,7] x) => (float[N,5] y) <float[5,7] w> { y = Gemm<transB=1>(x, w) }",
     "matmul": "(float[N,7] x) => (float[N,5] y) <float[7,5] w> { y = MatMul(x, w) }",
-    "matmul of vectors": "(float[7] x) => (float[5] y) <float[7,5] w> { y = MatMul(x, w) }",
     "matmul of rank 4": "(float[N,3,4,7] x) => (float[N,3,4,5] y) <float[7,5] w> { y = MatMul(x, w) }",
     "matmul in a batch": "(float[N,3,4,7] x) => (float[N,3,4,5] y) <float[3,7,5] w> { y = MatMul(x, w) }",
     "matmul, broadcast": "(float[2,1,4,7] x) => (float[2,3,4,5] y) <float[1,3,7,5] w> { y = MatMul(x, w) }",

@@ -73,7 +73,7 @@ def training_of(recipe: Recipe = SHORT, samples: Samples | None = None, options:
 
 
 def test_training_brings_the_quantized_network_nearer() -> None:
-    training = training_of()
+    training = training_of(replace(SHORT, steps=96))
     training.run()
     start, best = training.history[0], training.best
     assert best.step > 0
@@ -98,6 +98,21 @@ def test_what_is_worse_than_the_start_is_not_kept() -> None:
     result = trained(replace(SHORT, steps=4, evaluations=2, lr=1.0, scale_lr=1e-9))
     assert "at step 0, which is kept" in steps_of(result)[0]
     assert any("training made nothing better" in w for w in result.report.warnings)
+
+
+def test_the_best_state_has_the_lowest_loss_and_agrees_no_less_than_the_start() -> None:
+    training = training_of(replace(SHORT, batch=64))
+    scores, others = torch.eye(5)[:2], torch.eye(5)[[0, 2]]  # `others` agrees with one of two
+    judged = iter([(3.0, scores), (2.0, scores), (2.5, scores), (1.0, others), (1.5, scores), (1.6, scores)])
+
+    def compare(samples: Samples) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        loss, outputs = next(judged)
+        return torch.tensor(loss), {"y": outputs}, {"y": scores}
+
+    training._compare = compare
+    for step in range(6):
+        training._judge(step)
+        assert training.best.step == [0, 1, 1, 1, 4, 4][step]
 
 
 def test_fixed_ranges_stay() -> None:

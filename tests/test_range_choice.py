@@ -128,9 +128,10 @@ def test_cross_entropy_by_override(used):
     overrides = (Override(tensor="r", method="cross-entropy"),)
     quantize(model(CLASSIFIER), images(), overrides=overrides)
     assert used == ["mse", "cross-entropy", "cross-entropy"]
-    vector = model("(float[3] x) => (float[5] y) <float[3,5] w> { y = MatMul(x, w) }")
+    lengths = model("(float[N,3,L] x) => (float[N,4,M] y) <float[4,3,1] w> { y = Conv(x, w) }")
+    feeds = [{"x": images(1, seed).reshape(1, 3, 4)[:, :, : 2 + seed % 2]} for seed in range(6)]
     with pytest.raises(UsageError, match="cross-entropy needs vectors of logits, which 'x' does not hold"):
-        quantize(vector, samples(vector), overrides=(Override(tensor="x", method="cross-entropy"),))
+        quantize(lengths, feeds, overrides=(Override(tensor="x", method="cross-entropy"),))
 
 
 def test_a_method_of_one_tensor_is_used_there_alone(used):

@@ -7,8 +7,8 @@
     5. Where these do not suffice, single tensors get another range method, then more precision (`repair_tensors`).
     6. What costs something at run time is taken back, one by one, as long as the target holds.
 
-What is decided is decided by a score on calibration data. Other data, where there is some, decides nothing but
-whether the result is accepted.
+Fixes are chosen by a score on calibration data. Other data, where there is some, must agree before a model is taken;
+how many models were measured on it is told.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .repair_tensors import TensorRepair
 from .sanity import check_bypassed, check_float, samples_of
 from .sensitivity import SensitivityAnalysis, rank
 from .study import Labels, Study, open_study
-from .trial import HEARD_DB, TINY, Goal, Trial, try_options
+from .trial import HEARD_DB, Gate, Goal, Trial, try_options
 
 LEAST_DB = 20.0
 """The target for SQNR, unless one is given: noise of a tenth of the outputs' magnitude."""
@@ -97,7 +97,7 @@ def debug(
 
     labels, metric, judged: as in `sensitivity`, the labels being those of the calibration data. Without labels and
     metric, classifiers are measured by top-1 agreement with the float model, other models by SQNR.
-    evaluation: data that decides nothing but whether the result is accepted; evaluation_labels: of these.
+    evaluation: other data, which must reach the target, too, before the result is accepted; evaluation_labels: of it.
     without: names of fixes (`fixes.NAMES`) that are not to be tried. budget: seconds for each ranking of quantizers.
     closest: where the target is not reached, return the best instead of failing. say: called with every entry of the
     log as it is written. The rest as in `quantize`, to which the options that are returned belong.
@@ -168,12 +168,14 @@ class _Walk:
 
     @property
     def reached(self) -> bool:
-        return self.goal.reached(self.trial.whole)
+        return self.goal.accepts(self.trial)
 
     def _goal(self) -> Goal:
         """Shares of few samples are off by chance, here by one standard error at the most."""
         noise = {"%": 50 / math.sqrt(samples_of(self.study)), "dB": HEARD_DB}.get(self.study.metric.unit, 0.0)
-        return Goal(self.target.needed(self.study.float_score), noise)
+        held_out = self.held_out
+        gate = None if held_out is None else Gate(held_out, self.target.needed(held_out.float_score))
+        return Goal(self.target.needed(self.study.float_score), noise, gate)
 
     def _blame(self) -> None:
         parts = {part: self.trial.parts[part] for part in self.goal.worse_first(self.trial)}
@@ -214,13 +216,12 @@ class _Walk:
         study, whole, reached = self.study, self.trial.whole, self.reached
         measures = [Measure(study.metric.name, study.metric.unit, study.float_score, whole.score)]
         lines = [f"{study.metric.name} {self.log.standing(whole)}, float {self.log.score(study.float_score)}."]
-        if self.held_out is None:
+        if self.goal.gate is None:
             lines.append("The samples that chose the fixes measured this, too: others (--eval) may tell another story.")
         else:
-            apart, line = _measured_apart(self.held_out, self.trial.quantized)
+            apart, line = _measured_apart(self.goal.gate, self.trial)
             measures.append(apart)
             lines.append(line)
-            reached = reached and apart.result >= self.target.needed(apart.reference) - TINY
         lines.append(changes(self.study.job.options, self.trial.options))
         self.log.write("Accepted" if reached else "The target is not reached; this is the closest", *lines)
         return Debugged(
@@ -237,12 +238,18 @@ class _Walk:
         )
 
 
-def _measured_apart(study: Study, quantized: ModelProto) -> tuple[Measure, str]:
-    """On samples that nothing was learnt from."""
-    metric, score = study.metric, study.measured(quantized)
-    told = (score_text(value, metric.unit) for value in (score, study.float_score))
-    line = f"On {samples_of(study)} samples that decided nothing: {metric.name} {', float '.join(told)}."
-    return Measure(f"{metric.name}, other data", metric.unit, study.float_score, score), line
+def _measured_apart(gate: Gate, trial: Trial) -> tuple[Measure, str]:
+    """On samples that fixes were not chosen on, and how far these are still independent."""
+    gate.passes(trial)
+    assert trial.apart is not None
+    metric, reference, count = gate.study.metric, gate.study.float_score, len(gate.scores)
+    told = (score_text(value, metric.unit) for value in (trial.apart, reference))
+    line = f"On {samples_of(gate.study)} other samples: {metric.name} {', float '.join(told)};" + (
+        " no other model was measured on them."
+        if count == 1
+        else f" {count} models were measured on them, so that they have had some say in the choice, too."
+    )
+    return Measure(f"{metric.name}, other data", metric.unit, reference, trial.apart), line
 
 
 def changes(before: Options, after: Options) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ..report import LogEntry
 from .metric import Metric, SqnrMetric
-from .trial import Standing
+from .trial import Goal, Standing, Trial
 
 Say = Callable[[LogEntry], None]
 
@@ -38,6 +38,15 @@ class Log:
         if isinstance(self.metric, SqnrMetric):
             return self.score(found.score)
         return f"{self.score(found.score)} ({score_text(found.db, 'dB')})"
+
+    def objection(self, goal: Goal, trial: Trial) -> str:
+        """What to say where a model reaches the target, but not on other data; else nothing."""
+        gate = goal.gate
+        if gate is None or not goal.reached(trial.whole) or gate.passes(trial):
+            return ""
+        unit = gate.study.metric.unit
+        found = score_text(trial.apart or 0.0, unit)
+        return f"The target is reached, but not on the other samples: {found}, {score_text(gate.needed, unit)} needed."
 
 
 def score_text(value: float, unit: str) -> str:

@@ -37,7 +37,7 @@ class NetworkRepair:
 
     @property
     def reached(self) -> bool:
-        return self.goal.reached(self.trial.whole)
+        return self.goal.accepts(self.trial)
 
     @property
     def clear(self) -> bool:
@@ -73,7 +73,7 @@ class NetworkRepair:
             wishes[only] = replace(fewer, overrides=(*fewer.overrides, *some))
         for title, options in wishes.items():
             tried = try_options(self.trial.study, options)
-            holds = self.goal.reached(tried.whole)
+            holds = self.goal.accepts(tried)
             verdict = "taken back" if holds else "the target would be missed: not taken back"
             self.log.write(f"Take back: {title}", f"{self._change(self.trial, tried)}: {verdict}.")
             if holds:
@@ -111,6 +111,7 @@ class NetworkRepair:
         if kept:
             self.trial = after
             lines += note_repairs(after, self.goal, self.culprits, fix.title)
+            lines.append(self.log.objection(self.goal, after))
         self.log.write(title, *lines)
         return kept
 
@@ -128,7 +129,7 @@ class NetworkRepair:
         if drowned and abs(before.whole.score - after.whole.score) <= self.goal.noise:
             gain = mean_alone(after, self.culprits) - mean_alone(before, self.culprits)
             return gain > HEARD_DB, f"that is chance, but the culprits alone gain {gain:.1f} dB on average: "
-        if reached(before.whole) and not reached(after.whole):
+        if self.goal.accepts(before) and not self.goal.accepts(after):
             return False, "the target would be missed: "
         no_worse = not better(before.whole, after.whole)
         return better(after.whole, before.whole) or (better(after.parts[part], before.parts[part]) and no_worse), ""

@@ -44,7 +44,7 @@ class TensorRepair:
 
     @property
     def reached(self) -> bool:
-        return self.goal.reached(self.trial.whole)
+        return self.goal.accepts(self.trial)
 
     def run(self, ranking: Sequence[Unit]) -> None:
         """ranking: units, the most harmful first."""
@@ -156,11 +156,12 @@ class TensorRepair:
         if tried is None:
             return False
         before, after = self.trial.whole, tried.whole
-        kept = self.goal.reached(after) if must_reach else not self.goal.better(before, after)
+        kept = self.goal.accepts(tried) if must_reach else not self.goal.better(before, after)
         verdict = "kept" if kept else "not kept"
         if must_reach and not kept:
             verdict = "the target would be missed: it stays"
-        self.log.write(title, *lines, f"{self.log.standing(before)} -> {self.log.standing(after)}: {verdict}.")
+        outcome = f"{self.log.standing(before)} -> {self.log.standing(after)}: {verdict}."
+        self.log.write(title, *lines, outcome, self.log.objection(self.goal, tried))
         if kept:
             self.trial, self.heights = tried, dict(heights)
         return kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -37,12 +37,36 @@ class Standing:
     db: float
 
 
+@dataclass
+class Gate:
+    """Other data than that which fixes are chosen on, which must agree with what is accepted.
+
+    needed: the lowest score there.  scores: of the models that were measured there so far, in order.
+    """
+
+    study: Study
+    needed: float
+    scores: list[float] = field(default_factory=list)
+
+    def passes(self, trial: Trial) -> bool:
+        if trial.apart is None:
+            trial.apart = self.study.measured(trial.quantized)
+            self.scores.append(trial.apart)
+        return trial.apart >= self.needed - TINY
+
+
 @dataclass(frozen=True)
 class Goal:
-    """needed: the lowest score that is accepted.  noise: differences of scores below it are chance: SQNR decides."""
+    """needed: the lowest score that is accepted.  noise: differences of scores below it are chance: SQNR decides.
+    gate: what else a quantized model must pass."""
 
     needed: float
     noise: float = 0.0
+    gate: Gate | None = None
+
+    def accepts(self, trial: Trial) -> bool:
+        """Whether the quantized model may be taken. Other data is looked at only where the score allows it."""
+        return self.reached(trial.whole) and (self.gate is None or self.gate.passes(trial))
 
     def reached(self, found: Standing) -> bool:
         return found.score >= self.needed - TINY
@@ -62,7 +86,8 @@ class Goal:
 @dataclass
 class Trial:
     """base: the float network past the steps that adjust it.  planned: with all grids, weights and biases corrected.
-    fitted: the same with weight scales that the biases fit.  quantized: the model as it would be written."""
+    fitted: the same with weight scales that the biases fit.  quantized: the model as it would be written.
+    apart: its score on other data, once it was measured there."""
 
     study: Study
     options: Options
@@ -70,6 +95,7 @@ class Trial:
     planned: Model
     fitted: Model
     quantized: ModelProto
+    apart: float | None = None
 
     @cached_property
     def groups(self) -> Mapping[str, Group]:

@@ -49,7 +49,7 @@ target_options = options(
         "--eval",
         "evaluation",
         type=click.Path(readable=False),
-        help="Data that decides nothing but whether the result is accepted, as --calib.",
+        help="Other data, as --calib: the target must be reached on it, too, before a model is accepted.",
     ),
     click.option("--eval-labels", type=click.Path(readable=False), help="Class indices of --eval, as --labels."),
     click.option("--without", multiple=True, type=click.Choice(NAMES), help="Do not try this fix; repeatable."),

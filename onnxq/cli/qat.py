@@ -23,7 +23,7 @@ from .reports import report_option, writing
 
 training_options = options(
     click.option(
-        "--steps", type=click.IntRange(min=1), default=4000, show_default=True, help="Training steps, a batch each."
+        "--steps", type=click.IntRange(min=1), default=2000, show_default=True, help="Training steps, a batch each."
     ),
     click.option("--batch", type=click.IntRange(min=1), default=128, show_default=True, help="Samples a step."),
     click.option(

@@ -38,7 +38,7 @@ class Recipe:
     augment: of flip, crop. learn_ranges: whether grids are trained, or weights and biases alone.
     """
 
-    steps: int = 4000
+    steps: int = 2000
     batch: int = 128
     lr: float = 2e-3
     scale_lr: float = 2e-3
