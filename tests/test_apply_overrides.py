@@ -43,17 +43,17 @@ def quantize(proto, *overrides, **options):
 @pytest.mark.parametrize(
     ("place", "names"),
     [
-        ({"tensor": "w"}, {"w"}),
-        ({"tensor": "[wv]"}, {"w", "v"}),
-        ({"tensor": "*"}, {"x", "w", "r", "y", "v"}),
-        ({"node": "Conv_a"}, {"w", "r"}),
-        ({"node": "Conv_y"}, {"v", "y"}),
-        ({"node": "Conv"}, {"w", "r", "v", "y"}),
+        ({"tensor": "w"}, "w"),
+        ({"tensor": "[wv]"}, "wv"),
+        ({"tensor": "*"}, "xwryv"),
+        ({"node": "Conv_a"}, "wr"),
+        ({"node": "Conv_y"}, "vy"),
+        ({"node": "Conv"}, "wrvy"),
     ],
     ids=str,
 )
 def test_matched_by_name_pattern_or_operator(place, names):
-    assert changed(Override(**place, bits=6)) == names
+    assert changed(Override(**place, bits=6)) == set(names)
 
 
 def test_a_node_means_the_output_of_its_bias_and_activation():
