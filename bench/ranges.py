@@ -177,8 +177,7 @@ NOTES = """## What they show
 """
 
 
-SEE_ALSO = """Further tables: [rounding of weights](accuracy-rounding.md),
-[equalization, absorption and bias correction](accuracy-steps.md)."""
+SEE_ALSO = """Further tables: [equalization, absorption and bias correction](accuracy-steps.md)."""
 
 
 def cost(repeats: int, scratch: Path) -> Iterator[str]:
