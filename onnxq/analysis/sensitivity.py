@@ -30,6 +30,7 @@ from ..layerwise import planned_layers
 from ..numeric.metrics import Sqnr
 from ..options import Options
 from ..report import Sensitivity, SensitivityRanking, printable
+from ..report.json_format import plain
 from ..runtime import Session
 from .study import Labels, Study, open_study
 from .switchboard import Group, Switchboard
@@ -98,7 +99,7 @@ class SensitivityAnalysis:
 
     def to_json(self) -> str:
         """Strict JSON, keys as the fields here; what is infinite (two models agree in every bit) is null."""
-        return json.dumps(_finite(dataclasses.asdict(self)), indent=2, allow_nan=False) + "\n"
+        return json.dumps(plain(dataclasses.asdict(self)), indent=2, allow_nan=False) + "\n"
 
     def to_text(self, top: int | None = None) -> str:
         """A table for a terminal, of the first `top` units."""
@@ -290,11 +291,3 @@ def _db(x: np.ndarray, y: np.ndarray) -> float:
 def _looked_at(unit: Unit, own: Mapping[str, float]) -> UnitEffect:
     """Before anything is measured. A layer is as suspicious as the worst of its grids."""
     return UnitEffect(unit.name, unit.kind, unit.groups, min(own[name] for name in unit.groups))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

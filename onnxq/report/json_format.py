@@ -13,7 +13,7 @@ from .records import Report
 
 def to_json(report: Report) -> str:
     """Strict JSON (no NaN or Infinity), keys as the records' fields."""
-    text = json.dumps(_plain(dataclasses.asdict(report)), indent=2, allow_nan=False)
+    text = json.dumps(plain(dataclasses.asdict(report)), indent=2, allow_nan=False)
     return _NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n"
 
 
@@ -21,11 +21,12 @@ _NUMBERS = re.compile(r"\[\n[-+.,\deE\s]*\]")
 """A list of numbers alone, which takes one line rather than one a number; strings never hold line breaks."""
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The same with null for what strict JSON has no number for: infinities and not-a-number."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
