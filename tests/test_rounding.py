@@ -101,7 +101,7 @@ def test_scales_are_fitted_for_rows_that_share_them():
     form, lattice, W, *_ = problem(2)
     wide = lattice.scaled(np.full((2, 3), 5.0))
     units = np.array([[0, 1, 1], [2, 0, 2]])
-    factor = fit_scale(form, wide, units, lambda grid: grid.nearest(W))
+    factor = fit_scale(lambda grids: errors(form, grids, grids.nearest(W)), wide, units)
     assert all(np.unique(factor[units == unit]).size == 1 for unit in range(3))
 
     def total(factor, unit):
@@ -113,10 +113,26 @@ def test_scales_are_fitted_for_rows_that_share_them():
         assert all(at <= total(factor * nudge, unit) + 1e-9 for nudge in (2**-0.03125, 2**0.03125, 2.0))
 
 
+def errors(form, grids, q):
+    """Of several stacked lattices."""
+    rows = grids.scale * q
+    return np.concatenate([form.error(part) for part in np.split(rows, rows.shape[1] // form.yy.shape[1], 1)], 1)
+
+
+def test_error_feedback_knows_what_it_costs():
+    form, lattice, *_ = problem(3, inputs=40)
+    feedback = ErrorFeedback(form)
+    grids = Lattice.stacked([lattice, lattice.scaled(np.full((2, 3), 0.7))])
+    q, excess = feedback.solve(grids)
+    found = errors(form, grids, q)
+    least = form.error(np.linalg.solve(form.G, form.B.swapaxes(1, 2)).swapaxes(1, 2))
+    np.testing.assert_allclose(excess + np.tile(least, (1, 2)), found, rtol=1e-8)
+
+
 def test_power_of_two_scales_change_by_octaves():
     form, lattice, *_ = problem(2)
     wide, units = lattice.scaled(np.full((2, 3), 5.0)), np.arange(6).reshape(2, 3)
-    factor = fit_scale(form, wide, units, ErrorFeedback(form).round, octaves=True)
+    factor = fit_scale(lambda grids: ErrorFeedback(form).solve(grids)[1], wide, units, octaves=True)
     assert (np.log2(factor) == np.rint(np.log2(factor))).all()
 
 

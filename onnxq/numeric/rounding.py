@@ -75,7 +75,11 @@ def _clip(q: Array, low: Array, high: Array) -> Array:
 
 
 class ErrorFeedback:
-    """G factorised once, for any number of lattices. The form must be positive definite (`Gram.damped`)."""
+    """G factorised once, for any number of lattices. The form must be positive definite (`Gram.damped`).
+
+    With G^-1 = U' U and the real-valued optimum W* = B G^-1, the errors e of the columns, each over its U_jj, add up to
+    W* - W~ = e U. So E(W~) - E(W*) = |e|^2, row by row: what a rounding costs is known without another product by G.
+    """
 
     def __init__(self, form: Gram) -> None:
         self._order = np.argsort(-np.diagonal(form.G, axis1=1, axis2=2), axis=1, kind="stable")
@@ -84,15 +88,19 @@ class ErrorFeedback:
         backward = np.asarray(np.linalg.cholesky(G[:, ::-1, ::-1]), np.float64)
         U = np.ascontiguousarray(_triangular_inverse(backward)[:, ::-1, ::-1])  # upper, G^-1 = U' U
         B = np.take_along_axis(form.B, self._order[:, None, :], 2)
-        self._target, self._factor = B @ U.swapaxes(1, 2) @ U, U  # the real-valued optimum, B G^-1
+        self._target, self._factor = B @ U.swapaxes(1, 2) @ U, U
 
     def round(self, lattice: Lattice) -> Array:
         """q (g, M, K); on stacked lattices, of n M rows, (g, n M, K)."""
+        return self.solve(lattice)[0]
+
+    def solve(self, lattice: Lattice) -> tuple[Array, Array]:
+        """q as `round` gives it, and |e|^2, (g, M) or (g, n M)."""
         order, U = self._order[:, :, None], self._factor
         free = np.tile(self._target.swapaxes(1, 2), (1, 1, lattice.scale.shape[1] // self._target.shape[1]))
         s, low, high = (np.take_along_axis(a, order, 1) if a.shape[1] > 1 else a for a in lattice.upright())
         s, low, high = (np.broadcast_to(a, free.shape) for a in (s, low, high))
-        q = np.empty_like(free)
+        q, excess = np.empty_like(free), np.zeros((free.shape[0], free.shape[2]))
         for begin in range(0, free.shape[1], _BLOCK):
             end = min(begin + _BLOCK, free.shape[1])
             errors = np.empty((free.shape[0], end - begin, free.shape[2]))
@@ -105,8 +113,9 @@ class ErrorFeedback:
                     errors[:, j - begin] = error
                 free[:, last:end] -= U[:, first:last, last:end].swapaxes(1, 2) @ errors[:, first - begin : last - begin]
             free[:, end:] -= U[:, begin:end, end:].swapaxes(1, 2) @ errors
+            excess += np.square(errors).sum(1)
         back = np.argsort(order, axis=1, kind="stable")
-        return _upright(np.take_along_axis(q, back, 1))
+        return _upright(np.take_along_axis(q, back, 1)), excess
 
 
 def _triangular_inverse(L: Array) -> Array:
@@ -177,17 +186,12 @@ def enumerate_all(form: Gram, lattice: Lattice, W: Array) -> Array:
 
 
 def fit_scale(
-    form: Gram,
-    lattice: Lattice,
-    units: NDArray[np.intp],
-    rounded: Callable[[Lattice], Array],
-    weights: Array | float = 1.0,
-    octaves: bool = False,
+    cost: Callable[[Lattice], Array], lattice: Lattice, units: NDArray[np.intp], octaves: bool = False
 ) -> Array:
-    """Factors (g, M) on the scales that lead to the least error once `rounded`.
+    """Factors (g, M) on the scales that lead to the least cost.
 
-    units: (g, M); rows with the same number share one factor, and their errors count by `weights` (g, M).
-    rounded: is given several lattices as one of n M rows.
+    cost: of each row once rounded; is given several lattices as one of n M rows, (g, n M).
+    units: (g, M); rows with the same number share one factor, and their costs add up.
     Octaves down to 1/64 are tried first, then ever smaller steps around the best, down to 2^(1/32), unless only
     `octaves` are allowed (powers of two).
     """
@@ -197,10 +201,8 @@ def fit_scale(
     for around in exponents:
         trials = best * 2.0 ** around[:, None]
         for part in np.split(trials, range(at_once, len(trials), at_once)):
-            grids = [lattice.scaled(factor[units]) for factor in part]
-            q = np.split(rounded(Lattice.stacked(grids)), len(grids), axis=1)
-            for factor, grid, integers in zip(part, grids, q, strict=True):
-                errors = weights * form.error(grid.scale * integers)
-                total = np.bincount(units.ravel(), errors.ravel(), count)
+            costs = cost(Lattice.stacked([lattice.scaled(factor[units]) for factor in part]))
+            for factor, each in zip(part, np.split(costs, len(part), axis=1), strict=True):
+                total = np.bincount(units.ravel(), each.ravel(), count)
                 best, least = np.where(total < least, factor, best), np.minimum(total, least)
     return best[units]

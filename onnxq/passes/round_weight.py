@@ -89,6 +89,11 @@ class Problem:
     loss: Loss
     seed: int
 
+    def nearest_errors(self, grids: Lattice) -> Array:
+        """Of rounding to nearest on n stacked lattices, (g, n M)."""
+        rows = np.split(grids.scale * grids.nearest(self.W), grids.scale.shape[1] // self.W.shape[1], axis=1)
+        return np.concatenate([self.form.error(part) for part in rows], axis=1)
+
 
 def _nearest(problem: Problem, grid: Lattice) -> Array:
     return grid.nearest(problem.W)
@@ -258,10 +263,13 @@ class Task:
         """Factors on the scales (g, M), q (g, M, K) and the biases."""
         form = self.total.damped(self.W, damping)
         problem = Problem(form, self.W, ErrorFeedback(form), self.effort, self._loss(form), self.seed)
-        draft = ROUNDINGS["nearest" if self.rounding == "nearest" else "error-feedback"]
-        octaves = self.spec.power_of_two
-        weights = _importance(form) ** SHARING
-        factor = fit_scale(form, self.grid, self.units, lambda grid: draft(problem, grid), weights, octaves)
+        octaves, weights = self.spec.power_of_two, _importance(form) ** SHARING
+
+        def cost(grids: Lattice) -> Array:
+            errors = problem.nearest_errors(grids) if self.rounding == "nearest" else problem.feedback.solve(grids)[1]
+            return errors * np.tile(weights, (1, errors.shape[1] // weights.shape[1]))
+
+        factor = fit_scale(cost, self.grid, self.units, octaves)
         while True:
             grid = self.grid.scaled(factor)
             q = ROUNDINGS[self.rounding](problem, grid)
