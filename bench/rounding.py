@@ -11,6 +11,7 @@ the reason below the table. Needs `pip install -e '.[bench]'`.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +38,8 @@ MIXED = "descent; first, last and depthwise layers at 8 bits"
 
 @dataclass(frozen=True)
 class Cell:
-    """One quantization. error: of layers on samples held back, nearest and optimised. failure: why there is none."""
+    """One quantization. seconds: of all processors. error: of layers on samples held back, nearest and optimised.
+    failure: why there is none."""
 
     accuracy: str = ""
     seconds: str = ""
@@ -76,17 +78,19 @@ class Subject:
             settings = {"rounding": "descent", "overrides": self.at_8_bits()}
         if row == SLOW:
             settings["effort"] = "low"
+        begin = time.process_time()
         try:
             made = onnxq.quantize(
                 self.proto, self.calibration, preset=preset, per_channel=per_channel, every_kernel=True, **settings
             )
         except onnxq.OnnxqError as error:
             return Cell("failed", failure=str(error))
+        seconds = time.process_time() - begin
         found = outputs(made.model.SerializeToString(), self.evaluation.x)
         accuracy = f"{self.evaluation.db(found):.1f}"
         if self.evaluation.labels is not None:
             accuracy = f"{self.evaluation.top1(found[0]):.2f} ({accuracy})"
-        return Cell(accuracy, f"{made.report.seconds:.0f}", held_back(made.report))
+        return Cell(accuracy, f"{seconds:.0f}", held_back(made.report))
 
     def at_8_bits(self) -> tuple[onnxq.Override, ...]:
         """Overrides for the weights of the first, the last and all depthwise layers."""
@@ -121,7 +125,7 @@ def measured(subject: Subject, solvers: Sequence[str], presets: Sequence[str], f
     yield from head("error on samples held back, %, nearest -> optimised", *titles)
     yield from (line(row, *(cell.error for cell in made)) for row, made in cells.items() if row != "nearest")
     yield ""
-    yield from head("seconds", *titles)
+    yield from head("CPU seconds", *titles)
     yield from (line(row, *(cell.seconds for cell in made)) for row, made in cells.items())
     told = [
         f"{row}, {title}: {c.failure}"
@@ -141,7 +145,8 @@ part (`every_kernel`), the first and the last too. Activations are uint8. Run by
   over layers; one sample in five is held back while the rounding is chosen. *Nearest* is not what rounding to nearest
   from the start makes: layers before are optimised already. Empty where the judge dropped the step.
 - `adaround` runs with `--effort low` (500 iterations), the others with the default effort; -: not run.
-- *Seconds*: the whole quantization, with all steps that are tried and judged, and the verification of the result.
+- *CPU seconds*: of the whole quantization, with all steps that are tried and judged, and the verification of the
+  result; all threads together, so that two cores need little more than half of it on the clock.
 """
 
 
