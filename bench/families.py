@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 ULTRAFACE = ROOT.parent / "shared" / "realmodels" / "ultraface" / "model.onnx"
 
+import exported_texts as texts  # noqa: E402
 import ocr  # noqa: E402
-import test_exported_families as texts  # noqa: E402
 
 Feeds: TypeAlias = Sequence[dict[str, np.ndarray]]
 CALIBRATION, EVALUATION = 8, 4

@@ -6,20 +6,14 @@ it exports them anew.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import graphs
-import numpy as np
 import pytest
-from graphs import model
-from onnx import ModelProto, numpy_helper
+from exported_texts import NAMES, samples, written
+from onnx import ModelProto
 from quantized import PLAIN
 
 import onnxq
 from onnxq.targets import TARGETS
 
-FOLDER = Path(__file__).parent / "exported" / "families"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.txt"))
 FLOAT = {
     "alexnet.torchscript-11": {"Pow", "Div"},
     "crnn.torchscript-11": {"ConstantOfShape", "LSTM", "LogSoftmax"},
@@ -42,31 +36,6 @@ FLOAT = {
 
 ELEMENTWISE = {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "Softmax", "Where"}
 LEAST_DB = {"vitis-ai": 12.0}
-
-
-def written(name: str) -> ModelProto:
-    """The exported graph, with random weights that carry the signal on."""
-    opset, text = (FOLDER / f"{name}.txt").read_text(encoding="utf-8").split("\n", 1)
-    proto = model(text, opset=int(opset), ir_version=10)
-    for tensor in proto.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if values.dtype == np.float32 and values.ndim > 1 and values.size > 8:
-            fan = values.size / values.shape[0] if values.ndim != 3 else values.shape[-1]
-            scaled = np.asarray(values * np.sqrt(1.5 / fan), np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(scaled, tensor.name))
-    return proto
-
-
-def samples(proto: ModelProto, count: int = 4) -> list[dict[str, np.ndarray]]:
-    """Noise, or token ids; dynamic axes but the batch are 16, 24, ... long."""
-    (value,) = proto.graph.input
-    random, found = np.random.default_rng(0), []
-    for index in range(count):
-        shape = graphs.shape(value, 16 + 8 * (index % 2))
-        tokens = value.type.tensor_type.elem_type == 7
-        array = random.integers(0, 20, (1, *shape[1:])) if tokens else random.standard_normal((1, *shape[1:]))
-        found.append({value.name: np.asarray(array, np.int64 if tokens else np.float32)})
-    return found
 
 
 def turn(name: str) -> list[str]:

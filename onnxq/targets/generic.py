@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..numeric.quant import Grid, QuantSpec
-from .target import AVERAGES, MOVEMENT, MOVES, POOLS, OpRule, Target, masks_attention, no_layer
+from .target import MOVEMENT, MOVES, POOLS, OpRule, Target, masks_attention, no_layer
 
 _PAPER = (
     "arXiv:2106.08295, section 2.2 (symmetric, equation 7), section 2.3.1 (biases), section 2.3.3 (grids by operator)"
@@ -29,7 +29,7 @@ GENERIC_INT8 = Target(
         "Tanh": OpRule("elementwise", fixed=(-1.0, 1.0)),
         "Concat": OpRule("elementwise", tie="all"),
         "AveragePool": POOLS,
-        "GlobalAveragePool": AVERAGES,
+        "GlobalAveragePool": _ELEMENTWISE,
         **dict.fromkeys(MOVEMENT, MOVES),
     },
     fused=frozenset({"Relu", "Clip"}),

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from ..graph.ops import LinearLayer, is_depthwise, is_op, linear_layer
 from ..numeric.quant import Grid, QuantSpec
-from .target import AVERAGES, MOVEMENT, MOVES, POOLS, OpRule, Target, masks_attention, no_layer
+from .target import MOVEMENT, MOVES, OpRule, Target, masks_attention, no_layer
 
 _MEASURED = "graphs that ONNX Runtime 1.32 runs, operator by operator"
 _DOCUMENTATION = "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
@@ -80,8 +80,8 @@ ORT = Target(
         "LeakyRelu": _ELEMENTWISE,
         "Sigmoid": _UNIT,
         "Softmax": _UNIT,
-        "AveragePool": POOLS,
-        "GlobalAveragePool": AVERAGES,
+        "AveragePool": _ELEMENTWISE,
+        "GlobalAveragePool": _ELEMENTWISE,
         **dict.fromkeys(MOVEMENT, MOVES),
     },
     fused=frozenset({"Relu", "Clip"}),

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from ..numeric.quant import Grid, QuantSpec
-from .target import AVERAGES, MOVEMENT, MOVES, POOLS, FixedEncoding, OpRule, Target, masks_attention, no_layer
+from .target import MOVEMENT, MOVES, POOLS, FixedEncoding, OpRule, Target, masks_attention, no_layer
 
 _CONFIG = (
     "https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/python/tools/quantization/execution_providers/qnn"
@@ -42,7 +42,7 @@ QNN = Target(
         "Tanh": OpRule("elementwise", fixed=(-1.0, 1.0), encodings=_TANH),
         "Softmax": OpRule("elementwise", fixed=(0.0, 1.0)),
         "AveragePool": POOLS,
-        "GlobalAveragePool": AVERAGES,
+        "GlobalAveragePool": _ELEMENTWISE,
         **dict.fromkeys(MOVEMENT, MOVES),
     },
     fused=frozenset({"Relu", "Clip"}),

@@ -44,8 +44,7 @@ class OpRule:
     output: `grid` where the integer kernel exists only with a quantized output; `free` where it can write float.
     followed: whether elementwise operators behind it join although its output is free.
     data: whether `all` float inputs are on grids, or only the `first`, where the others are parameters.
-    grid: `same` where the output must share the grid of the first input, `kept` where it does so because nothing is
-    gained by another one, `own` otherwise.
+    grid: `same` where the output must share the grid of the first input, `own` otherwise.
     tie: whether all `inputs`, or all inputs and the output, share one grid.
     fixed: the output's range where it is known without data. encodings: those that the tool-chain insists on.
     refuses: the reason why this very node has no integer kernel, or None.
@@ -56,7 +55,7 @@ class OpRule:
     kind: Literal["linear", "elementwise", "movement", "residual", "commuting", "either"]
     output: Literal["grid", "free"] = "grid"
     data: Literal["all", "first"] = "all"
-    grid: Literal["own", "same", "kept"] = "own"
+    grid: Literal["own", "same"] = "own"
     followed: bool = False
     tie: Literal["none", "inputs", "all"] = "none"
     fixed: tuple[float, float] | None = None
@@ -212,4 +211,3 @@ FUSIBLE = (
 
 MOVES = OpRule("movement", grid="same")
 POOLS = OpRule("elementwise", grid="same")
-AVERAGES = OpRule("elementwise", grid="kept")
