@@ -48,13 +48,15 @@ def parsed(made: argparse.ArgumentParser, known: Collection[str]) -> argparse.Na
     return args
 
 
-def show(parts: Iterable[Iterable[str]], markdown: Path | None) -> None:
+def show(parts: Iterable[Iterable[str]], markdown: Path | None, by_line: bool = False) -> None:
     """Print every line as soon as it is there, an empty one behind each part; the file, if any,
-    has what is complete."""
+    has what is complete: parts, or lines where they take long."""
     lines: list[str] = []
     for part in parts:
         for text in chain(part, [""]):
             print(text, flush=True)
             lines.append(text)
+            if markdown and by_line:
+                markdown.write_text("\n".join([*lines, ""]), encoding="utf-8")
         if markdown:
             markdown.write_text("\n".join(lines), encoding="utf-8")

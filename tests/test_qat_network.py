@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -9,15 +12,27 @@ from graphs import feeds, model, run, weights, wrapped
 
 torch = pytest.importorskip("torch")
 
+import onnxq  # noqa: E402
 from onnxq.errors import ModelError  # noqa: E402
 from onnxq.numeric.metrics import sqnr  # noqa: E402
 from onnxq.passes.base import Context  # noqa: E402
 from onnxq.pipeline import lowering  # noqa: E402
 from onnxq.qat import finish, prepare  # noqa: E402
 from onnxq.qat.network import Network, key  # noqa: E402
+from onnxq.runtime import Session  # noqa: E402
 from onnxq.targets import find_target  # noqa: E402
 
 ORT = find_target("ort")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small lose time to more of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 IMAGE = "(float[N,4,9,7] x) => (float[N,?,?,?] y) <{}> {{ {} }}"
 SINGLE = {
@@ -108,16 +123,71 @@ def images(count: int = 12, seed: int = 5) -> np.ndarray:
     {"preset": "w8a8", "target": "vitis-ai"},
 ])  # fmt: skip
 def test_the_planned_network_is_the_written_model(settings: dict[str, object]) -> None:
-    """The mean is over 9 values: of 16, a mean would often lie in the middle between two integers, and which one it
-    becomes would depend on the order of the sum. Scales of vitis-ai are powers of two, so that such ties are common,
-    and its biases, of 8 bits, stay in float here.
-    """
+    """Scales of vitis-ai are powers of two, so that ties are common, and its biases, of 8 bits, stay in float here."""
     network = prepare(model(RESIDUAL), images(), every_kernel=True, **settings)
     found = network(torch.from_numpy(images())).detach().numpy()
     written = finish(network)
     onnx.checker.check_model(written, full_check=True)
     expected = run(written, {"x": images()})["y"]
     assert sqnr(expected, found) > (15 if settings.get("target") == "vitis-ai" else 90)
+
+
+AVERAGED = """(float[N,3,8,8] x) => (float[N,5] y) <float[6,3,3,3] w, float[6] b, float[6,6,1,1] v, float[6] c,
+float[6,5] u> {
+    h = Conv<pads=[1,1,1,1]>(x, w, b)
+    r = Relu(h)
+    p = AveragePool<kernel_shape=[2,2],strides=[2,2]>(r)
+    k = Conv(p, v, c)
+    s = Relu(k)
+    g = GlobalAveragePool(s)
+    f = Flatten(g)
+    y = Gemm(f, u)
+}"""
+
+
+@pytest.mark.parametrize("preset", ["w4a4", "w8a8"])
+@pytest.mark.parametrize("target", ["ort", "generic-int8"])
+def test_means_in_the_middle_of_two_integers_are_rounded_as_onnx_runtime_does(preset: str, target: str) -> None:
+    """Of 4 integers, one mean in four is a tie; they stay on their grid, whose scale training moves."""
+    x = np.asarray(np.random.default_rng(5).normal(0, 1, (64, 3, 8, 8)), np.float32)
+    network = prepare(model(AVERAGED), x, every_kernel=True, preset=preset, target=target)
+    with torch.no_grad():
+        for quantizer in network.quantizers.values():
+            quantizer.growth += 0.0123
+    expected = run(finish(network), {"x": x})["y"]
+    assert sqnr(expected, network(torch.from_numpy(x)).detach().numpy()) > 100
+
+
+@pytest.mark.parametrize("preset", ["w4a4", "w8a8"])
+def test_a_trained_mobilenet_is_the_written_model(preset: str) -> None:
+    folder = Path(onnxq.__file__).parents[1] / "models" / "mobilenet_digits"
+    images = np.concatenate([np.load(path) for path in sorted((folder / "calib").iterdir())[:3]])
+    off = {"rounding": "nearest", "cle": "off", "absorb": False, "bias_correction": "off", "dead_channels": False}
+    coarse = {"weight_range": "minmax", "activation_range": "minmax", "logits_range": "minmax"}
+    proto = onnx.load(folder / "model.onnx")
+    network = prepare(proto, images, every_kernel=True, preset=preset, **off, **coarse)
+    wanted = torch.from_numpy(run(proto, {"image": images})["logits"])
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (network(torch.from_numpy(images)) - wanted).square().mean().backward()
+        optimizer.step()
+    found = network(torch.from_numpy(images)).detach().numpy()
+    written = finish(network)
+    for optimize in (False, True):
+        expected = Session(written, optimize=optimize).run({"image": images})["logits"]
+        assert sqnr(expected, found) > 40
+        np.testing.assert_array_equal(expected.argmax(1), found.argmax(1))
+
+
+def test_changes_count_in_steps_of_the_grids() -> None:
+    network = prepare(model(RESIDUAL), images(), every_kernel=True, preset="w4a8")
+    units, weight, bias = network.units(), network.weights[key("w")].detach(), network.weights[key("b")].detach()
+    assert set(units) == set(network.weights)
+    steps = network.quantizers[key("w")].scale().detach()
+    assert torch.equal(units[key("w")], steps.reshape(6, 1, 1, 1))
+    relative = steps.square().mean().sqrt() / weight.square().mean().sqrt()
+    torch.testing.assert_close(units[key("b")] / bias.square().mean().sqrt(), relative)
 
 
 def test_what_is_trained_goes_back_by_name() -> None:

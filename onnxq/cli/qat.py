@@ -29,16 +29,16 @@ training_options = options(
     click.option(
         "--lr",
         type=click.FloatRange(0, 1, min_open=True),
-        default=2e-3,
+        default=5e-3,
         show_default=True,
-        help="Learning rate of weights at its height, relative to their size.",
+        help="Learning rate of weights at its height, in steps of their grids.",
     ),
     click.option(
         "--scale-lr",
         type=click.FloatRange(0, 1, min_open=True),
-        default=2e-3,
+        default=1e-3,
         show_default=True,
-        help="The same of scales and zero points.",
+        help="The same of scales and zero points, relative to the range.",
     ),
     click.option(
         "--warmup",
@@ -71,9 +71,9 @@ training_options = options(
         "--augment",
         multiple=True,
         type=click.Choice(["flip", "crop", "none"]),
-        default=("flip", "crop"),
+        default=("crop",),
         show_default=True,
-        help="Random views of images: mirrored, shifted; repeatable.",
+        help="Random views of images: shifted by up to an eighth; mirrored, where that changes no meaning. Repeatable.",
     ),
     click.option(
         "--learn-ranges/--fixed-ranges", default=True, help="Train scales and zero points beside weights [on]."

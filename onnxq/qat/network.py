@@ -30,6 +30,9 @@ from ..targets import Target
 from .operators import OPERATORS, Function
 from .quantizer import Quantizer, on_bias_grid
 
+AVERAGES = ("AveragePool", "GlobalAveragePool", "ReduceMean", "Resize")
+"""Whose results are means of what they read, halves, quarters and the like."""
+
 
 @dataclass(frozen=True)
 class Read:
@@ -72,10 +75,12 @@ class Network(nn.Module):
         self._constants: dict[str, Tensor] = {}
         self._roots = {name: grid_root(model.quantizers, name) for name in model.quantizers}
         tensors = model.graph.tensors()
+        averaged = {root for node in model.graph.nodes if (root := self._kept_by_average(node)) is not None}
         for name in dict.fromkeys(self._roots.values()):
-            self.quantizers[key(name)] = _quantizer(model, name, tensors[name], learn_ranges)
+            self.quantizers[key(name)] = _quantizer(model, name, tensors[name], learn_ranges, name in averaged)
         layers = [layer for node in model.graph.nodes if isinstance(layer := linear_layer(node), LinearLayer)]
-        trained = {t.name for layer in layers for t in (layer.weight, layer.bias) if t is not None}
+        self._layers = [(layer.weight.name, layer.bias.name if layer.bias is not None else None) for layer in layers]
+        trained = {name for names in self._layers for name in names}
         for name, tensor in tensors.items():
             if isinstance(tensor, gs.Constant):
                 self._hold(name, np.asarray(tensor.values), name in trained)
@@ -153,6 +158,27 @@ class Network(nn.Module):
         self._constants = {n: fn(t) if t.is_floating_point() else t for n, t in self._constants.items()}
         return self
 
+    def units(self) -> dict[str, Tensor]:
+        """By key of `weights`: in what units their changes count, of a shape that broadcasts.
+
+        For a weight it is the step s of its grid: half of it is what rounding leaves, at any bits, and channels may
+        differ by hundreds. A bias moves at its weight's relative speed, rms(b) rms(s) / rms(W); without a grid, rms(s)
+        is rms(W).
+        """
+        found = {}
+        for weight, bias in self._layers:
+            w = self.weights[key(weight)].detach()
+            found[key(weight)] = self._quantizer(weight).along(w) if weight in self._roots else _rms(w)
+            if bias is not None:
+                b = self.weights[key(bias)].detach()
+                found[key(bias)] = _rms(b) * _rms(found[key(weight)]) / _rms(w)
+        return found
+
+    def _kept_by_average(self, node: gs.Node) -> str | None:
+        """The grid that a node reads means of, and writes them on."""
+        root = self._roots.get(node.inputs[0].name) if node.op in AVERAGES else None
+        return root if root is not None and root == self._roots.get(node.outputs[0].name) else None
+
     def _rounds_bias(self, layer: LinearLayer) -> bool:
         target = self.target
         if layer.bias is None or target.bias != "int32" or target.adds_biases:
@@ -216,14 +242,20 @@ def key(name: str) -> str:
     return "tensor " + name.replace("%", "%25").replace(".", "%2E")
 
 
-def _quantizer(model: Model, name: str, tensor: gs.Tensor, learn_ranges: bool) -> Quantizer:
+def _rms(x: Tensor) -> Tensor:
+    """1 for zeros."""
+    size = x.square().mean().sqrt()
+    return torch.where(size > 0, size, 1.0)
+
+
+def _quantizer(model: Model, name: str, tensor: gs.Tensor, learn_ranges: bool, averaged: bool) -> Quantizer:
     quantizer = model.quantizers[name]
     assert quantizer.params is not None
     shape = tuple(n if isinstance(n, int) and n > 0 else 1 for n in tensor.shape or ())
     if not isinstance(tensor, gs.Constant):
         shape = shape[1:]  # a sample's elements, whatever the batch
     learned = learn_ranges and quantizer.fixed is None and not quantizer.given
-    return Quantizer(quantizer.params, quantizer.spec, shape, learned)
+    return Quantizer(quantizer.params, quantizer.spec, shape, learned, averaged)
 
 
 def _refuse_unknown(model: Model) -> None:

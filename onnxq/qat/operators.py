@@ -60,7 +60,10 @@ def _divided(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _clip(a: Attributes, x: Tensor, lo: Tensor | None = None, hi: Tensor | None = None) -> Tensor:
-    return x if lo is None and hi is None else torch.clamp(x, lo, hi)
+    if not x.is_floating_point():
+        return torch.clamp(x, lo, hi)
+    bounds = (-torch.inf if lo is None else lo.item(), torch.inf if hi is None else hi.item())
+    return functional.hardtanh(x, *bounds)  # several times as fast as torch.clamp backwards
 
 
 def _gelu(a: Attributes, x: Tensor) -> Tensor:

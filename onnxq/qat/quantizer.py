@@ -15,6 +15,10 @@ What is trained is dimensionless: s = s_0 exp(growth) stays positive, z = z_0 + 
 the start is the grid from before training to the last bit, and one learning rate serves tensors of all magnitudes.
 Scales that must be powers of two are rounded in their logarithm, straight through as well (Jain et al., 1903.08066).
 
+A mean of integers often lies in the middle of two (of 16: one in 16 does). Where it keeps its inputs' grid, the last
+bits of a float sum, and so its order, would decide: the scale of such a grid is rounded to 10 significant bits, so that
+the products s q, their sum, its half, quarter, ... are exact in float32, and ties go to even everywhere.
+
 The arithmetic is that of `QuantParams.fake`: float32, division by s, half to even, integer zero point.
 """
 
@@ -29,42 +33,54 @@ from torch import Tensor, nn
 
 from ..numeric.quant import QuantParams, QuantSpec
 
+DROPPED = 14
+"""Bits of 24: room for a sum of 64 integers of 8 bits, of 1024 of 4 bits. A scale moves by 0.05 % at most."""
+
 
 class FakeQuantize(torch.autograd.Function):
     """x^ of the module's algebra; s and z broadcast against x, z holds integers.
 
-    Kept for the backward pass: where x lies outside the grid, and d x^ / d s. Passes over memory are what it costs.
+    n, p and z are integers, and so q = round(clamp(v, n - z, p - z)); d x^ / d s = q - v [inside]. Only v and q are
+    kept for the backward pass: passes over memory are what this costs.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, s: Tensor, z: Tensor, n: int, p: int, factor: float) -> Tensor:
         """factor: what the gradients of s and z are multiplied by."""
         v = x / s
-        rounded = v.round()
-        q = (rounded + z).clamp_(n, p).sub_(z)
-        if any(ctx.needs_input_grad[:3]):
-            outside = q != rounded
-            slope = torch.where(outside, q, rounded.sub_(v)) if ctx.needs_input_grad[1] else None
-            ctx.save_for_backward(outside, slope, s, z)
-            ctx.factor = factor
-        return q.mul_(s)
+        lo, hi = (n - z.item(), p - z.item()) if z.numel() == 1 else (n - z, p - z)
+        q = v.clamp(lo, hi).round_()
+        ctx.save_for_backward(v, q, s, z)
+        ctx.bounds, ctx.factor = (lo - 0.5, hi + 0.5), factor
+        return q * s
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        outside, slope, s, z = ctx.saved_tensors
-        (g,) = gradients
-        g_inside = torch.where(outside, 0.0, g)  # unlike masked_fill it keeps channels last
+        v, q, s, z = ctx.saved_tensors
+        (g,), (lo, hi) = gradients, ctx.bounds
+        if g.stride() != v.stride():  # of an average, say: in one layout, such as channels last, all else is faster
+            g = torch.empty_like(v).copy_(g)
+        if z.numel() == 1:
+            g_inside = torch.ops.aten.hardtanh_backward(g, v, lo, hi)  # the one pass that torch has for it
+        else:
+            g_inside = torch.where((v > lo) & (v < hi), g, 0.0)
         g_s = g_z = None
         if ctx.needs_input_grad[1]:
-            g_s = (g * slope).sum_to_size(s.shape) * ctx.factor
+            g_s = torch.addcmul(g * q, g_inside, v, value=-1).sum_to_size(s.shape) * ctx.factor
         if ctx.needs_input_grad[2]:
-            g_z = -((g - g_inside) * s).sum_to_size(z.shape) * ctx.factor
+            g_z = (g_inside.sum_to_size(z.shape) - g.sum_to_size(z.shape)) * s * ctx.factor
         return g_inside, g_s, g_z, None, None, None
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
     """`value`, with the gradient of x."""
     return x + (value - x).detach()
+
+
+def shortened(s: Tensor) -> Tensor:
+    """float32 with the last `DROPPED` bits rounded away; without a gradient."""
+    bits = s.detach().contiguous().view(torch.int32)
+    return ((bits + (1 << (DROPPED - 1))) & -(1 << DROPPED)).view(torch.float32)
 
 
 class Quantizer(nn.Module):
@@ -74,10 +90,13 @@ class Quantizer(nn.Module):
     grid is asymmetric and zero lies inside it: at an end of it, as behind Relu, it stays.
     """
 
-    def __init__(self, params: QuantParams, spec: QuantSpec, shape: tuple[int, ...], learned: bool) -> None:
-        """shape: of a tensor on the grid; dynamic dimensions, whose length says nothing on the layer, as 1."""
+    def __init__(
+        self, params: QuantParams, spec: QuantSpec, shape: tuple[int, ...], learned: bool, averaged: bool = False
+    ) -> None:
+        """shape: of a tensor on the grid; dynamic dimensions, whose length says nothing on the layer, as 1.
+        averaged: whether means of tensors on the grid are on it, too."""
         super().__init__()
-        self.params, self.power_of_two = params, spec.power_of_two
+        self.params, self.power_of_two, self.averaged = params, spec.power_of_two, averaged
         self.n, self.p = params.grid.qmin, params.grid.qmax
         scale = np.array(params.scale, np.float32)
         zero = np.array(params.zero_point, np.float32)
@@ -94,6 +113,8 @@ class Quantizer(nn.Module):
         s = self.scale_0 * self.growth.exp()
         if self.power_of_two:
             s = straight_through(s, torch.exp2(torch.log2(s).round()))
+        elif self.averaged:
+            s = straight_through(s, shortened(s))
         return s
 
     def zero_point(self) -> Tensor:
@@ -104,6 +125,10 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         s, z = (self._along(value, x) for value in (self.scale(), self.zero_point()))
         return FakeQuantize.apply(x, s, z, self.n, self.p, self.factor)
+
+    def along(self, x: Tensor) -> Tensor:
+        """The scale as it broadcasts against x, a tensor on the grid; without a gradient."""
+        return self._along(self.scale().detach(), x)
 
     def _along(self, value: Tensor, x: Tensor) -> Tensor:
         """A scale or zero point in a shape that broadcasts against x."""

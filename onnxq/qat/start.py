@@ -3,10 +3,11 @@
 What post-training rounding leaves of a weight lies in the middle of its cell of the grid. The float weight w says more:
 on which side of it, and how near to its neighbour. Training starts from
 
-    w_0 = clip(w, x^ - c s, x^ + c s)         c = 0.49, x^: the weight as rounded
+    w_0 = clip(w, x^ - c s, x^ + c s)         c = 0.25, x^: the weight as rounded
 
-which rounds to the same integer: the network starts at the post-training result exactly, and weights that were rounded
-the farther way lie at the border of their cell.
+which rounds to the same integer: the network starts at the post-training result exactly. At c = 0.49 weights that were
+rounded the farther way would lie at the border of their cell, and the first steps of training would undo the rounding:
+ResNet-20 at W4A8 fell from 96.5 % of answers like float's to 85.5 % in 15 steps; at c = 0.25, to 95.5 %.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from ..graph.model import Model
 from ..job import Job
 from ..passes.set_bias_scales import SetBiasScales
 
-CELL = 0.49
-"""Half a step, but for what float32 may lose in the last bits."""
+CELL = 0.25
+"""Of a step, to either side."""
 
 
 def planned(job: Job) -> tuple[Model, Model]:

@@ -2,10 +2,11 @@
 
     batch -> other views of it -> float network t, quantized network y -> loss(y, t) -> Adam on weights and grids
 
-Learning rates: eta for growth and shift of grids; for a weight W it is eta_w rms(W), for Adam's steps are of the size
-of the rate, whatever the gradient's: so all weights change at the same relative speed. Both rise over the first steps
-and fall to zero along a cosine. Samples held back are judged now and then; the best state of all, the one at the start
-among them, is what remains: lowest loss, with no fewer samples classified as the float model does than at the start.
+Adam's steps are of the size of the learning rate, whatever the gradient's. Growth and shift of grids take steps of eta,
+a weight takes steps of eta_w s, s the step of its grid (`Network.units`): at any bits and in every channel about one
+weight in 1 / eta_w is rounded to another integer at a time. Both rates rise over the first steps and fall to zero along
+a cosine. Samples held back are judged now and then; the best state of all, the one at the start among them, is what
+remains: lowest loss, with no fewer samples classified as the float model does than at the start.
 """
 
 from __future__ import annotations
@@ -31,17 +32,18 @@ State = dict[str, Tensor]
 class Recipe:
     """How to train.
 
-    steps: batches, of `batch` samples each. lr: of weights, relative to their size; scale_lr: of grids, relative too.
+    steps: batches, of `batch` samples each. lr: of weights, in steps of their grids; scale_lr: of grids, relative.
     warmup: share of the steps over which the rates rise. held_back: samples at most that judge, one in ten.
     evaluations: how often they are judged. patience: judgements without progress that end it; None: never.
     temperature: of distillation. distill: inner tensors (globs) to learn beside the outputs. loss: `module:function`.
-    augment: of flip, crop. learn_ranges: whether grids are trained, or weights and biases alone.
+    augment: of flip, crop; a mirrored image may be another thing (digits, text, left and right), a shifted one hardly.
+    learn_ranges: whether grids are trained, or weights and biases alone.
     """
 
     steps: int = 2000
     batch: int = 128
-    lr: float = 2e-3
-    scale_lr: float = 2e-3
+    lr: float = 5e-3
+    scale_lr: float = 1e-3
     warmup: float = 0.05
     held_back: int = 1000
     evaluations: int = 20
@@ -49,7 +51,7 @@ class Recipe:
     temperature: float = 1.0
     distill: tuple[str, ...] = ()
     loss: str | None = None
-    augment: tuple[str, ...] = ("flip", "crop")
+    augment: tuple[str, ...] = ("crop",)
     learn_ranges: bool = True
     seed: int = 0
     device: str = "auto"
@@ -106,6 +108,10 @@ class Training:
     history: list[Judgement] = field(default_factory=list)
     best: Judgement = field(init=False)
     state: State = field(init=False)
+    units: State = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.units = self.student.units()
 
     def run(self) -> None:
         """Train, and leave the best state in `student`. Raises OnnxqError."""
@@ -129,9 +135,7 @@ class Training:
 
     def _groups(self) -> Iterator[dict[str, object]]:
         """Parameters with the learning rate of each at its height."""
-        for weight in self.student.weights.values():
-            size = float(weight.detach().square().mean().sqrt())
-            yield {"params": [weight], "full": self.recipe.lr * (size or 1.0)}
+        yield {"params": list(self.student.weights.values()), "full": self.recipe.lr}
         grids = [p for p in self.student.quantizers.parameters() if p.requires_grad]
         if grids:
             yield {"params": grids, "full": self.recipe.scale_lr}
@@ -148,7 +152,11 @@ class Training:
             total += share * loss.item()
         if not math.isfinite(total):
             raise EngineError(f"training diverged at step {step + 1}: the loss is {total}; try lower learning rates")
+        before = {name: weight.detach().clone() for name, weight in self.student.weights.items()}
         optimizer.step()
+        with torch.no_grad():
+            for name, weight in self.student.weights.items():
+                weight.copy_(torch.lerp(before[name], weight, self.units[name]))
         return total
 
     def _compare(self, samples: Samples) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]:
