@@ -29,14 +29,14 @@ training_options = options(
     click.option(
         "--lr",
         type=click.FloatRange(0, 1, min_open=True),
-        default=5e-3,
+        default=1e-2,
         show_default=True,
         help="Learning rate of weights at its height, in steps of their grids.",
     ),
     click.option(
         "--scale-lr",
         type=click.FloatRange(0, 1, min_open=True),
-        default=1e-3,
+        default=2e-3,
         show_default=True,
         help="The same of scales and zero points, relative to the range.",
     ),

@@ -42,8 +42,8 @@ class Recipe:
 
     steps: int = 2000
     batch: int = 128
-    lr: float = 5e-3
-    scale_lr: float = 1e-3
+    lr: float = 1e-2
+    scale_lr: float = 2e-3
     warmup: float = 0.05
     held_back: int = 1000
     evaluations: int = 20
