@@ -4,15 +4,19 @@
         worker.run(case)      what function(case) returned, or Lost("crash", "SIGSEGV"), or Lost("hang", "60 s")
 
 The process is forked, so that cases may be large and functions closures; it serves case after case, and is replaced
-once it is lost. The parent must not have started threads before (ONNX Runtime does): fork copies only one of them.
+once it is lost. It works in a folder of its own, which goes with the worker, whatever was left in it. The parent must
+not have started threads before (ONNX Runtime does): fork copies only one of them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import multiprocessing
 import os
 import resource
 import signal
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -36,12 +40,15 @@ class Worker:
         self._context = multiprocessing.get_context("fork")
         self._process: Any = None
         self._pipe: Connection | None = None
+        self._exit = contextlib.ExitStack()
 
     def __enter__(self) -> Worker:
+        self._folder = self._exit.enter_context(tempfile.TemporaryDirectory(prefix="worker-"))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._stop()
+        self._exit.close()
 
     def run(self, case: Any) -> Any:
         """function(case), or what became of the process."""
@@ -73,6 +80,8 @@ class Worker:
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)  # native code writes its last words there
+        faulthandler.disable()  # pytest's has a descriptor of its own
+        os.chdir(self._folder)
         while True:
             try:
                 case = pipe.recv()

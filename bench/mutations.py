@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,6 +39,8 @@ OPERATORS = (
 )  # fmt: skip
 INTEGER_KINDS = (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64)
 SIGNED_32 = (-(2**31), 2**31 - 1)
+LARGEST = 2**20
+"""Values of a tensor that is filled."""
 
 
 def pick(rng: Rng, items: Any) -> Any:
@@ -209,9 +212,10 @@ def _change_attribute(graph: GraphProto, rng: Rng) -> None:
 def _change_values(graph: GraphProto, rng: Rng) -> None:
     """Weights that are all the same, huge, tiny, or not finite."""
     floats = [t for t in graph.initializer if t.data_type == TensorProto.FLOAT]
+    floats = [t for t in floats if 0 <= math.prod(t.dims) <= LARGEST]  # shapes may have been mutated, too
     if floats:
         tensor = pick(rng, floats)
-        count = int(np.prod(tensor.dims))
+        count = math.prod(tensor.dims)
         values = np.full(count, pick(rng, FLOATS), np.float32)
         if rng.integers(2) and count:
             values = np.frombuffer(tensor.raw_data, np.float32).copy() if tensor.raw_data else values

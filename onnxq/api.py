@@ -18,6 +18,7 @@ from onnx import ModelProto
 from . import encodings as encodings_file
 from . import statistics as statistics_file
 from .account import account
+from .cluster import open_workers
 from .data import CalibrationData, InputSpec, Preprocess
 from .details import Notebook
 from .errors import DataError, EngineError, ModelError, OutputError, UsageError
@@ -194,12 +195,16 @@ def calibrate(
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    scheduler: str | None = None,
     **settings: Any,
 ) -> Statistics:
     """Collect statistics of every float activation and write them to the .npz file `output`, for `quantize`.
 
     Arguments are those of `quantize`. Of the options only what concerns the data and the preparation of the float
     model matters: bits, methods and placement may be chosen later. Raises a subclass of OnnxqError.
+
+    scheduler: `local`, `local:N` or the address of a Dask scheduler, whose workers are then sent the model and the
+        samples; the result is the same bytes. A script that says `local` must do so under `if __name__ == "__main__"`.
     """
     options = with_settings(options, settings)
     with ExitStack() as stack:
@@ -208,7 +213,8 @@ def calibrate(
         assert path is not None
         proto, origin = open_model(model)
         feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys)
-        context = make_context(options, feeds, progress)
+        workers = stack.enter_context(open_workers(scheduler))
+        context = make_context(options, feeds, progress, workers=workers)
         prepared = load(proto, origin, options)
         prepare().run(prepared, context, proto)
         logits = class_logits(prepared)

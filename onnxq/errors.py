@@ -8,12 +8,16 @@
     ├── DataError           4   calibration or evaluation data: missing, unreadable, wrong shape, type or value
     ├── VerificationError   5   the quantized model failed a check; nothing was written
     ├── OutputError         6   the result cannot be written where it was asked for
-    └── EngineError         7   ONNX Runtime failed on a model that passed the checker
+    ├── EngineError         7   ONNX Runtime failed on a model that passed the checker
+    └── ClusterError        8   the Dask cluster cannot be reached, was lost, or would compute other bytes
 
 A message is one sentence or two: which file, node or tensor; what was expected and what arrived; what to do.
-Exit code 1 is left to unforeseen failures (a bug in onnxq); 7 also tells that memory ran out; 128 + n that signal n
+Exit code 7 also tells that memory ran out; 70 of any other exception, which is a bug in onnxq; 128 + n that signal n
 ended the run: 130 for Ctrl-C, 143 for SIGTERM.
 """
+
+INTERNAL_ERROR = 70
+"""Exit code of the command line for exceptions that nobody foresaw (EX_SOFTWARE of sysexits.h)."""
 
 
 class OnnxqError(Exception):
@@ -64,3 +68,9 @@ class EngineError(OnnxqError):
     """ONNX Runtime failed on a model that passed the checker."""
 
     exit_code = 7
+
+
+class ClusterError(OnnxqError):
+    """The Dask cluster cannot be reached, has lost its workers, or has other versions than this process."""
+
+    exit_code = 8

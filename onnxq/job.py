@@ -10,6 +10,7 @@ from importlib.metadata import version
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
+from .cluster import Here, Workers
 from .data import CalibrationData
 from .details import Notebook
 from .encodings import Encoding, encoding_of
@@ -49,6 +50,7 @@ def make_context(
     feeds: CalibrationData,
     progress: Callable[[str, int, int], None] | None,
     known: Statistics | None = None,
+    workers: Workers | None = None,
 ) -> Context:
     """What passes may use, as the options say."""
     threads = options.threads or default_threads()
@@ -59,6 +61,7 @@ def make_context(
         threads=threads,
         in_flight=options.batch_size or 2 * threads,
         max_memory=options.max_memory * 2**20,
+        workers=workers or Here(),
     )
     return context if progress is None else replace(context, progress=progress)
 
@@ -66,7 +69,8 @@ def make_context(
 @dataclass
 class Job:
     """proto: the checked float model. feeds: calibration data, or random inputs where `calibration` says so.
-    known: statistics collected before. notebook: takes down what a detailed report shows. encodings: given grids."""
+    known: statistics collected before. notebook: takes down what a detailed report shows. encodings: given grids.
+    workers: who collects statistics."""
 
     proto: ModelProto
     origin: str
@@ -78,12 +82,13 @@ class Job:
     known: Statistics | None
     notebook: Notebook | None = None
     encodings: tuple[Encoding, ...] = ()
+    workers: Workers | None = None
     context: Context = field(init=False)
     steps: tuple[Step, ...] = ()
     planned: Model = field(init=False)
 
     def __post_init__(self) -> None:
-        self.context = make_context(self.options, self.feeds, self.progress, self.known)
+        self.context = make_context(self.options, self.feeds, self.progress, self.known, self.workers)
 
     @property
     def invented(self) -> bool:

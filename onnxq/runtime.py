@@ -51,11 +51,22 @@ def runtime_version() -> str:
 
 def saturates() -> bool:
     """Whether products of uint8 and int8 saturate in 16 bits on this machine: x86 without VNNI, where Linux says so."""
+    flags = _processor_flags()
+    return "sse2" in flags and not any(f.endswith("_vnni") for f in flags)
+
+
+def instruction_sets() -> list[str]:
+    """What kernels are chosen by, and so the last bits of what they compute, where Linux says so."""
+    return sorted(f for f in _processor_flags() if f.startswith(("avx", "fma", "amx", "asimd", "sve", "i8mm", "bf16")))
+
+
+def _processor_flags() -> list[str]:
+    """As Linux names them, on x86 and on ARM."""
     try:
-        flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return False
-    return "sse2" in flags.split() and not any(f.endswith("_vnni") for f in flags.split())
+        return []
+    return next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
 
 
 class Session:
@@ -67,6 +78,7 @@ class Session:
     def __init__(self, model: Source, *, optimize: bool = False, optimized_path: Path | None = None) -> None:
         options = ort.SessionOptions()
         self._turn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        self._weights: list[tuple[np.ndarray, Any]] = []
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         levels = ort.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
@@ -92,7 +104,6 @@ class Session:
         model = ModelProto.FromString(model.SerializeToString())
         options.add_session_config_entry("session.disable_prepacking", "1")
         self._make_lean(options, large.nbytes(model))
-        self._weights = []
         for tensor in large.references(model):
             values = large.array(tensor)
             shared = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(values, tensor.data_type)
@@ -122,7 +133,10 @@ class Session:
         """All outputs for one feed: arrays, or lists of them for sequences."""
         try:
             with self._turn:
-                return dict(zip(self.outputs, self._session.run(None, dict(feed)), strict=True))
+                found = self._session.run(None, dict(feed))
+                for mapped, _ in self._weights:  # else this model and the next one count as memory together
+                    large.forget(mapped)
+                return dict(zip(self.outputs, found, strict=True))
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed to run the model: {_message(error)}") from None
 
@@ -149,7 +163,7 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], threads: int, i
 
 
 def collect(
-    model: Source,
+    model: Source | Session,
     feeds: Iterable[tuple[Arrays, int | None]],
     make: Callable[[str], Statistic],
     threads: int = 1,
@@ -161,7 +175,7 @@ def collect(
     make: name -> empty statistic. Each worker thread has its own; they are merged at the end, which is exact, so
     that neither the threads nor the order of the feeds can be seen in the result.
     """
-    session = Session(model)
+    session = model if isinstance(model, Session) else Session(model)
     idle: queue.SimpleQueue[dict[str, Statistic]] = queue.SimpleQueue()
     workers = [{name: make(name) for name in session.outputs} for _ in range(threads)]
     for statistics in workers:

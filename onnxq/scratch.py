@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import OutputError
@@ -26,14 +26,17 @@ _RANDOM = "[a-z0-9_]{8}"  # of tempfile.mkdtemp
 
 
 @contextlib.contextmanager
-def scratch_folder(parent: Path | None = None, stem: str = "onnxq-") -> Iterator[Path]:
+def scratch_folder(
+    parent: Path | None = None, stem: str = "onnxq-", clear: Callable[[Path], None] = lambda folder: None
+) -> Iterator[Path]:
     """A folder `STEM????????.tmp` of one's own in `parent` (the system's temporary folder), gone afterwards.
 
+    clear: called with a folder before it goes, and with those that killed runs left behind.
     Raises OSError where it cannot be made in `parent`, OutputError where it cannot among the system's.
     """
     try:
         place = Path(tempfile.gettempdir()) if parent is None else parent
-        _remove_abandoned(place, stem)
+        _remove_abandoned(place, stem, clear)
         folder, lock = _locked_folder(place, stem)
     except OSError as error:
         if parent is not None:
@@ -42,6 +45,7 @@ def scratch_folder(parent: Path | None = None, stem: str = "onnxq-") -> Iterator
     try:
         yield folder
     finally:
+        clear(folder)
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
             os.close(lock)
@@ -61,13 +65,14 @@ def _locked_folder(parent: Path, stem: str) -> tuple[Path, int | None]:
             os.close(lock)
 
 
-def _remove_abandoned(parent: Path, stem: str) -> None:
+def _remove_abandoned(parent: Path, stem: str, clear: Callable[[Path], None]) -> None:
     form = re.compile(re.escape(stem) + _RANDOM + re.escape(_SUFFIX))
     with contextlib.suppress(OSError):
         for name in filter(form.fullmatch, os.listdir(parent)):
             with contextlib.suppress(OSError):  # it is held, or another user's
                 lock = _lock(parent / name)
                 if lock is not None:
+                    clear(parent / name)
                     shutil.rmtree(parent / name, ignore_errors=True)
                     os.close(lock)
 

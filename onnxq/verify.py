@@ -92,8 +92,8 @@ def _optimised(written: Path, plain: Session, needed: bool) -> tuple[Session, di
     between signed grids at operator set 21 and up. Raises EngineError.
     """
     try:
+        operators = Counter(node.op_type for node in optimized_graph(written).node)  # first: it holds the model, too
         session = Session(written, optimize=True)
-        operators = Counter(node.op_type for node in optimized_graph(written).node)
     except EngineError as error:
         if needed:
             raise

@@ -63,3 +63,17 @@ def test_a_process_that_dies_or_hangs_is_told_from_one_that_answers() -> None:
         assert [worker.run(case) for case in ("a", "die", "b", "hang", "c")] == [
             "a", Lost("crash", "SIGSEGV"), "b", Lost("hang", "0.5 s"), "c",
         ]  # fmt: skip
+
+
+def test_what_a_case_leaves_behind_goes_with_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def act(name: str) -> str:
+        Path(name).touch()
+        return str(Path(name).absolute())
+
+    with Worker(act) as worker:
+        left = Path(worker.run("sym_shape_infer_temp.onnx"))
+        assert left.exists()
+    assert not left.parent.exists()
+    assert list(tmp_path.iterdir()) == []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -16,8 +17,9 @@ from test_scaling_groups import networks, shaped
 from onnxq.data import Feed
 from onnxq.graph.model import Moments
 from onnxq.graph.scaling_groups import find_groups
+from onnxq.numeric.equalization import Load, Ranges, least_noise
 from onnxq.passes.base import Context
-from onnxq.passes.equalize_layers import EqualizeLayers
+from onnxq.passes.equalize_layers import LARGEST, EqualizeLayers
 from onnxq.passes.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.normalize import Normalize
 
@@ -140,3 +142,28 @@ def test_groups_are_what_they_were_after_scaling() -> None:
     before = find_groups(equal)
     EqualizeLayers().apply(equal, Context())
     assert find_groups(equal).reasons == before.reasons
+
+
+def test_powers_that_are_kept_as_float32_lead_to_the_same_scales() -> None:
+    """Also where channels differ by far more than what float32 holds of the twelfth power."""
+    rng = np.random.default_rng(0)
+    sizes = np.exp(rng.uniform(-13, 13, 6))
+    first = np.abs(rng.standard_normal((1, 6, 5))) * sizes.reshape(1, 6, 1)
+    second = np.abs(rng.standard_normal((1, 4, 6))) / sizes
+    ids, outer = np.arange(6), np.arange(6, 10)
+    layers = [
+        (Ranges(first, ids, None), Load(np.ones(5), sizes**-2, 1)),
+        (Ranges(second, outer, ids), Load(sizes**2, np.ones(4), 1)),
+    ]
+    bounds = np.where(np.arange(10) < 6, -LARGEST, 0.0), np.where(np.arange(10) < 6, LARGEST, 0.0)
+    expected = least_noise(layers, [], *bounds, (127.0, 255.0))
+    kept: list[np.dtype[Any]] = []
+
+    def keep(values: np.ndarray) -> Callable[[], np.ndarray]:
+        narrow = np.asarray(values, np.float32)
+        return lambda: kept.append(narrow.dtype) or narrow
+
+    found = least_noise(iter(layers), [], *bounds, (127.0, 255.0), keep=keep)
+    assert np.abs(expected).max() > 3.7, "as far as so many steps go"
+    assert set(kept) == {np.dtype(np.float32)}
+    np.testing.assert_allclose(found, expected, atol=0.01)

@@ -17,7 +17,7 @@ from graphs import model
 import onnxq
 from onnxq import layerwise
 from onnxq.cli import main
-from onnxq.errors import DataError, EngineError, OutputError
+from onnxq.errors import INTERNAL_ERROR, DataError, EngineError, OutputError
 from onnxq.graph import storage
 from onnxq.scratch import scratch_folder
 
@@ -26,6 +26,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are fo
 NET = (
     "(float[N,3,H,W] x) => (float[N,?,?,?] y) <float[5,3,1,1] u, float[7,5,1,1] v, float[3,7,1,1] w>"
     " { a = Conv(x, u) b = Relu(a) c = Conv(b, v) d = Relu(c) y = Conv(d, w) }"
+)
+WIDE = (
+    "(float[N,30] x) => (float[N,?] y) <float[30,40] u, float[40,50] v>"
+    " { a = MatMul(x, u) b = Relu(a) y = MatMul(b, v) }"
 )
 QUICK: dict[str, Any] = {"activation_range": "minmax", "cle": "off", "dead_channels": False, "bias_correction": "off"}
 OLD = (b"old " * 20).hex()[-64:]
@@ -80,6 +84,20 @@ def test_killed_at_every_step_of_writing(place: Path) -> None:
     whole(killed, last["outputs"])
     assert any(run["leftovers"] for run in killed)
     assert last["leftovers"] == []
+
+
+def test_killed_while_a_model_with_a_data_file_is_replaced(place: Path) -> None:
+    """The model always has all of its data; data that no model refers to goes with the next run."""
+    storage.write(model(WIDE), place / "net.onnx")
+    np.save(place / "calib.npy", np.random.default_rng(0).standard_normal((4, 30)).astype(np.float32))
+    *killed, last = victims(place, "killed_with_data_beside")
+    held = [run["held"] for run in killed]
+    assert {run["code"] for run in killed} == {-9}
+    assert held == sorted(held, reverse=True), "the old one up to some moment, then the new one"
+    assert held.count("old") >= 5
+    assert held.count("new") >= 1
+    assert any(run["more_files"] for run in killed)
+    assert (last["held"], last["more_files"], last["leftovers"]) == ("new", 0, [])
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
@@ -268,3 +286,47 @@ def test_out_of_memory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(main, ["quantize", *paths[:2], "--calib", paths[2]])
     assert done.exit_code == 7
     assert done.stderr.startswith("onnxq: error: out of memory (Unable to allocate")
+
+
+# --- bugs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "where", ["onnxq.job.Job.corrected", "onnxq.api.storage.write", "onnxq.cli.reports.write_text"]
+)
+def test_a_bug(place: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Whatever a pass, the account or the report stumbles over: one message, an exit code of its own, no file."""
+
+    def stumble(*_: object, **__: object) -> None:
+        raise TypeError("\x1b[2Junsupported\noperand")
+
+    before = sorted(os.listdir(place))
+    monkeypatch.setattr(where, stumble)
+    paths = [str(place / name) for name in ("net.onnx", "out.onnx", "calib.npy", "report.json")]
+    command = ["quantize", *paths[:2], "--calib", paths[2], "--report", paths[3]]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == INTERNAL_ERROR
+    assert done.stderr.startswith("onnxq: internal error: TypeError: \\x1b[2Junsupported operand; please report it")
+    assert (done.stdout, len(done.stderr.splitlines())) == ("", 1)
+    for arguments, environment in (["--traceback"], {}), ([], {"ONNXQ_TRACEBACK": "1"}):
+        told = CliRunner().invoke(main, [*arguments, *command], env=environment)
+        assert told.exit_code == INTERNAL_ERROR
+        assert "in stumble" in told.stderr
+        assert told.stderr.endswith(done.stderr)
+    assert sorted(os.listdir(place)) == before
+
+
+def test_a_bug_seen_from_python(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(*_: object, **__: object) -> None:
+        raise TypeError("unsupported operand")
+
+    monkeypatch.setattr("onnxq.api.account", stumble)
+    with pytest.raises(TypeError, match="operand"):
+        onnxq.quantize(place / "net.onnx", place / "calib.npy", output=place / "out.onnx", **QUICK)
+    assert sorted(os.listdir(place)) == ["calib.npy", "net.onnx"]
+
+
+def test_usage_errors_stay_what_they_are() -> None:
+    assert CliRunner().invoke(main, ["quantize"]).exit_code == 2
+    assert CliRunner().invoke(main, ["no-such-command"]).exit_code == 2
+    assert CliRunner().invoke(main, ["--version"]).exit_code == 0

@@ -10,6 +10,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnxq
 from onnxq.errors import DataError, ModelError, NothingToQuantizeError, OnnxqError
+from onnxq.graph import intake
 
 NET = "(float[N,3,4,4] x) => (float[N,5,4,4] y) <float[5,3,1,1] w, float[5] b> { a = Conv(x, w, b) y = Relu(a) }"
 DENSE = "(float[N,4] x) => (float[N,3] y) <float[4,3] w> { y = MatMul(x, w) }"
@@ -239,6 +240,29 @@ def test_odd_names(name: str) -> None:
         node.output[:] = [name or "a" if n == "a" else n for n in node.output]
     proto.graph.name = name or "g"
     quantized(proto)
+
+
+def test_optional_inputs_that_are_left_out_by_an_empty_name() -> None:
+    """ONNX Runtime 1.32 ends the process (SIGSEGV) where it fuses this Add with this LayerNormalization."""
+    text = (
+        "(float[N,3,8] x) => (float[N,3,8] y) <float[8,8] w, float[8] s>"
+        " { a = MatMul(x, w) r = Add(a, x) y = LayerNormalization<axis=-1>(r, s) }"
+    )
+    proto = model(text)
+    proto.graph.node[-1].input.append("")
+    found = quantized(proto)
+    assert [len(n.input) for n in found.graph.node if n.op_type == "LayerNormalization"] == [2]
+    assert len(proto.graph.node[-1].input) == 3, "the given model stays as it is"
+
+
+def test_required_inputs_keep_their_empty_names() -> None:
+    """Loop must have two, which may be empty both."""
+    proto, loop = model(DENSE), helper.make_node("Loop", ["", ""], [], "loop")
+    assert intake._inputs_to_drop(loop, proto) == 0
+    loop.input.append("")
+    assert intake._inputs_to_drop(loop, proto) == 1
+    loop.input[2] = "x"
+    assert intake._inputs_to_drop(loop, proto) == 0
 
 
 def test_tensors_that_share_a_name() -> None:

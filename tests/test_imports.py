@@ -17,6 +17,7 @@ LEVELS = [
     {"numeric", "report"},
     {"graph"},
     {"runtime", "data", "targets", "statistics", "encodings"},
+    {"cluster"},
     {"passes.base", "verify", "check"},
     {"layerwise", "judge", "checkpoint"},
     {"passes"},

@@ -13,8 +13,9 @@ from graphs import model, run
 
 import onnxq
 from onnxq.errors import OutputError
-from onnxq.graph import large, storage
+from onnxq.graph import channels, external_data, large, storage
 from onnxq.graph.model import Model
+from onnxq.graph.ops import LinearLayer, linear_layer
 from onnxq.runtime import Session
 
 NET = (
@@ -75,6 +76,19 @@ def test_new_values_are_put_aside_once_and_go(net: Path) -> None:
         large.place(large.references(first)[0])
 
 
+@pytest.mark.usefixtures("low_limits")
+def test_a_layer_that_is_given_a_new_weight_holds_it_in_a_file(net: Path) -> None:
+    """One that changes all layers has one of them in memory."""
+    with large.storing():
+        changed = Model.from_proto(storage.read(net))
+        layer = linear_layer(changed.graph.nodes[0])
+        assert isinstance(layer, LinearLayer)
+        channels.set_weight(changed, layer, 2 * np.asarray(layer.weight.values, np.float64))
+        assert type(changed.graph.tensors()["u"]._values) is large.StoredValues
+        doubled = large.array(large.references(changed.to_proto())[0])
+    np.testing.assert_array_equal(doubled, 2 * large.array(model(NET).graph.initializer[0]))
+
+
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"per_channel": False},
@@ -124,34 +138,34 @@ def test_an_output_with_a_file_beside_it(net: Path, preset: str) -> None:
     """As are all that come from models whose weights stayed in files."""
     output = net.with_name("out.onnx")
     onnxq.quantize(net, DATA, output=output, preset=preset)
-    assert sorted(os.listdir(net.parent)) == ["net.onnx", "out.onnx", "out.onnx.data", "weights.bin"]
+    _, _, data, _ = names = sorted(os.listdir(net.parent))
+    assert names == ["net.onnx", "out.onnx", data, "weights.bin"]
     light = onnx.load(output, load_external_data=False)
     external = [t for t in light.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
-    assert {t.external_data[0].value for t in external} == {"out.onnx.data"}
-    assert all(int(t.external_data[1].value) % storage.PAGE == 0 for t in external)
+    assert {t.external_data[0].value for t in external} == {data}
+    assert all(int(t.external_data[1].value) % external_data.PAGE == 0 for t in external)
     expected = run(model(NET), {"x": DATA})["y"]
     got = Session(output).run({"x": DATA})["y"]
     assert np.abs(got - expected).max() < 0.1 * np.abs(expected).max()
     again = net.with_name("again.onnx")
     onnxq.quantize(net, DATA, output=again, preset=preset)
-    assert (net.parent / "again.onnx.data").read_bytes() == (net.parent / "out.onnx.data").read_bytes()
+    assert (net.parent / data.replace("out", "again")).read_bytes() == (net.parent / data).read_bytes()
 
 
 @pytest.mark.usefixtures("low_limits")
-def test_an_old_model_never_stands_beside_new_data(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two files cannot be replaced at once: the old model goes first."""
+def test_an_old_model_keeps_its_data_until_the_new_one_is_there(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = net.with_name("out.onnx")
     onnxq.quantize(net, DATA, output=output)
-    replace, moved = os.replace, []
+    before, replace, moved = {f: f.read_bytes() for f in net.parent.iterdir()}, os.replace, []
 
     def fail(source: Any, target: Any) -> None:
         moved.append(Path(target).name)
-        if len(moved) == 2:
+        if moved[-1] == "out.onnx":
             raise OSError(5, "Input/output error")
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OutputError, match="Input/output error"):
-        onnxq.quantize(net, DATA, output=output)
-    assert moved == ["out.onnx.data", "out.onnx"]
-    assert not output.exists()
+        onnxq.quantize(net, DATA, output=output, preset="w16a16")
+    assert len(set(moved)) == 2
+    assert {f: f.read_bytes() for f in net.parent.iterdir()} == before

@@ -150,14 +150,15 @@ def test_arguments_are_what_they_were() -> None:
     """A changed name or order breaks callers: change these lists on purpose, and the changelog with them."""
     keywords = "output encodings statistics options preprocess input_keys progress details before_writing settings"
     assert list(inspect.signature(onnxq.quantize).parameters) == ["model", "calibration", *keywords.split()]
-    keywords = "options preprocess input_keys progress settings"
+    keywords = "options preprocess input_keys progress scheduler settings"
     assert list(inspect.signature(onnxq.calibrate).parameters)[:3] == ["model", "calibration", "output"]
     assert set(keywords.split()) <= set(inspect.signature(onnxq.calibrate).parameters)
     codes = {e.__name__: e.exit_code for e in vars(onnxq.errors).values() if inspect.isclass(e)}
     assert codes == {
         "OnnxqError": 1, "UsageError": 2, "ModelError": 3, "AlreadyQuantizedError": 3, "NothingToQuantizeError": 3,
-        "DataError": 4, "VerificationError": 5, "OutputError": 6, "EngineError": 7,
+        "DataError": 4, "VerificationError": 5, "OutputError": 6, "EngineError": 7, "ClusterError": 8,
     }  # fmt: skip
+    assert onnxq.errors.INTERNAL_ERROR == 70
 
 
 def test_types_are_shipped(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import pytest
 from graphs import assert_close, feeds, model, run
 from test_scaling_groups import shaped
 
 from onnxq.data import Feed
+from onnxq.graph.foresight import foresee
 from onnxq.graph.model import Model, Moments
+from onnxq.passes import remove_dead_channels
 from onnxq.passes.base import Context, Outcome
 from onnxq.passes.remove_dead_channels import RemoveDeadChannels
 
@@ -94,3 +97,11 @@ def test_without_data_moments_and_weights_tell() -> None:
 def test_nothing_to_do() -> None:
     _, outcome = remove(model(TEXT.format(pads="")))
     assert (outcome.changed, outcome.skips) == (0, ())
+
+
+def test_networks_without_dead_channels_are_foretold_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not for each layer: in deep networks that takes long."""
+    calls = []
+    monkeypatch.setattr(remove_dead_channels, "foresee", lambda model: calls.append(model) or foresee(model))
+    _, outcome = remove(model(TEXT.format(pads="")))
+    assert (outcome.changed, len(calls)) == (0, 1)

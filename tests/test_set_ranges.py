@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from graphs import model, wrapped
@@ -7,6 +9,9 @@ from onnxq.api import input_specs
 from onnxq.data import CalibrationData
 from onnxq.errors import DataError, ModelError
 from onnxq.numeric.quant import Grid, QuantSpec
+from onnxq.numeric.ranges import set_range
+from onnxq.numeric.samples import Samples
+from onnxq.passes import set_weight_ranges
 from onnxq.passes.base import Context
 from onnxq.passes.set_activation_ranges import SetActivationRanges
 from onnxq.passes.set_bias_scales import SetBiasScales
@@ -38,6 +43,21 @@ def test_scale_of_weights_per_tensor():
     proto = model("(float[1,2] x) => (float[1,3] y) <float[2,3] w> { y = MatMul(x, w) }", w=weight)
     params = answered(proto, weight=WEIGHT).quantizers["w"].params
     assert (params.axis, params.scale) == (None, np.float32(4 / 127))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("block", [None, 4])
+@pytest.mark.parametrize("method", ["mse", "minmax", "percentile:90"])
+def test_ranges_of_large_weights_are_set_part_by_part(axis, block, method, monkeypatch):
+    values = np.random.default_rng(0).standard_normal((10, 14)).astype(np.float32)
+    spec = replace(WEIGHT, per_channel=True, block=block)
+    whole = set_range(method, Samples.of_weights(values, axis, block), spec)
+    monkeypatch.setattr(set_weight_ranges, "AT_ONCE", 70)
+    calls, of_weights = [], Samples.of_weights
+    monkeypatch.setattr(Samples, "of_weights", lambda *a: calls.append(a) or of_weights(*a))
+    parts = set_weight_ranges._range_of(values, axis, spec, method)
+    assert len(calls) > 1
+    np.testing.assert_array_equal(parts, whole)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
 
@@ -311,14 +312,36 @@ def test_a_move_that_fails_is_an_output_error(tmp_path: Path, net: ModelProto, m
 def test_large_models_get_a_data_file(tmp_path: Path, net: ModelProto) -> None:
     original = ModelProto.FromString(net.SerializeToString())
     (tmp_path / "out.onnx").write_bytes(b"old")
-    (tmp_path / "out.onnx.data").write_bytes(b"old" * 5000)
+    (tmp_path / "out.onnx.data").write_bytes(b"another one's")
     with storage.replacing(tmp_path / "out.onnx") as path:
         storage.write(net, path)
-        assert (tmp_path / "out.onnx.data").read_bytes() == b"old" * 5000
+        assert names(tmp_path)[1:] == ["out.onnx", "out.onnx.data"]
     assert_same_function(original, net, 0)  # the model in memory keeps its tensors
-    assert names(tmp_path) == ["out.onnx", "out.onnx.data"]
-    assert (tmp_path / "out.onnx.data").stat().st_size < 15000, "the old data is gone, not appended to"
+    model, data, other = names(tmp_path)
+    assert (model, other) == ("out.onnx", "out.onnx.data")
+    assert data == f"out.onnx.{hashlib.sha256((tmp_path / data).read_bytes()).hexdigest()[:12]}.data"
+    assert (tmp_path / other).read_bytes() == b"another one's"
     assert_same_function(original, storage.read(tmp_path / "out.onnx"), 0)
+
+
+@pytest.mark.usefixtures("small_limit")
+def test_data_files_go_with_the_model_that_referred_to_them(tmp_path: Path, net: ModelProto) -> None:
+    output, other = tmp_path / "out.onnx", ModelProto.FromString(net.SerializeToString())
+    largest = max(other.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    largest.raw_data = bytes(len(largest.raw_data))
+    stray = tmp_path / "out.onnx.0123456789ab.data"
+    stray.write_bytes(b"another one's, whatever its name")
+    held = []
+    for proto in (net, other, other, net):
+        with storage.replacing(output) as path:
+            storage.write(proto, path)
+        assert_same_function(proto, storage.read(output), 0)
+        held.append(sorted(set(tmp_path.iterdir()) - {output, stray}))
+    assert [len(files) for files in held] == [1, 1, 1, 1]
+    assert held[0] == held[3] != held[1] == held[2]
+    with storage.replacing(output) as path:
+        path.write_bytes(b"no model at all")
+    assert set(tmp_path.iterdir()) == {output, stray}
 
 
 @pytest.mark.usefixtures("small_limit")

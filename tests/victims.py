@@ -18,8 +18,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import onnx
+
 from onnxq.checkpoint import Checkpoint
 from onnxq.cli import main
+from onnxq.graph import large
 from onnxq.shelf import Shelf
 
 QUICK = ["--activation-range", "minmax", "--cle", "off", "--no-dead-channels", "--bias-correction", "off"]
@@ -94,15 +97,34 @@ def killed_while_writing() -> object:
     return runs
 
 
+def killed_with_data_beside() -> object:
+    """Likewise where a model with a data file beside it is replaced by another one; what its values are each time."""
+    large.LARGE = large.SMALLEST = 1000
+    onnx.save_model(onnx.load("net.onnx"), "net.onnx", save_as_external_data=True, size_threshold=0)
+    old, new, runs = [*QUANTIZE, "--preset", "w16a16"], QUANTIZE, []
+    expected = {name: run(command) and _values() for name, command in (("new", new), ("old", old))}
+    while not runs or runs[-1]["code"] != 0:
+        run(old)
+        files = len(os.listdir())
+        runs.append(run(new, lambda: _kill_at(len(runs), "fsync", "replace", "unlink")))
+        runs[-1]["held"] = next((name for name, values in expected.items() if values == _values()), None)
+        runs[-1]["more_files"] = len(os.listdir()) - files
+    return runs
+
+
+def _values() -> bytes:
+    return onnx.load("out.onnx").SerializeToString(deterministic=True)
+
+
 def _kill_at(count: int, *names: str) -> None:
     left = [count]
 
     def counted(call: Callable[..., object]) -> Callable[..., object]:
-        def wrapper(*arguments: object) -> object:
+        def wrapper(*arguments: object, **named: object) -> object:
             if not left[0]:
                 os.kill(os.getpid(), signal.SIGKILL)
             left[0] -= 1
-            return call(*arguments)
+            return call(*arguments, **named)
 
         return wrapper
 

@@ -23,8 +23,10 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from ..api import open_data, open_model, with_settings
+from ..cluster import Stage, open_workers
 from ..data import Preprocess
 from ..errors import DataError, ModelError, OnnxqError
+from ..graph import large
 from ..graph.model import extract
 from ..graph.shapes import tensor_bytes
 from ..job import make_context
@@ -51,6 +53,7 @@ Figures = Mapping[str, tuple[float, bool]]
 """SQNR by tensor, and whether it is one up to a scale and an offset of each channel."""
 
 
+@large.storing()
 def compare(
     reference: Source,
     quantized: Source,
@@ -60,13 +63,14 @@ def compare(
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    scheduler: str | None = None,
     **settings: Any,
 ) -> Comparison:
     """Match the tensors of two models and measure how far they are apart on some data.
 
     reference: the float model. quantized: of any tool, with QuantizeLinear and DequantizeLinear or integer operators.
     calibration: data for both, as for `quantize`, like the other arguments; of the options, samples, seed, threads,
-        batch_size and max_memory count.
+        batch_size and max_memory count. scheduler: as for `calibrate`.
 
     Raises a subclass of OnnxqError: ModelError where the models have different inputs or nothing in common.
     """
@@ -75,12 +79,12 @@ def compare(
     other, other_name = open_model(quantized, quantized=True)
     inputs = common_inputs(proto, other, (name, other_name))
     feeds = open_data(calibration, inputs, options, preprocess, input_keys)
-    context = make_context(options, feeds, progress)
     found = match(proto, other)
     pairs = {t: m.quantized for t, m in found.matches.items() if _compared(found, t)}
     if not pairs:
         raise ModelError(f"{other_name}: no tensor or layer of it stands for one of {name}; nothing can be compared")
-    distances = _distances(proto, found, pairs, context)
+    with open_workers(scheduler) as workers:
+        distances = _distances(proto, found, pairs, make_context(options, feeds, progress, workers=workers))
     for tensor in [t for t in pairs if t not in distances]:
         found.unmatched[tensor] = f"{found.matches.pop(tensor).quantized!r} has another type or shape"
     before = {t: _inputs(found, t, distances) for t in pairs if t in distances}
@@ -110,12 +114,9 @@ def _distances(proto: ModelProto, found: Matching, pairs: Pairs, context: Contex
     for index, names in enumerate(parts, 1):
         label = "comparing" if len(parts) == 1 else f"comparing, part {index} of {len(parts)}"
         part = {name: pairs[name] for name in names}
-        sessions = (
-            Session(extract(found.reference.proto, part)),
-            Session(extract(found.quantized.wiring.proto, part.values())),
-        )
-        observe = partial(_of_sample, sessions, part, found.reference.outputs, axis)
-        for one in parallel_map(observe, context.arrays(label), context.threads, context.in_flight):
+        protos = extract(found.reference.proto, part), extract(found.quantized.wiring.proto, part.values())
+        prepare = partial(_comparer, protos, part, set(found.reference.outputs), axis, context.in_flight)
+        for one in context.workers.run(prepare, context.arrays(label), context.threads):
             for name, distance in one.items():
                 distances.setdefault(name, Distance()).merge(distance)
     return distances
@@ -125,6 +126,13 @@ def _rank(found: Matching, node: NodeProto) -> int:
     """Of a Conv's weight; 0 for other nodes."""
     dims = found.reference.dims(node.input[1]) if node.op_type in ("Conv", "ConvTranspose") else None
     return len(dims or ())
+
+
+def _comparer(
+    protos: tuple[ModelProto, ModelProto], pairs: Pairs, whole: Collection[str], axis: int, in_flight: int, threads: int
+) -> Stage[Any, dict[str, Distance]]:
+    observe = partial(_of_sample, (Session(protos[0]), Session(protos[1])), pairs, whole, axis)
+    return lambda feeds: parallel_map(observe, feeds, threads, in_flight)
 
 
 def _of_sample(
@@ -161,17 +169,20 @@ def _weights(
     if not layers:
         return {}
     folded = _folded_weights(proto, origin) if any(_has_more(found, r, n) for r, n, _ in layers) else {}
-    plain = Session(extract(found.reference.proto, [n.input[1] for _, n, _ in layers])).run(feed)
-    theirs = Session(extract(found.quantized.wiring.proto, [w for _, _, w in layers])).run(feed)
     figures = {}
-    for result, node, weight in layers:
-        x = folded.get(node.name) if _has_more(found, result, node) else plain[node.input[1]]
-        y = theirs[weight]
+    for result, node, weight in layers:  # one at a time: together they are as large as the model
+        own = node.input[1]
+        x = folded.get(node.name) if _has_more(found, result, node) else _value(found.reference.proto, own, feed)
+        y = _value(found.quantized.wiring.proto, weight, feed)
         if x is not None and x.shape != y.shape and x.shape == y.T.shape:
             y = y.T
         if x is not None and comparable(x, y):
-            figures[result] = node.input[1], sqnr(x, y)
+            figures[result] = own, sqnr(x, y)
     return figures
+
+
+def _value(proto: ModelProto, tensor: str, feed: Mapping[str, np.ndarray]) -> Any:
+    return Session(extract(proto, [tensor])).run(feed)[tensor]
 
 
 def _has_more(found: Matching, result: str, node: NodeProto) -> bool:

@@ -23,6 +23,7 @@ from onnx import ModelProto
 
 from ..data import Preprocess
 from ..errors import UsageError, VerificationError
+from ..graph import large
 from ..options import Options
 from ..report import LogEntry, Measure, SensitivityRanking
 from .culprits import Culprit, name_culprits, tell_fates
@@ -74,6 +75,7 @@ class Debugged:
     text: str
 
 
+@large.storing()
 def debug(
     model: str | os.PathLike[str] | ModelProto,
     calibration: Any,

@@ -14,6 +14,7 @@ import numpy as np
 from ..api import input_specs, open_data, open_model, with_settings
 from ..data import CalibrationData, Feed, Preprocess
 from ..errors import ModelError, UsageError
+from ..graph import large
 from ..numeric.metrics import finite
 from ..options import Options
 from ..report import printable
@@ -72,6 +73,7 @@ class Evaluation:
         return "\n".join(printable(line) for line in lines)
 
 
+@large.storing()
 def evaluate(
     model: Source,
     data: Any,

@@ -26,6 +26,7 @@ from onnx import ModelProto
 from ..api import input_specs, open_data, open_model
 from ..data import Preprocess
 from ..errors import UsageError, VerificationError
+from ..graph import large
 from ..numeric.metrics import class_scores
 from ..options import Options
 from ..report import ParetoFront, ParetoPoint
@@ -73,6 +74,7 @@ class MixedPrecision:
     text: str
 
 
+@large.storing()
 def auto_mixed(
     model: str | os.PathLike[str] | ModelProto,
     calibration: Any,

@@ -15,15 +15,18 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
-from ..data import Preprocess
+from ..cluster import Stage, open_workers
+from ..data import Feed, Preprocess
+from ..graph import large
 from ..graph.model import Model, extract
 from ..graph.ops import LinearLayer, clip_bounds
 from ..layerwise import planned_layers
@@ -32,6 +35,7 @@ from ..options import Options
 from ..report import Sensitivity, SensitivityRanking, printable
 from ..report.json_format import plain
 from ..runtime import Session
+from .metric import Metric, Outputs
 from .study import Labels, Study, open_study
 from .switchboard import Group, Switchboard
 
@@ -133,6 +137,7 @@ class SensitivityAnalysis:
         return f"{value:.2f} {self.unit}" if self.unit in ("dB", "%") else f"{value:.5g} {self.unit}".rstrip()
 
 
+@large.storing()
 def sensitivity(
     model: str | os.PathLike[str] | ModelProto,
     calibration: Any,
@@ -146,20 +151,23 @@ def sensitivity(
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    scheduler: str | None = None,
 ) -> SensitivityAnalysis:
     """Rank what `quantize` with these options would put on grids by what it costs.
 
     labels, metric: as `evaluate` takes them, the labels being those of the calibration data; SQNR by default.
     by: what is switched together. budget: seconds for the evaluations, once the model is planned; units are then
     visited by their own SQNR, the worst first, and what was measured does not depend on the budget.
-    judged: calibration samples that the metric is measured on. The rest as in `quantize`. Raises OnnxqError.
+    judged: calibration samples that the metric is measured on. scheduler: as for `calibrate`; what workers have begun
+        when the budget is spent they finish. The rest as in `quantize`. Raises OnnxqError.
     """
-    study = open_study(
-        model, calibration, options=options or Options(), labels=labels, metric=metric, judged=judged,
-        preprocess=preprocess, input_keys=input_keys, progress=progress,
-    )  # fmt: skip
-    base, groups = study.planned()
-    return rank(study, base, groups, units_of(base, groups, by), budget)
+    with open_workers(scheduler) as workers:
+        study = open_study(
+            model, calibration, options=options or Options(), labels=labels, metric=metric, judged=judged,
+            preprocess=preprocess, input_keys=input_keys, progress=progress, workers=workers,
+        )  # fmt: skip
+        base, groups = study.planned()
+        return rank(study, base, groups, units_of(base, groups, by), budget)
 
 
 def rank(
@@ -171,30 +179,36 @@ def rank(
     effects = [_looked_at(unit, own) for unit in units]
     if budget is not None:
         effects.sort(key=lambda effect: (effect.own_db, effect.unit))
-    by_name = {unit.name: unit for unit in units}
-    board = study.switchboard(base, groups.values())
-    begin, float_score = time.perf_counter(), study.float_score
-    off, on = board.hold({}), board.hold(groups)
-    durations = [time.perf_counter() - begin]
-    measured: list[UnitEffect] = []
-    while effects and (budget is None or _fits(budget, start, durations)):
-        effect, begin = effects.pop(0), time.perf_counter()
-        measured.append(_measured(board, effect, groups, by_name[effect.unit].groups))
-        durations.append(time.perf_counter() - begin)
-        study.job.context.progress("switching quantizers", len(measured), len(units))
+    begin, float_score, context = time.perf_counter(), study.float_score, study.job.context
+
+    def due() -> Iterator[Collection[str]]:
+        """All groups, and units as long as there is time for one more."""
+        last, durations = begin, list[float]()
+        for done, names in enumerate([tuple(groups), *(effect.tensors for effect in effects)]):
+            if done and budget is not None and not _fits(budget, start, durations):
+                return
+            yield names
+            durations.append(time.perf_counter() - last)
+            last = time.perf_counter()
+            context.progress("switching quantizers", done, len(effects))
+
+    of = (study.feeds, study.metric, study.references, context.max_memory)
+    whole, *alone = context.workers.run(partial(_scorer, base.to_proto(), groups, *of), due(), context.threads, most=1)
+    measured = [replace(e, only=one.on, all_but=one.off) for e, one in zip(effects, alone, strict=False)]
+    passes = [work for one in alone for work in one.passes if work]
     return SensitivityAnalysis(
         model=study.job.origin,
         metric=study.metric.name,
         unit=study.metric.unit,
         samples=sum(feed.rows or 1 for feed in study.feeds),
         float_score=float_score,
-        off=off,
-        on=on,
+        off=whole.off,
+        on=whole.on,
         measured=tuple(sorted(measured, key=lambda effect: effect.rank)),
-        not_measured=tuple(effects),
+        not_measured=tuple(effects[len(measured) :]),
         budget=budget,
-        evaluations=board.scored,
-        passes=board.passes,
+        evaluations=2 + len(passes),
+        passes=sum(passes, 2.0),
         seconds=time.perf_counter() - start,
     )
 
@@ -206,12 +220,34 @@ def _fits(budget: float, start: float, durations: Sequence[float]) -> bool:
     return time.perf_counter() - start + expected <= budget
 
 
-def _measured(
-    board: Switchboard, effect: UnitEffect, groups: Mapping[str, Group], names: Collection[str]
-) -> UnitEffect:
-    only = board.score({name: groups[name] for name in names})
-    all_but = board.score({name: group for name, group in groups.items() if name not in names})
-    return dataclasses.replace(effect, only=only, all_but=all_but)
+@dataclass(frozen=True)
+class _Scores:
+    """Of some groups: on with everything else off; off with everything else on; and what computing that was worth."""
+
+    on: float
+    off: float
+    passes: tuple[float, float]
+
+
+def _scorer(
+    proto: ModelProto,
+    groups: Mapping[str, Group],
+    feeds: Sequence[Feed],
+    metric: Metric,
+    references: Sequence[Outputs],
+    max_memory: int,
+    threads: int,
+) -> Stage[Collection[str], _Scores]:
+    board = Switchboard(proto, groups.values(), feeds, metric, references, threads=threads, max_memory=max_memory)
+    board.hold({})
+    board.hold(groups)
+    return lambda units: (_measured(board, groups, names) for names in units)
+
+
+def _measured(board: Switchboard, groups: Mapping[str, Group], names: Collection[str]) -> _Scores:
+    on = {name: groups[name] for name in names}
+    off = {name: group for name, group in groups.items() if name not in names}
+    return _Scores(board.score(on), board.score(off), (board.passes(on), board.passes(off)))
 
 
 def units_of(base: Model, groups: Mapping[str, Group], by: By = "quantizer") -> list[Unit]:
@@ -273,7 +309,7 @@ def _weights_sqnr(base: Model, groups: Mapping[str, Group]) -> dict[str, float]:
         if group is None or group.name in found:
             continue
         weight = np.asarray(layer.weight.values, np.float64)
-        error = weight - numpy_helper.to_array(group.constants[layer.weight.name])
+        error = weight - large.array(group.constants[layer.weight.name])
         axes = tuple(i for i in range(weight.ndim) if i != layer.axis)
         signal, noise = np.square(weight).sum(axes), np.square(error).sum(axes)
         share = (noise / np.where(signal > 0, signal, 1))[signal > 0]

@@ -11,6 +11,7 @@ from typing import Any
 from onnx import ModelProto
 
 from ..api import input_specs, open_data, open_model
+from ..cluster import Workers
 from ..data import Feed, Preprocess
 from ..errors import UsageError
 from ..graph.model import Model
@@ -65,7 +66,7 @@ class Study:
         """Switches for these groups, on the study's samples or at `most` so many of them."""
         metric, feeds, references = metric or self.metric, self.feeds[:most], self.references[:most]
         threads, memory = self.job.context.threads, self.job.context.max_memory
-        return Switchboard(base, groups, feeds, metric, references, threads=threads, max_memory=memory)
+        return Switchboard(base.to_proto(), groups, feeds, metric, references, threads=threads, max_memory=memory)
 
 
 def open_study(
@@ -79,12 +80,13 @@ def open_study(
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    workers: Workers | None = None,
 ) -> Study:
     """Open the model and its data; nothing is planned yet.
 
     labels, metric: as `evaluate` takes them, the labels being those of the calibration data.
     judged: how many of the calibration samples the metric is measured on; None: `JUDGED` or `COUNTED`.
-    The rest as in `quantize`. Raises a subclass of OnnxqError.
+    workers: who collects statistics, and scores switches. The rest as in `quantize`. Raises a subclass of OnnxqError.
     """
     if options.data_free:
         raise UsageError("without calibration data nothing can be measured: leave out --data-free")
@@ -93,7 +95,7 @@ def open_study(
     proto, origin = open_model(model)
     feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys)
     where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
-    job = Job(proto, origin, feeds, options, progress, input_keys or {}, where, None)
+    job = Job(proto, origin, feeds, options, progress, input_keys or {}, where, None, workers=workers)
     if judged is None:
         distance = labels is None and metric in (None, "sqnr", "kl")
         judged = JUDGED if distance else COUNTED

@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ..data import Feed
 from ..errors import UsageError
+from ..graph import large
 from ..graph.model import Model, Quantizer, captured, grid_root
 from ..graph.simulate import on_grids
 from ..layerwise import planned_layers
@@ -75,19 +76,16 @@ def groups_of(base: Model, planned: Model) -> dict[str, Group]:
         own = constants.setdefault(grid_root(planned.quantizers, quantized.weight.name), {})
         rounded.add(quantized.weight.name)
         if layer.weight.name not in own:
-            own[layer.weight.name] = _constant(layer.weight.name, params.fake(quantized.weight.values))
+            values = params.fake(quantized.weight.values)
+            own[layer.weight.name] = large.tensor(values, layer.weight.name, aside=base.is_large)
         bias = np.asarray(quantized.bias_values, np.asarray(layer.bias.values).dtype)
-        own[layer.bias.name] = _constant(layer.bias.name, bias)
+        own[layer.bias.name] = large.tensor(bias, layer.bias.name, aside=base.is_large)
     members: dict[str, list[Quantizer]] = {}
     for name, quantizer in planned.quantizers.items():
         followers = members.setdefault(grid_root(planned.quantizers, name), [])
         if name not in rounded:
             followers.append(quantizer)
     return {name: Group(name, tuple(found), constants.get(name, {})) for name, found in members.items()}
-
-
-def _constant(name: str, values: np.ndarray) -> TensorProto:
-    return numpy_helper.from_array(np.ascontiguousarray(values), name)
 
 
 @dataclass(frozen=True)
@@ -102,14 +100,15 @@ class _Held:
 class Switchboard:
     """Scores states of one model, always on the same samples and by the same metric.
 
-    base: the float model (see `groups_of`).  groups: all that will be switched, also several of one name.
+    proto: the float model, `base` of `groups_of`, which is changed.
+    groups: all that will be switched, also several of one name.
     references: the original model's outputs for each feed, if the metric is relative (`metric.float_outputs`).
     max_memory: bytes of activations that may be held.
     """
 
     def __init__(
         self,
-        base: Model,
+        proto: ModelProto,
         groups: Iterable[Group],
         feeds: Sequence[Feed],
         metric: Metric,
@@ -120,11 +119,10 @@ class Switchboard:
     ) -> None:
         self.metric, self.threads = metric, threads
         self._feeds, self._references = feeds, references
-        self._graph = _Graph(base.to_proto(), feeds[0])
+        self._graph = _Graph(proto, feeds[0])
         starts = [self._graph.start(group) for group in groups]
         self._cuts = self._graph.cuts(starts, max_memory // (HELD_STATES * len(feeds)))
         self._held: deque[_Held] = deque(maxlen=HELD_STATES)
-        self.scored, self.passes = 0, 0.0
 
     def hold(self, state: State) -> float:
         """The state's score; states like this one will be scored faster. Only the last two are held."""
@@ -136,14 +134,22 @@ class Switchboard:
 
     def score(self, state: State) -> float:
         """What the metric says of the model with the groups of `state` on."""
-        starts = [(self._shared(held, state), held) for held in self._held]
-        begin, held = max(starts, key=lambda pair: pair[0], default=(0, None))
-        if held is not None and begin == len(self._graph.nodes):
-            return held.score
+        cut, held = self._start(state)
         if held is None:
             return self._run(state, 0, [dict(feed.arrays) for feed in self._feeds], {})
-        cut = max(i for i in held.cuts if i <= begin)
-        return self._run(state, cut, held.cuts[cut], {})
+        return held.score if cut == len(self._graph.nodes) else self._run(state, cut, held.cuts[cut], {})
+
+    def passes(self, state: State) -> float:
+        """Runs of the whole network a sample that scoring a state is worth; 0 where its score is known."""
+        return self._graph.share(self._start(state)[0])
+
+    def _start(self, state: State) -> tuple[int, _Held | None]:
+        """The cut to run from, and the state that holds it; behind the last node where that state is the same."""
+        starts = [(self._shared(held, state), held) for held in self._held]
+        begin, held = max(starts, key=lambda pair: pair[0], default=(0, None))
+        if held is None or begin == len(self._graph.nodes):
+            return begin, held
+        return max(i for i in held.cuts if i <= begin), held
 
     def _shared(self, held: _Held, state: State) -> int:
         """The first node that computes something else in `state` than in a held one."""
@@ -174,7 +180,6 @@ class Switchboard:
             sample += feed.rows or 1
             for i, samples in keep.items():
                 samples.append({n: found[n] if n in found else values[k][n] for n in graph.live(i)})
-        self.scored, self.passes = self.scored + 1, self.passes + graph.share(cut)
         value = tally.value()
         if np.isnan(value):
             raise UsageError(f"{self.metric.name} cannot be measured: no output of the model is of that kind")

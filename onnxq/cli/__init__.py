@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,7 +14,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import EngineError, OnnxqError, OutputError
+from ..errors import INTERNAL_ERROR, EngineError, OnnxqError, OutputError
 from ..report import printable
 from .calibrate import calibrate_command
 from .check import check_command
@@ -78,6 +79,18 @@ class _Group(click.Group):
         except MemoryError as error:
             click.echo(f"onnxq: error: {_out_of_memory(error)}", err=True)
             ctx.exit(EngineError.exit_code)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.params["traceback"]:
+                traceback.print_exc()
+            click.echo(f"onnxq: internal error: {_bug(error)}", err=True)
+            ctx.exit(INTERNAL_ERROR)
+
+
+def _bug(error: Exception) -> str:
+    words = printable(" ".join(f"{type(error).__name__}: {error}".split()))
+    return f"{words}; please report it, with what `onnxq --traceback` prints (or ONNXQ_TRACEBACK=1)"
 
 
 def _out_of_memory(error: MemoryError) -> str:
@@ -87,7 +100,8 @@ def _out_of_memory(error: MemoryError) -> str:
 
 @click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="onnxq")
-def main() -> None:
+@click.option("--traceback", is_flag=True, envvar="ONNXQ_TRACEBACK", help="Print the stack of internal errors.")
+def main(traceback: bool) -> None:
     """Quantize trained ONNX models: float32 in, verified integer QDQ models out."""
 
 

@@ -8,7 +8,7 @@ import click
 
 from ..analysis.compare import compare
 from ..progress import Progress
-from .options import CALIB, config_option, data_options, parse, run_options
+from .options import CALIB, config_option, data_options, parse, run_options, scheduler_option
 
 
 @click.command("compare")
@@ -17,12 +17,20 @@ from .options import CALIB, config_option, data_options, parse, run_options
 @click.option("--calib", required=True, type=click.Path(readable=False), help=CALIB)
 @data_options
 @run_options
+@scheduler_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--verbose", "-v", is_flag=True, help="Print also what was not compared, and why.")
 @click.option("--quiet", "-q", is_flag=True, help="Print no progress.")
 @config_option
 def compare_command(
-    float_model: str, quantized: str, calib: str, as_json: bool, verbose: bool, quiet: bool, **given: Any
+    float_model: str,
+    quantized: str,
+    calib: str,
+    scheduler: str | None,
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+    **given: Any,
 ) -> None:
     """Compare QUANTIZED, by any tool, with the FLOAT model, tensor by tensor and layer by layer."""
     preprocess, keys, options = parse(given)
@@ -35,5 +43,6 @@ def compare_command(
             preprocess=preprocess,
             input_keys=keys,
             progress=progress,
+            scheduler=scheduler,
         )
     click.echo(found.to_json().rstrip() if as_json else found.to_text(verbose))

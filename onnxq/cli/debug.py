@@ -142,8 +142,8 @@ def debug_command(
                 input_keys=keys,
                 progress=progress,
                 details=bool(reports),
+                before_writing=lambda result: write_report(_with_findings(result.report, found)),
             )
-            write_report(_with_findings(result.report, found))
         if config_file is not None:
             text = config_text(quantize_command, given, found.options, found.text)
             write_text(text, config_file)

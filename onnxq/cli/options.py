@@ -20,10 +20,10 @@ CALIB = "Calibration data: a folder of images, .npy, .npz or test_data_set_*/*.p
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_CODES = """\b
-Exit codes: 0 done; 1 a bug in onnxq; 2 an option or configuration file makes no sense;
-3 the model cannot be read or quantized; 4 calibration data does not fit; 5 the result
-failed verification; 6 the output cannot be written; 7 ONNX Runtime or memory failed;
-130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done; 2 an option or configuration file makes no sense; 3 the model cannot
+be read or quantized; 4 calibration data does not fit; 5 the result failed verification;
+6 the output cannot be written; 7 ONNX Runtime or memory failed; 8 the cluster of
+--scheduler failed; 70 a bug in onnxq; 130 Ctrl-C, 143 SIGTERM.
 Unless the code is 0 no output is written, and an existing output file stays as it was."""
 
 
@@ -255,6 +255,13 @@ range_options = options(
     click.option(
         "--logits-range", default="cross-entropy", show_default=True, help="The same for a classifier's logits."
     ),
+)
+
+scheduler_option = click.option(
+    "--scheduler",
+    metavar="local[:N]|ADDRESS",
+    help="Spread the work over N processes on this machine, or over the workers of a Dask scheduler, like"
+    " tcp://host:8786; never changes the result [this process].",
 )
 
 thread_options = options(

@@ -17,6 +17,7 @@ from .options import (
     placement_options,
     range_options,
     run_options,
+    scheduler_option,
     step_options,
 )
 
@@ -43,6 +44,7 @@ from .options import (
 @step_options
 @range_options
 @run_options
+@scheduler_option
 @click.option("--top", type=click.IntRange(min=1), help="Print only the N most sensitive [all].")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--quiet", "-q", is_flag=True, help="Print no progress.")
@@ -55,6 +57,7 @@ def sensitivity_command(
     judged: int | None,
     by: Literal["quantizer", "layer"],
     budget: float | None,
+    scheduler: str | None,
     top: int | None,
     as_json: bool,
     quiet: bool,
@@ -75,5 +78,6 @@ def sensitivity_command(
             preprocess=preprocess,
             input_keys=keys,
             progress=progress,
+            scheduler=scheduler,
         )
     click.echo(found.to_json().rstrip() if as_json else found.to_text(top))

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from . import edit
+from . import edit, large
 from .model import Model
 from .ops import LinearLayer, is_op
 
@@ -88,12 +88,15 @@ def pads(node: gs.Node) -> bool:
 
 def set_weight(model: Model, layer: LinearLayer, values: NDArray[np.float64]) -> None:
     """A new weight for this layer only, under the old name where no one else reads the old one."""
-    old = layer.weight
+    old = weight = layer.weight
     new = np.asarray(values, old.dtype)
     if model.sole_consumer(old) is layer.node:
-        old.values = new
+        weight.values = new
     else:
-        edit.replace_input(layer.node, old, edit.constant(model, old.name, new))
+        weight = edit.constant(model, old.name, new)
+        edit.replace_input(layer.node, old, weight)
+    if model.is_large:
+        large.keep_aside((weight,))
 
 
 def set_bias(model: Model, layer: LinearLayer, values: Vector) -> None:

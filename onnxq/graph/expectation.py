@@ -23,6 +23,8 @@ Vector = NDArray[np.float64]
 
 def expected_response(layer: LinearLayer, values: NDArray[np.float64], mean: Vector) -> Vector:
     """E[V x], (Cout,). values: V, of the weight's shape. mean: (Cin,)."""
+    if not mean.any():
+        return np.zeros(layer.channels)
     weighted = values * coverage(layer) * channels.by_input(layer, mean)
     if is_op(layer.node, "ConvTranspose"):
         grouped = weighted.reshape(layer.groups, -1, *weighted.shape[1:])

@@ -6,22 +6,33 @@
 
 A model comes from anywhere, so a location may lead nowhere but to a regular file below the model's folder: no absolute
 path, no `..`, no symbolic link, no file with a second name, no pipe, no device.
+
+Written are files `MODEL.onnx.HASH.data`, where HASH begins the SHA-256 of the content: what a model refers to is never
+overwritten by another one's, so that a model can be replaced together with its data.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto
 
 from ..errors import ModelError
 from . import large
 from .large import Place
+
+SMALLEST, PAGE = 1024, 4096
+"""Bytes: of a tensor that is written to a file, and what its beginnings there are multiples of."""
+
+_HASH_DIGITS = 12
 
 
 def load(proto: ModelProto, folder: Path) -> None:
@@ -139,3 +150,69 @@ def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
                 yield from (sparse.values, sparse.indices)
             for graph in (attribute.g, *attribute.graphs):
                 yield from _of_graph(graph)
+
+
+def moved_out(proto: ModelProto, path: Path) -> ModelProto:
+    """A copy of the model, to be written to `path`, with its large initializers in a file beside that, which is written
+    here: each at a page of its own, as it is mapped. Raises OSError."""
+    result, moved = _without_initializers(proto), []
+    unnamed, digest = path.with_name(f"{path.name}.data"), hashlib.sha256()
+    with open(unnamed, "wb") as file:
+        for tensor in proto.graph.initializer:
+            if not large.is_reference(tensor) and len(tensor.raw_data) < SMALLEST:
+                result.graph.initializer.append(tensor)
+                continue
+            gap = bytes(-file.tell() % PAGE)
+            begin = file.tell() + len(gap)
+            for chunk in itertools.chain([gap], _content(tensor)):
+                digest.update(chunk)
+                file.write(chunk)
+            light = result.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            moved.append((light, begin, file.tell() - begin))
+        file.flush()
+        os.fsync(file.fileno())
+    named = path.with_name(f"{path.name}.{digest.hexdigest()[:_HASH_DIGITS]}.data")
+    os.replace(unnamed, named)
+    for light, offset, length in moved:
+        light.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": named.name, "offset": offset, "length": length}.items():
+            light.external_data.add(key=key, value=str(value))
+    return result
+
+
+def files_of(path: Path) -> set[str]:
+    """Names of files that look like those that `moved_out` wrote for `path`. Raises OSError."""
+    form = re.compile(re.escape(path.name) + rf"\.[0-9a-f]{{{_HASH_DIGITS}}}\.data")
+    return set(filter(form.fullmatch, os.listdir(path.parent)))
+
+
+def locations(proto: ModelProto) -> set[str]:
+    """Where a model keeps its external tensors."""
+    return {str(e.value) for t in _tensors(proto) for e in t.external_data if e.key == "location"}
+
+
+def _content(tensor: TensorProto) -> Iterable[bytes]:
+    return large.chunks(large.place(tensor)) if large.is_reference(tensor) else (tensor.raw_data,)
+
+
+def _without_initializers(proto: ModelProto) -> ModelProto:
+    """A copy that never holds the weights: everything but them is copied field by field."""
+    result, graph = ModelProto(), GraphProto()
+    for field, value in proto.ListFields():
+        if field.name != "graph":
+            _copy_field(result, field.name, value)
+    for field, value in proto.graph.ListFields():
+        if field.name != "initializer":
+            _copy_field(graph, field.name, value)
+    result.graph.CopyFrom(graph)
+    return result
+
+
+def _copy_field(target: object, name: str, value: object) -> None:
+    held = getattr(target, name)
+    if hasattr(held, "extend"):
+        held.extend(value)
+    elif hasattr(held, "CopyFrom"):
+        held.CopyFrom(value)
+    else:
+        setattr(target, name, value)

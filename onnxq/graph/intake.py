@@ -5,6 +5,7 @@
     sparse initializers         made dense: no kernel that matters here reads them
     nodes that share a name     told apart, for ONNX Runtime refuses them though ONNX does not
     types of optional values    not noted any more, for they can be inferred
+    empty names behind inputs   gone: ONNX Runtime 1.32 dies of them as it fuses Add and LayerNormalization
     float16, bfloat16, double   float32 (`precision`)
 
 A model that has none of these is handed on as it is.
@@ -17,11 +18,13 @@ import math
 from collections import Counter
 
 import numpy as np
+import onnx.defs
 import onnx.inliner
-from onnx import ModelProto, SparseTensorProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto, numpy_helper
 
 from ..errors import ModelError
 from .model import nodes_of
+from .ops import ONNX_DOMAINS
 from .opset import OLDEST_OPSET, convert_opset, opset_of
 from .precision import as_float32
 from .shapes import odd_values, without_odd_values
@@ -45,6 +48,11 @@ def taken_in(proto: ModelProto, origin: str) -> ModelProto:
     if any(count > 1 for count in counts.values()):
         proto = _copy(proto)
         _tell_apart(proto, set(counts))
+    if any(_inputs_to_drop(node, proto) for node in nodes_of(proto.graph)):
+        proto = _copy(proto)
+        for node in nodes_of(proto.graph):
+            if count := _inputs_to_drop(node, proto):
+                del node.input[-count:]
     if opset_of(proto) == OLDEST_OPSET:
         proto = convert_opset(proto, 13, origin)
     return as_float32(proto, origin)
@@ -54,6 +62,19 @@ def _copy(proto: ModelProto) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(proto)
     return copy
+
+
+def _inputs_to_drop(node: NodeProto, proto: ModelProto) -> int:
+    """How many optional inputs at the end are left out by an empty name: to name none is the same."""
+    named = next((place for place in range(len(node.input), 0, -1) if node.input[place - 1]), 0)
+    opset = opset_of(proto)
+    if named == len(node.input) or node.domain not in ONNX_DOMAINS or opset is None:
+        return 0
+    try:
+        least = int(onnx.defs.get_schema(node.op_type, opset).min_input)
+    except onnx.defs.SchemaError:
+        return 0
+    return len(node.input) - max(named, least)
 
 
 def _dense(sparse: SparseTensorProto, origin: str) -> TensorProto:

@@ -126,13 +126,13 @@ def array(tensor: TensorProto) -> Array:
             mapped = np.memmap(where.path, dtype, "r", where.offset, tuple(tensor.dims))
             _STORE.mapped[key] = mapped
         others = [other for other in _STORE.mapped.values() if other is not mapped]
-    for other in others:
-        _forget(other)
+    for other in others:  # who asks for one tensor is done with the others, as a rule
+        forget(other)
     return mapped
 
 
-def _forget(mapped: Array) -> None:
-    """Who asks for one tensor is done with the others, as a rule: their pages go, and come back if they are read."""
+def forget(mapped: Array) -> None:
+    """Let the pages of a mapped array go; they come back, mostly without the disk, if they are read again."""
     if hasattr(mmap, "MADV_DONTNEED"):
         mapped._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
@@ -206,20 +206,15 @@ def _put_aside(values: Array) -> str:
     return location
 
 
-def copy_bytes(where: Place, target: Any) -> None:
-    """Copy the bytes at a place into an open file."""
-    for chunk in _chunks(where):
-        target.write(chunk)
-
-
 def _hash_of_file(where: Place) -> str:
     digest = hashlib.blake2b(digest_size=20)
-    for chunk in _chunks(where):
+    for chunk in chunks(where):
         digest.update(chunk)
     return digest.hexdigest()
 
 
-def _chunks(where: Place) -> Iterator[bytes]:
+def chunks(where: Place) -> Iterator[bytes]:
+    """The bytes at a place, some at a time. Raises OSError."""
     with open(where.path, "rb") as file:
         file.seek(where.offset)
         left = where.length

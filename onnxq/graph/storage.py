@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,8 @@ from .soundness import refuse_unsound
 LARGEST_PROTOBUF = 2**31 - 2**20
 """Bytes that still fit one protobuf file; larger models keep their tensors in a second file beside it."""
 
-SMALLEST_EXTERNAL, PAGE = 1024, 4096
-"""Bytes: of a tensor that goes into that file, and what its beginnings are multiples of."""
+_NOTE = ".data-files"
+"""File in a run's hidden folder: names of the data files that the new model refers to, and the one it replaces."""
 
 _INTEGER_OPS = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger",
@@ -95,7 +96,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path to write a file to, in a hidden folder beside `path`; moved to `path` if the block succeeds.
 
     An existing file is replaced by one atomic rename, and stays as it is if the block raises. What killed runs left
-    beside it goes first.
+    beside it goes first, what only the replaced model referred to goes last.
     Raises OutputError, before the block runs, where `path` cannot be written.
     """
     path = Path(path)
@@ -105,7 +106,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OutputError(f"{path}: not writable")
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(scratch_folder(path.parent, f".{path.name}."))
+            clear = functools.partial(_remove_unnamed_data, path)
+            folder = stack.enter_context(scratch_folder(path.parent, f".{path.name}.", clear))
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {path.parent}: {error.strerror}") from None
         yield folder / path.name
@@ -116,13 +118,34 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _move(folder: Path, path: Path) -> None:
-    """Tensors beside a model are moved first, and the old model goes before them: a model whose data is missing, or
-    another model's, must never be seen."""
+    """Tensors beside a model come first, under names that no other content has: the old model keeps its own, and is
+    whole until the new one takes its place. Whose data may go then is noted before, should the run be killed."""
     files = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
-    if len(files) > 1 and any((path.parent / file.name).exists() for file in files[:-1]):
-        path.unlink(missing_ok=True)
+    data = {file.name for file in files[:-1]} | _data_of(path)
+    if data:
+        (folder / _NOTE).write_bytes(b"\0".join(map(os.fsencode, sorted(data))))
     for file in files:
         os.replace(file, path.parent / file.name)
+
+
+def _remove_unnamed_data(path: Path, folder: Path) -> None:
+    """Remove the data files of the models that a run brought to `path` and replaced there, but for those of the model
+    that is there now. `folder` is the run's own, which is over, or was killed."""
+    with contextlib.suppress(OSError):
+        noted = set(map(os.fsdecode, (folder / _NOTE).read_bytes().split(b"\0")))
+        for name in (noted & external_data.files_of(path)) - _data_of(path):
+            (path.parent / name).unlink()
+
+
+def _data_of(path: Path) -> set[str]:
+    """Data files of ours that the model at `path` refers to. Raises OSError."""
+    files = external_data.files_of(path)
+    if not files or not path.exists():
+        return set()
+    try:
+        return files & external_data.locations(onnx.load(path, format="protobuf", load_external_data=False))
+    except google.protobuf.message.DecodeError:  # it is about to be replaced, whatever it is
+        return set()
 
 
 def write_text(text: str, path: Path) -> None:
@@ -137,14 +160,14 @@ def write_text(text: str, path: Path) -> None:
 
 
 def write(proto: ModelProto, path: Path) -> None:
-    """Serialize to `path`, with tensors in `NAME.data` beside it where one protobuf cannot hold them, or where the
-    model it was made from kept its own so (`graph.large`).
+    """Serialize to `path`, with tensors in `NAME.HASH.data` beside it where one protobuf cannot hold them, or where the
+    model it was made from kept its own so (`graph.large`). HASH begins the SHA-256 of that file.
 
     Raises OutputError.
     """
     try:
         if proto.ByteSize() >= LARGEST_PROTOBUF or large.references(proto):
-            proto = _with_data_file(proto, path.with_name(f"{path.name}.data"))
+            proto = external_data.moved_out(proto, path)
         data = proto.SerializeToString(deterministic=True)
         with open(path, "wb") as file:
             file.write(data)
@@ -152,51 +175,3 @@ def write(proto: ModelProto, path: Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OutputError(f"{path.name}: cannot be written: {error.strerror or error}") from None
-
-
-def _with_data_file(proto: ModelProto, path: Path) -> ModelProto:
-    """A copy of the model whose large tensors lie in the file `path`, each at a page of its own, as it is mapped."""
-    result = _without_initializers(proto)
-    with open(path, "wb") as file:
-        for tensor in proto.graph.initializer:
-            reference = large.is_reference(tensor)
-            if not reference and len(tensor.raw_data) < SMALLEST_EXTERNAL:
-                result.graph.initializer.append(tensor)
-                continue
-            file.write(bytes(-file.tell() % PAGE))
-            begin = file.tell()
-            if reference:
-                large.copy_bytes(large.place(tensor), file)
-            else:
-                file.write(tensor.raw_data)
-            moved = result.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-            moved.data_location = onnx.TensorProto.EXTERNAL
-            entries = {"location": path.name, "offset": begin, "length": file.tell() - begin}
-            for key, value in entries.items():
-                moved.external_data.add(key=key, value=str(value))
-        file.flush()
-        os.fsync(file.fileno())
-    return result
-
-
-def _without_initializers(proto: ModelProto) -> ModelProto:
-    """A copy that never holds the weights: everything but them is copied field by field."""
-    result, graph = ModelProto(), GraphProto()
-    for field, value in proto.ListFields():
-        if field.name != "graph":
-            _copy_field(result, field.name, value)
-    for field, value in proto.graph.ListFields():
-        if field.name != "initializer":
-            _copy_field(graph, field.name, value)
-    result.graph.CopyFrom(graph)
-    return result
-
-
-def _copy_field(target: object, name: str, value: object) -> None:
-    held = getattr(target, name)
-    if hasattr(held, "extend"):
-        held.extend(value)
-    elif hasattr(held, "CopyFrom"):
-        held.CopyFrom(value)
-    else:
-        setattr(target, name, value)

@@ -28,7 +28,7 @@ log J is convex in u, the minimum is global. Maxima are smoothed, max_j m_j ~ (s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,22 +119,35 @@ def _largest(layers: Sequence[Ranges], u: Vector, written: bool) -> Vector:
     return largest
 
 
+Keep = Callable[[NDArray[np.float64]], Callable[[], NDArray[np.floating]]]
+"""Takes in an array, and gives it back as often as it is asked for."""
+
+
+def in_memory(values: NDArray[np.float64]) -> Callable[[], NDArray[np.floating]]:
+    """Where there is room for all of them."""
+    return lambda: values
+
+
 def least_noise(
-    layers: Sequence[tuple[Ranges, Load]],
+    layers: Iterable[tuple[Ranges, Load]],
     activations: Sequence[Activation],
     lower: Vector,
     upper: Vector,
     steps: tuple[float, float],
     iterations: int = 150,
+    keep: Keep = in_memory,
 ) -> Vector:
-    """Log scales u (G,) that minimize J. steps: (n_w, n_x). Adam with a step that falls from 0.05 to 0."""
+    """Log scales u (G,) that minimize J. steps: (n_w, n_x). Adam with a step that falls from 0.05 to 0.
+
+    layers are looked at once, one after the other. keep: where what is needed of each, as large as its weight, stays.
+    """
     u = np.clip(np.zeros_like(lower), lower, upper)
     free = lower < upper
     if not free.any():
         return u
     first, second = np.zeros_like(u), np.zeros_like(u)
     terms: list[_WeightNoise | _ActivationNoise] = []
-    terms += [_WeightNoise(ranges, load, steps[0]) for ranges, load in layers if ranges.weight.any()]
+    terms += [_WeightNoise(ranges, load, steps[0], keep) for ranges, load in layers if ranges.weight.any()]
     terms += [_ActivationNoise(a, steps[1]) for a in activations if 0 < a.largest.max(initial=0.0) < BEYOND]
     for i in range(iterations):
         gradient = np.zeros_like(u)
@@ -152,21 +165,22 @@ def least_noise(
 class _WeightNoise:
     """One layer's term of J and its gradient."""
 
-    def __init__(self, ranges: Ranges, load: Load, steps: float) -> None:
-        self.ranges, self.largest = ranges, float(ranges.weight.max())
-        self.powers = (ranges.weight / self.largest) ** _SMOOTH
+    def __init__(self, ranges: Ranges, load: Load, steps: float, keep: Keep) -> None:
+        largest = float(ranges.weight.max())
+        self.powers = keep((ranges.weight / largest) ** _SMOOTH)
+        self.outputs, self.inputs = ranges.outputs, ranges.inputs
         g, rows, columns = ranges.weight.shape
         self.power, self.stake = load.power.reshape(g, columns), load.stake.reshape(g, rows)
-        self.factor = load.taps * (self.largest / steps) ** 2 / 12
+        self.factor = load.taps * (largest / steps) ** 2 / 12
 
     def add(self, u: Vector, gradient: Vector) -> float:
         """The term at u; its gradient is added to `gradient`."""
-        outputs, inputs = self.ranges.outputs, self.ranges.inputs
+        outputs, inputs, powers = self.outputs, self.inputs, self.powers()
         up = u[outputs].reshape(self.stake.shape)
         down = np.zeros_like(self.power) if inputs is None else u[inputs].reshape(self.power.shape)
         a, b = np.exp(_SMOOTH * down)[:, :, None], np.exp(-_SMOOTH * up)[:, :, None]
-        rows = b[:, :, 0] * (self.powers @ a)[:, :, 0]
-        columns = a[:, :, 0] * (self.powers.transpose(0, 2, 1) @ b)[:, :, 0]
+        rows = b[:, :, 0] * (powers @ np.asarray(a, powers.dtype))[:, :, 0]
+        columns = a[:, :, 0] * (powers.transpose(0, 2, 1) @ np.asarray(b, powers.dtype))[:, :, 0]
         total = rows.sum()
         largest = self.factor * total ** (2 / _SMOOTH)
         power, stake = self.power * np.exp(-2 * down), self.stake * np.exp(2 * up)

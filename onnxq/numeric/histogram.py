@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,11 @@ class Histogram:
             counts = np.bincount(flat.view(np.uint16)[_UPPER_HALF::2])
             self.counts[: counts.size] += counts
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes travel only the bins that are filled."""
+        filled = np.flatnonzero(self.counts)
+        return _with_counts, (self.extremes, filled.astype(np.uint16), self.counts[filled])
+
     def merge(self, other: Histogram) -> Histogram:
         return Histogram(self.extremes.merge(other.extremes), self.counts + other.counts)
 
@@ -62,6 +68,12 @@ class Histogram:
         filled = counts > 0
         weights = counts[filled].astype(np.float64)
         return Samples(values[filled][None], weights[None], extremes.lo, extremes.hi, widths[filled][None])
+
+
+def _with_counts(extremes: MinMax, filled: NDArray[np.uint16], counts: NDArray[np.int64]) -> Histogram:
+    histogram = Histogram(extremes)
+    histogram.counts[filled] = counts
+    return histogram
 
 
 def _edges() -> NDArray[np.float64]:

@@ -40,10 +40,12 @@ class Samples:
         line filled up with zeros.
         """
         if block is not None and axis is not None:
-            rows = np.asarray(_blocks(weight, axis, block), np.float64)
+            rows = np.ascontiguousarray(_blocks(weight, axis, block), np.float64)
         else:
-            rows = np.asarray(weight.reshape(1, -1) if axis is None else _rows(weight, axis), np.float64)
-        return cls(rows, np.ones_like(rows), rows.min(axis=1, initial=0.0), rows.max(axis=1, initial=0.0))
+            flat = weight.reshape(1, -1) if axis is None else _rows(weight, axis)
+            rows = np.ascontiguousarray(flat, np.float64)  # in the order in which searches read it
+        once = np.broadcast_to(np.float64(1), rows.shape)
+        return cls(rows, once, rows.min(axis=1, initial=0.0), rows.max(axis=1, initial=0.0))
 
     def channel(self, index: int) -> Samples:
         """One channel alone."""

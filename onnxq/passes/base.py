@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from ..cluster import Here, Workers
 from ..data import Feed
 from ..graph.model import Model
 from ..numeric.channel_statistics import ChannelFacts
@@ -52,6 +53,7 @@ class Context:
     statistics: of activations, where they were collected before.
     threads, in_flight: how many feeds run at once, and how many are held in memory for that.
     max_memory: bytes of activations that may be held at once.
+    workers: who collects statistics over the feeds.
     progress: called with (label, done, total) during long work; done and total in any unit of work; label: what is
         done and, behind a colon, a detail of it.
     ranged: called with (tensor, statistics, the grid chosen for them), where somebody wants to show them.
@@ -66,6 +68,7 @@ class Context:
     threads: int = 1
     in_flight: int = 2
     max_memory: int = 512 * 2**20
+    workers: Workers = field(default_factory=Here, repr=False)
     progress: Callable[[str, int, int], None] = field(default=_no_progress)
     ranged: Callable[[str, Samples, QuantParams], None] | None = None
     weight_ranges: dict[tuple[str, bytes], Range] = field(default_factory=dict, repr=False)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial, reduce
+from typing import Any
 
+from onnx import ModelProto
+
+from ..cluster import Stage
 from ..errors import DataError
 from ..graph.model import Model, extract
 from ..graph.shapes import tensor_bytes
 from ..numeric.samples import Statistic
-from ..runtime import collect
+from ..runtime import Session, collect
 from .base import Context
 
 
@@ -25,8 +30,22 @@ def collect_tensors(
     statistics: dict[str, Statistic] = {}
     for index, chunk in enumerate(parts, 1):
         part = label if len(parts) == 1 else f"{label}, part {index} of {len(parts)}"
-        statistics |= collect(extract(proto, chunk), context.arrays(part), make, context.threads, context.in_flight)
+        prepare = partial(_collector, extract(proto, chunk), make, context.in_flight)
+        found = context.workers.run(prepare, context.arrays(part), context.threads)
+        merged: Mapping[str, Statistic] = reduce(_merged, found)
+        statistics.update(merged)
     return statistics
+
+
+def _collector(
+    proto: ModelProto, make: Callable[[str], Statistic], in_flight: int, threads: int
+) -> Stage[Any, Mapping[str, Statistic]]:
+    session = Session(proto)
+    return lambda feeds: [collect(session, feeds, make, threads, in_flight)]
+
+
+def _merged(a: Mapping[str, Statistic], b: Mapping[str, Statistic]) -> Mapping[str, Statistic]:
+    return {name: statistic.merge(b[name]) for name, statistic in a.items()}
 
 
 def chunks(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:

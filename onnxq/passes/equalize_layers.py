@@ -23,14 +23,14 @@ The outputs change only where a channel exceeds what was seen, or foretold, and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import channels
+from ..graph import channels, large
 from ..graph.contribution import contributions, measured_tensors
 from ..graph.model import Model
 from ..graph.scaling_groups import Bound, Scalable, ScalingGroups, find_groups
@@ -70,7 +70,7 @@ class EqualizeLayers:
             u, sweeps = equalization.equal_ranges([_ranges(s) for s in groups.layers], *limits)
             notes = [f"converged after {sweeps} sweeps"]
         else:
-            u, notes = _least_noise(groups, facts, limits, self.bits), []
+            u, notes = _least_noise(groups, facts, limits, self.bits, model.is_large), []
         for scaled in groups.layers:
             before, after = (equalization.spread(_ranges(scaled), v) for v in (np.zeros_like(u), u))
             if before != after:
@@ -117,7 +117,9 @@ def _ranges(scaled: Scalable) -> Ranges:
     return Ranges(np.abs(channels.pairs(scaled.layer)).max(axis=3, initial=0.0), scaled.outputs, scaled.inputs)
 
 
-def _least_noise(groups: ScalingGroups, facts: Facts, limits: tuple[Vector, Vector], bits: tuple[int, int]) -> Vector:
+def _least_noise(
+    groups: ScalingGroups, facts: Facts, limits: tuple[Vector, Vector], bits: tuple[int, int], is_large: bool
+) -> Vector:
     loads, stakes = contributions(groups, facts)
     activations = {}
     for scaled in groups.layers:
@@ -125,9 +127,16 @@ def _least_noise(groups: ScalingGroups, facts: Facts, limits: tuple[Vector, Vect
         if scaled.inputs is not None and known is not None:
             largest = np.nan_to_num(np.maximum(np.abs(known.lo), np.abs(known.hi)))
             activations[scaled.layer.input.name] = Activation(scaled.inputs, largest, stakes[scaled.inputs])
-    layers = [(_ranges(scaled), load) for scaled, load in zip(groups.layers, loads, strict=True)]
+    layers = ((_ranges(scaled), load) for scaled, load in zip(groups.layers, loads, strict=True))
     steps = 2.0 ** (bits[0] - 1) - 1, 2.0 ** bits[1] - 1
-    return equalization.least_noise(layers, list(activations.values()), *limits, steps)
+    keep = _aside if is_large else equalization.in_memory
+    return equalization.least_noise(layers, list(activations.values()), *limits, steps, keep=keep)
+
+
+def _aside(values: NDArray[np.float64]) -> Callable[[], NDArray[np.floating]]:
+    """Powers of weights, in a file: float32 of them says enough."""
+    kept = large.tensor(np.asarray(values, np.float32), "powers", aside=True)
+    return lambda: large.array(kept)
 
 
 def rescale(model: Model, groups: ScalingGroups, u: Vector) -> None:

@@ -54,9 +54,13 @@ class RemoveDeadChannels:
             if count:
                 changed += count
                 notes.append(f"{layer.node.name}: {count} of {layer.channels} channels are constant")
-        while folded := sum(_fold_columns(model, layer, foresee(model)) for layer in _layers(model)):
-            changed += folded
-        known = foresee(model)
+        known, last = foresee(model), -1
+        while last != changed:
+            last = changed
+            for layer in _layers(model):
+                if folded := _fold_columns(model, layer, known):
+                    changed += folded
+                    known = foresee(model)
         skips = [
             Skip(layer.node.name, f"{count} channels that it reads are constant, but it pads with zeros")
             for layer in _layers(model)

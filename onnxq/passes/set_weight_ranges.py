@@ -12,11 +12,14 @@ import onnx_graphsurgeon as gs
 from ..errors import ModelError
 from ..graph.model import Model, Quantizer
 from ..graph.ops import LinearLayer, linear_layer
-from ..numeric.quant import QuantParams
-from ..numeric.ranges import set_range
+from ..numeric.quant import QuantParams, QuantSpec
+from ..numeric.ranges import Range, set_range
 from ..numeric.samples import Samples
 from ..runtime import parallel_map
 from .base import Context, Outcome
+
+AT_ONCE = 2**22
+"""Weights whose range is searched at a time: they are copied, as float64."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,22 @@ class SetWeightRanges:
                 blake2b(np.ascontiguousarray(values).data).digest(),
             )
             if key not in context.weight_ranges:
-                context.weight_ranges[key] = set_range(method, Samples.of_weights(values, axis, spec.block), spec)
+                context.weight_ranges[key] = _range_of(values, axis, spec, method)
             lo, hi = context.weight_ranges[key]
             shape = () if axis is None else lo.shape
         if spec.block is not None and axis is not None:
             shape = tuple(-(-n // spec.block) if i == axis else n for i, n in enumerate(values.shape))
         lo, hi = (np.broadcast_to(end, shape) if end.ndim == 0 else end.reshape(shape) for end in (lo, hi))
         return QuantParams.from_range(lo, hi, spec, axis)
+
+
+def _range_of(values: np.ndarray, axis: int | None, spec: QuantSpec, method: str) -> Range:
+    """The range of each channel or block, some of these at a time; the last of them may be smaller."""
+    if axis is None:
+        return set_range(method, Samples.of_weights(values, None), spec)
+    along, unit = (axis, 1) if spec.block is None else (0, spec.block if axis == 0 else 1)
+    length = values.shape[along]
+    step = max(AT_ONCE * length // max(values.size, 1) // unit, 1) * unit
+    parts = (values[(slice(None),) * along + (slice(i, i + step),)] for i in range(0, max(length, 1), step))
+    found = [set_range(method, Samples.of_weights(part, axis, spec.block), spec) for part in parts]
+    return np.concatenate([lo for lo, _ in found]), np.concatenate([hi for _, hi in found])
