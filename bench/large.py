@@ -193,6 +193,7 @@ def main() -> None:
     images = photographs(args.images, args.size)
     model = resnet50(images[:8], args.width)
     before, start, sampler = peak_memory(), time.perf_counter(), Sampler()
+    busy = time.process_time()
     sampler.start()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -200,8 +201,8 @@ def main() -> None:
             settings = {"preset": args.preset, "effort": args.effort, "threads": args.threads}
             result = onnxq.quantize(model, images, output=output, every_kernel=True, progress=_log(start), **settings)
     finally:  # after Ctrl-C too
-        seconds = time.perf_counter() - start
-        print(f"\n{seconds:.0f} s; peak memory {peak_memory() / 1024:.0f} MiB ({before / 1024:.0f} MiB before)")
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
+        print(f"\n{seconds:.0f} s, {busy:.0f} s of processors; peak memory {peak_memory() / 1024:.0f} MiB ({before / 1024:.0f} MiB before)")
         sampler.tell(sampler.passes, "passes, innermost first (time on the wall)")
         sampler.tell(sampler.functions, "functions (all threads together)")
     if args.report is not None:
