@@ -202,7 +202,8 @@ def main() -> None:
             result = onnxq.quantize(model, images, output=output, every_kernel=True, progress=_log(start), **settings)
     finally:  # after Ctrl-C too
         seconds, busy = time.perf_counter() - start, time.process_time() - busy
-        print(f"\n{seconds:.0f} s, {busy:.0f} s of processors; peak memory {peak_memory() / 1024:.0f} MiB ({before / 1024:.0f} MiB before)")
+        print(f"\n{seconds:.0f} s, {busy:.0f} s of processors")
+        print(f"peak memory {peak_memory() / 1024:.0f} MiB ({before / 1024:.0f} MiB before)")
         sampler.tell(sampler.passes, "passes, innermost first (time on the wall)")
         sampler.tell(sampler.functions, "functions (all threads together)")
     if args.report is not None:
