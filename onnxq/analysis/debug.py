@@ -29,7 +29,6 @@ from ..report import LogEntry, Measure, SensitivityRanking
 from .culprits import Culprit, name_culprits, tell_fates
 from .debug_log import Log, Say, score_text
 from .fixes import NAMES
-from .mixed_precision import classifies
 from .repair_network import NetworkRepair
 from .repair_tensors import TensorRepair
 from .sanity import check_bypassed, check_float, samples_of
@@ -114,18 +113,16 @@ def debug(
         raise UsageError("--eval-labels belong to --eval: give that, too")
     if evaluation is not None and labels is not None and evaluation_labels is None:
         raise UsageError("the calibration data has labels (--labels), and --eval has none: give --eval-labels, too")
-    if metric is None and labels is None:
-        metric = "agreement" if classifies(model, calibration, options, preprocess, input_keys) else "sqnr"
     study = open_study(
         model, calibration, options=options, labels=labels, metric=metric, judged=judged,
-        preprocess=preprocess, input_keys=input_keys, progress=progress,
+        preprocess=preprocess, input_keys=input_keys, progress=progress, by_classes=True,
     )  # fmt: skip
     held_out = None
     if evaluation is not None:
         measured_by = None if evaluation_labels is not None and labels is None else metric
         held_out = open_study(
             model, evaluation, options=replace(options, samples=None), labels=evaluation_labels, metric=measured_by,
-            preprocess=preprocess, input_keys=input_keys,
+            preprocess=preprocess, input_keys=input_keys, by_classes=True,
         )  # fmt: skip
     found = _Walk(study, target or Limit(), frozenset(without), budget, held_out, Log(study.metric, say)).run()
     if not found.reached and not closest:

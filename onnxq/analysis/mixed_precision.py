@@ -23,15 +23,13 @@ from typing import Any
 
 from onnx import ModelProto
 
-from ..api import input_specs, open_data, open_model
 from ..data import Preprocess
 from ..errors import UsageError, VerificationError
 from ..graph import large
-from ..numeric.metrics import class_scores
 from ..options import Options
 from ..report import ParetoFront, ParetoPoint
 from .bit_allocation import Bits, Cost, path
-from .metric import SqnrMetric, float_outputs
+from .metric import SqnrMetric
 from .planned_widths import Candidates, PlannedWidths, chosen_options, plan
 from .study import JUDGED, Labels, Study, open_study
 from .switchboard import Switchboard
@@ -101,27 +99,11 @@ def auto_mixed(
     widths = Candidates.parse(candidates)
     options = options or Options()
     widths.check(options)
-    if metric is None and labels is None:
-        metric = "agreement" if classifies(model, calibration, options, preprocess, input_keys) else "sqnr"
     study = open_study(
         model, calibration, options=options, labels=labels, metric=metric, judged=judged,
-        preprocess=preprocess, input_keys=input_keys, progress=progress,
+        preprocess=preprocess, input_keys=input_keys, progress=progress, by_classes=True,
     )  # fmt: skip
     return choose(study, widths, limits, closest)
-
-
-def classifies(
-    model: str | os.PathLike[str] | ModelProto,
-    calibration: Any,
-    options: Options,
-    preprocess: Preprocess | None,
-    input_keys: Mapping[str, str] | None,
-) -> bool:
-    """Whether an output looks like class scores."""
-    proto, _ = open_model(model)
-    one = open_data(calibration, input_specs(proto), replace(options, samples=1), preprocess, input_keys)
-    outputs = float_outputs(proto, one, 1)[0]
-    return any(class_scores(value) is not None for value in outputs.values())
 
 
 def choose(study: Study, candidates: Candidates, limits: Limits, closest: bool = False) -> MixedPrecision:

@@ -12,11 +12,12 @@ from onnx import ModelProto
 
 from ..api import input_specs, open_data, open_model
 from ..cluster import Workers
-from ..data import Feed, Preprocess
+from ..data import CalibrationData, Feed, Preprocess
 from ..errors import UsageError
 from ..graph.model import Model
 from ..job import Job
 from ..layerwise import isolate
+from ..numeric.metrics import class_scores
 from ..options import Options
 from .custom_metric import parse_metric
 from .labels import read_labels
@@ -80,11 +81,13 @@ def open_study(
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    by_classes: bool = False,
     workers: Workers | None = None,
 ) -> Study:
     """Open the model and its data; nothing is planned yet.
 
     labels, metric: as `evaluate` takes them, the labels being those of the calibration data.
+    by_classes: whether, without labels and metric, agreement counts where the model has class scores; else SQNR does.
     judged: how many of the calibration samples the metric is measured on; None: `JUDGED` or `COUNTED`.
     workers: who collects statistics, and scores switches. The rest as in `quantize`. Raises a subclass of OnnxqError.
     """
@@ -96,6 +99,8 @@ def open_study(
     feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys)
     where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
     job = Job(proto, origin, feeds, options, progress, input_keys or {}, where, None, workers=workers)
+    if by_classes and metric is None and labels is None and _classifies(proto, feeds):
+        metric = "agreement"
     if judged is None:
         distance = labels is None and metric in (None, "sqnr", "kl")
         judged = JUDGED if distance else COUNTED
@@ -103,3 +108,9 @@ def open_study(
     samples = open_data(calibration, input_specs(proto), fewer, preprocess, input_keys)
     known = None if labels is None else read_labels(labels, samples)
     return Study(job, parse_metric(metric, known), list(samples))
+
+
+def _classifies(proto: ModelProto, feeds: CalibrationData) -> bool:
+    """Whether an output looks like class scores."""
+    outputs = float_outputs(proto, feeds.take(1), 1)[0]
+    return any(class_scores(value) is not None for value in outputs.values())
