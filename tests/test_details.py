@@ -61,7 +61,6 @@ def test_products_of_stacked_matrices_count_once():
 def test_the_last_layers_noise_is_the_outputs(report):
     """Almost: biases, which the report's simulation leaves in float, tip a few values over to the next step."""
     assert report.layers[-1].sqnr_db == pytest.approx(report.quality[0].sqnr_db, abs=2)
-    assert report.layers[0].sqnr_db > report.layers[1].sqnr_db  # the last one reads averages, and noise averages out
 
 
 def test_weights_on_their_grid(report, net, data):
