@@ -25,7 +25,7 @@ from onnx import ModelProto
 
 from .errors import EngineError
 from .graph import large
-from .numeric.samples import Statistic
+from .numeric.samples import Statistic, merged
 from .scratch import scratch_folder
 
 Arrays = Mapping[str, np.ndarray]
@@ -168,7 +168,7 @@ def collect(
     make: Callable[[str], Statistic],
     threads: int = 1,
     in_flight: int = 0,
-) -> dict[str, Statistic]:
+) -> Mapping[str, Statistic]:
     """A statistic of every output of `model` over all feeds, in one pass and in fixed memory.
 
     feeds: (arrays, rows); where a feed was filled up to a fixed batch, only its first `rows` rows count. None: all.
@@ -191,10 +191,7 @@ def collect(
 
     for _ in parallel_map(observe, feeds, threads, in_flight):
         pass
-    total = workers[0]
-    for other in workers[1:]:
-        total = {name: total[name].merge(other[name]) for name in total}
-    return total
+    return merged(workers)
 
 
 def without_padding(value: Any, arrays: Arrays, rows: int | None) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,8 @@ import pytest
 from graphs import feeds, model, run, weights, wrapped
 
 torch = pytest.importorskip("torch")
+
+from one_thread import one_thread  # noqa: E402, F401
 
 import onnxq  # noqa: E402
 from onnxq.errors import ModelError  # noqa: E402
@@ -23,15 +24,6 @@ from onnxq.runtime import Session  # noqa: E402
 from onnxq.targets import find_target  # noqa: E402
 
 ORT = find_target("ort")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small lose time to more of them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 IMAGE = "(float[N,4,9,7] x) => (float[N,?,?,?] y) <{}> {{ {} }}"

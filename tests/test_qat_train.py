@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,8 @@ from graphs import model, run
 from onnx import ModelProto
 
 torch = pytest.importorskip("torch")
+
+from one_thread import one_thread  # noqa: E402, F401
 
 from onnxq.api import input_specs, open_data  # noqa: E402
 from onnxq.errors import DataError, OnnxqError, UsageError  # noqa: E402
@@ -39,15 +40,6 @@ SHORT = Recipe(steps=48, batch=16, evaluations=4, lr=1e-3, scale_lr=2e-2, augmen
 WIDE = {"cle": "off", "absorb": False, "dead_channels": False, "activation_range": "minmax"}
 OPTIONS = Options(preset="w8a3", every_kernel=True, threads=1, **WIDE)
 """Ranges far too wide: what training finds out serves all samples, even of noise."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small lose time to more of them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def images(count: int = 320) -> np.ndarray:

@@ -6,7 +6,9 @@ and commutative, and exact: the result depends on the values seen, not on their 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -81,6 +83,11 @@ class Statistic(Protocol):
 
     def samples(self) -> Samples:
         """What was seen, for a range-setting method."""
+
+
+def merged(parts: Iterable[Mapping[str, S]]) -> Mapping[str, S]:
+    """By tensor, the statistics of all parts together, of which there is one at least; all have the same tensors."""
+    return reduce(lambda a, b: {name: statistic.merge(b[name]) for name, statistic in a.items()}, parts)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 from onnx import ModelProto
@@ -12,7 +12,7 @@ from ..cluster import Stage
 from ..errors import DataError
 from ..graph.model import Model, extract
 from ..graph.shapes import tensor_bytes
-from ..numeric.samples import Statistic
+from ..numeric.samples import Statistic, merged
 from ..runtime import Session, collect
 from .base import Context
 
@@ -31,9 +31,7 @@ def collect_tensors(
     for index, chunk in enumerate(parts, 1):
         part = label if len(parts) == 1 else f"{label}, part {index} of {len(parts)}"
         prepare = partial(_collector, extract(proto, chunk), make, context.in_flight)
-        found = context.workers.run(prepare, context.arrays(part), context.threads)
-        merged: Mapping[str, Statistic] = reduce(_merged, found)
-        statistics.update(merged)
+        statistics.update(merged(context.workers.run(prepare, context.arrays(part), context.threads)))
     return statistics
 
 
@@ -42,10 +40,6 @@ def _collector(
 ) -> Stage[Any, Mapping[str, Statistic]]:
     session = Session(proto)
     return lambda feeds: [collect(session, feeds, make, threads, in_flight)]
-
-
-def _merged(a: Mapping[str, Statistic], b: Mapping[str, Statistic]) -> Mapping[str, Statistic]:
-    return {name: statistic.merge(b[name]) for name, statistic in a.items()}
 
 
 def chunks(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
