@@ -121,7 +121,7 @@ def _macs(layer: LinearLayer, compared: Mapping[str, _Compared]) -> int:
 
 def _rows(layer: LinearLayer) -> NDArray[np.float64]:
     """Weights by output channel, (Cout, n)."""
-    by_group = pairs(layer)
+    by_group = np.asarray(pairs(layer), np.float64)
     return by_group.reshape(by_group.shape[0] * by_group.shape[1], -1)
 
 

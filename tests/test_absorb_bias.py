@@ -80,3 +80,12 @@ def test_batchnorm_moments_decide_without_data() -> None:
     AbsorbBias().apply(changed, Context())
     np.testing.assert_allclose(first_bias(changed.to_proto()), BIAS - [7, 0, 1, 0])
     np.testing.assert_allclose(changed.moments["a"].mean, [3, 1, 3, -5])
+
+
+def test_channels_that_were_hardly_seen_keep_their_bias() -> None:
+    """Two rows are no ground for where a channel ends."""
+    proto = model("(float[N,4] x) => (float[N,4] y) <float[4,4] v, float[4,4] w> { h = MatMul(x, v) y = MatMul(h, w) }")
+    few = {"x": np.ones((2, 4), np.float32)}
+    outcome = AbsorbBias().apply(shaped(proto), Context(feeds=[Feed(few, None, "")]))
+    assert outcome.changed == 0
+    assert "seen 2 times only" in outcome.skips[0].reason

@@ -17,7 +17,7 @@ from test_scaling_groups import networks, shaped
 from onnxq.data import Feed
 from onnxq.graph.model import Moments
 from onnxq.graph.scaling_groups import find_groups
-from onnxq.numeric.equalization import Load, Ranges, least_noise
+from onnxq.numeric.equalization import Load, Ranges, in_memory, least_noise
 from onnxq.passes.base import Context
 from onnxq.passes.equalize_layers import LARGEST, EqualizeLayers
 from onnxq.passes.fold_batchnorm import FoldBatchNorm
@@ -152,8 +152,8 @@ def test_powers_that_are_kept_as_float32_lead_to_the_same_scales() -> None:
     second = np.abs(rng.standard_normal((1, 4, 6))) / sizes
     ids, outer = np.arange(6), np.arange(6, 10)
     layers = [
-        (Ranges(first, ids, None), Load(np.ones(5), sizes**-2, 1)),
-        (Ranges(second, outer, ids), Load(sizes**2, np.ones(4), 1)),
+        (Ranges(in_memory(first), ids, None), Load(np.ones(5), sizes**-2, 1)),
+        (Ranges(in_memory(second), outer, ids), Load(sizes**2, np.ones(4), 1)),
     ]
     bounds = np.where(np.arange(10) < 6, -LARGEST, 0.0), np.where(np.arange(10) < 6, LARGEST, 0.0)
     expected = least_noise(layers, [], *bounds, (127.0, 255.0))

@@ -99,9 +99,31 @@ def test_nothing_to_do() -> None:
     assert (outcome.changed, outcome.skips) == (0, ())
 
 
-def test_networks_without_dead_channels_are_foretold_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not for each layer: in deep networks that takes long."""
+def stack(layers: int, **values: np.ndarray) -> onnx.ModelProto:
+    """MatMul with Relu between, 6 channels everywhere."""
+    text = " ".join(f"h{i} = MatMul({f'r{i - 1}' if i else 'x'}, w{i}) r{i} = Relu(h{i})" for i in range(layers))
+    weights = ", ".join(f"float[6,6] w{i}" for i in range(layers))
+    return model(f"(float[N,6] x) => (float[N,6] y) <{weights}> {{ {text} y = Identity(r{layers - 1}) }}", **values)
+
+
+def test_constants_run_through_any_number_of_layers_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the network is foretold once, not for each layer: in deep networks that takes long."""
     calls = []
-    monkeypatch.setattr(remove_dead_channels, "foresee", lambda model: calls.append(model) or foresee(model))
-    _, outcome = remove(model(TEXT.format(pads="")))
-    assert (outcome.changed, len(calls)) == (0, 1)
+    monkeypatch.setattr(
+        remove_dead_channels, "foresee", lambda model, **given: calls.append(model) or foresee(model, **given)
+    )
+    first = np.eye(6) * (np.arange(6) > 1)
+    after, outcome = remove(stack(5, w0=first, **{f"w{i}": np.eye(6) for i in range(1, 5)}))
+    assert (outcome.changed, len(calls)) == (8, 1)
+    weights = [c.values for c in after.initializers() if c.name.startswith("w")]
+    assert all(not w[:2].any() and not w[:, :2].any() for w in weights[1:])
+
+
+@pytest.mark.parametrize(("count", "refused"), [(1, True), (31, True), (32, False)])
+def test_channels_that_were_hardly_seen_are_not_taken_for_constant(count: int, refused: bool) -> None:
+    """A row for each sample: of a few of them, all below zero, nothing follows."""
+    proto = stack(2)
+    rows = np.repeat(feeds(proto, seed=1, free=1)["x"], count, axis=0)
+    outcome = RemoveDeadChannels().apply(shaped(proto), Context(feeds=[Feed({"x": rows}, None, "")]))
+    assert bool(outcome.changed) != refused
+    assert [f"seen {count} times only" in skip.reason for skip in outcome.skips] == [True, True] * refused

@@ -40,12 +40,12 @@ def contributions(groups: ScalingGroups, facts: Facts) -> tuple[list[Load], Vect
     stakes = np.zeros(len(groups.reasons))
     carried = []
     for scaled in groups.layers:
-        squares = np.square(channels.pairs(scaled.layer)).sum(axis=3)
+        squares = _squares(scaled.layer)
         power = _power(facts.get(scaled.layer.input.name), channels.input_channels(scaled.layer))
         variance = _variance(scaled.layer, facts, squares, power)
         carried.append((power, variance))
         if scaled.inputs is not None:
-            np.add.at(stakes, scaled.inputs, squares.sum(axis=1).reshape(-1) / variance)
+            np.add.at(stakes, scaled.inputs, squares / variance)
     passing = _passing(groups, facts)
     loads = []
     for scaled, (power, variance) in zip(groups.layers, carried, strict=True):
@@ -62,11 +62,20 @@ def _power(facts: ChannelFacts | None, size: int) -> Vector:
     return np.where(np.isnan(power), 1.0, power)
 
 
-def _variance(layer: LinearLayer, facts: Facts, squares: NDArray[np.float64], power: Vector) -> float:
+def _squares(layer: LinearLayer) -> Vector:
+    """sum_o ||W_oi||^2, (Cin,)."""
+    groups, _, inputs, _ = channels.pairs(layer).shape
+    total = np.zeros((groups, inputs))
+    for _, (weight,) in channels.blocks(layer):
+        total += np.square(weight).sum(axis=3).sum(axis=1)
+    return total.reshape(-1)
+
+
+def _variance(layer: LinearLayer, facts: Facts, squares: Vector, power: Vector) -> float:
     """Variance of a layer's output, channels added up; estimated from its inputs' where it is not known. Above 0."""
     known = facts.get(layer.output.name)
     variance = 0.0 if known is None else float(np.nansum(known.std**2))
-    return variance or float((squares * power.reshape(squares.shape[0], 1, -1)).sum()) or 1.0
+    return variance or float((squares * power).sum()) or 1.0
 
 
 def _passing(groups: ScalingGroups, facts: Facts) -> Vector:

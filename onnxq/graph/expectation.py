@@ -16,20 +16,17 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from . import channels
+from .channels import Array, Function
 from .ops import LinearLayer, is_op
 
 Vector = NDArray[np.float64]
 
 
-def expected_response(layer: LinearLayer, values: NDArray[np.float64], mean: Vector) -> Vector:
-    """E[V x], (Cout,). values: V, of the weight's shape. mean: (Cin,)."""
+def expected_response(layer: LinearLayer, mean: Vector, *arrays: Array, of: Function = lambda w: w) -> Vector:
+    """E[V x], (Cout,). mean: (Cin,). V: the weight, or `of` it, or of arrays of its shape, element by element."""
     if not mean.any():
         return np.zeros(layer.channels)
-    weighted = values * coverage(layer) * channels.by_input(layer, mean)
-    if is_op(layer.node, "ConvTranspose"):
-        grouped = weighted.reshape(layer.groups, -1, *weighted.shape[1:])
-        return np.asarray(grouped.sum(axis=(1, *range(3, grouped.ndim))).reshape(-1))
-    return np.asarray(weighted.sum(axis=tuple(i for i in range(values.ndim) if i != layer.axis)))
+    return channels.answer(layer, mean, *arrays, of=of, shares=coverage(layer).reshape(-1))
 
 
 def coverage(layer: LinearLayer) -> NDArray[np.float64]:

@@ -24,22 +24,29 @@ import onnx_graphsurgeon as gs
 from ..numeric import clipped_normal
 from ..numeric.channel_statistics import ChannelFacts
 from . import channels
-from .expectation import coverage, expected_response
+from .expectation import expected_response
 from .model import Model
 from .ops import LinearLayer, clip_bounds, is_op, linear_layer
 from .scaling_groups import find_groups
 
 Known = dict[str, ChannelFacts]
+Visit = Callable[[LinearLayer, "ChannelFacts | None"], None]
 _Follow = Callable[[gs.Node, list[ChannelFacts], int], "ChannelFacts | None"]
 
 
-def foresee(model: Model, alpha: float = 6.0) -> Known:
-    """By tensor name, what is known of its channels: those along the axis that `find_groups` names."""
+def foresee(model: Model, alpha: float = 6.0, visit: Visit = lambda layer, inputs: None) -> Known:
+    """By tensor name, what is known of its channels: those along the axis that `find_groups` names.
+
+    visit: is shown each layer, in graph order, and what is known of its input; it may change the layer's parameters.
+    """
     places = find_groups(model).tensors
     known: Known = {}
     for node in model.graph.nodes:
         layer = linear_layer(node)
         if isinstance(layer, LinearLayer):
+            visit(layer, known.get(layer.input.name))
+            layer = linear_layer(node)
+            assert isinstance(layer, LinearLayer)
             known[layer.output.name] = _behind_layer(model, layer, known, alpha)
             continue
         name = node.outputs[0].name if node.outputs else ""
@@ -69,11 +76,9 @@ def _through(layer: LinearLayer, x: ChannelFacts | None, bias: np.ndarray) -> tu
     size = channels.input_channels(layer)
     blind = np.ones(size, bool) if x is None or x.mean.size != size else np.isnan(x.mean) | np.isnan(x.std)
     mean, std = (np.zeros(size), np.zeros(size)) if x is None or blind.all() else (x.mean, x.std)
-    weight = np.asarray(layer.weight.values, np.float64)
-    unseen = expected_response(layer, np.abs(weight), np.asarray(blind, np.float64)) > 0
-    out = bias + expected_response(layer, weight, np.where(blind, 0.0, mean))
-    # a share q of the positions reads the input: variance of a mixture with zero, weights assumed far apart
-    variance = expected_response(layer, weight**2 / coverage(layer), np.where(blind, 0.0, std) ** 2)
+    unseen = expected_response(layer, np.asarray(blind, np.float64), of=np.abs) > 0
+    out = bias + expected_response(layer, np.where(blind, 0.0, mean))
+    variance = channels.answer(layer, np.where(blind, 0.0, std) ** 2, of=np.square)
     return np.where(unseen, np.nan, out), np.where(unseen, np.nan, np.sqrt(variance))
 
 

@@ -8,6 +8,7 @@ using small and large superaccumulators", arXiv:1505.05571): 2^30 samples before
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -30,12 +31,14 @@ class ChannelFacts:
     """What is known of each channel of a tensor, (C,) each: measured, or foretold from BatchNorm's moments.
 
     lo, hi: what a channel does not leave, as far as is known. Not-a-number where nothing is known.
+    seen: values measured in each channel; infinity where they are foretold.
     """
 
     mean: Vector
     std: Vector
     lo: Vector
     hi: Vector
+    seen: float = field(default=math.inf, kw_only=True)
 
     @property
     def power(self) -> Vector:
@@ -123,4 +126,4 @@ class ChannelStatistics:
         count = max(self.count, 1)
         mean = self._sum.over(count)
         std = np.sqrt(np.maximum(self._squares.over(count) - mean**2, 0.0))
-        return ChannelFacts(mean, np.where(self.lo == self.hi, 0.0, std), self.lo, self.hi)
+        return ChannelFacts(mean, np.where(self.lo == self.hi, 0.0, std), self.lo, self.hi, seen=self.count)

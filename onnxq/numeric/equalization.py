@@ -41,6 +41,17 @@ _SMOOTH = 12
 _SWEEPS = 1000
 
 
+Keep = Callable[[NDArray[np.floating]], Callable[[], NDArray[np.floating]]]
+"""Takes in an array, and gives it back as often as it is asked for."""
+
+_AT_ONCE = 2**20
+
+
+def in_memory(values: NDArray[np.floating]) -> Callable[[], NDArray[np.floating]]:
+    """Where there is room for all of them."""
+    return lambda: values
+
+
 @dataclass(frozen=True)
 class Ranges:
     """A layer, of g convolution groups: weight (g, Cout/g, Cin/g), largest magnitude of each pair of channels.
@@ -48,15 +59,20 @@ class Ranges:
     outputs: groups of its output channels (Cout,). inputs: of its input channels (Cin,); None where they are fixed.
     """
 
-    weight: NDArray[np.float64]
+    weight: Callable[[], NDArray[np.floating]]
     outputs: Ids
     inputs: Ids | None
 
-    def scaled(self, u: Vector) -> NDArray[np.float64]:
-        """w', of the shape of `weight`."""
-        g, rows, columns = self.weight.shape
-        scaled = self.weight * np.exp(-u[self.outputs]).reshape(g, rows, 1)
-        return scaled if self.inputs is None else scaled * np.exp(u[self.inputs]).reshape(g, 1, columns)
+    def largest(self, u: Vector, axis: int) -> Vector:
+        """The largest w' of each output channel (axis 2), (Cout,), or of each input channel (axis 1), (Cin,)."""
+        weight = self.weight()
+        g, rows, columns = weight.shape
+        down = np.exp(-u[self.outputs]).reshape(g, rows, 1)
+        up = np.ones((g, 1, columns)) if self.inputs is None else np.exp(u[self.inputs]).reshape(g, 1, columns)
+        step = max(_AT_ONCE // max(g * columns, 1), 1)
+        parts = [slice(i, i + step) for i in range(0, rows, step)]
+        found = [(weight[:, part] * down[:, part] * up).max(axis=axis, initial=0.0) for part in parts]
+        return (np.concatenate(found, axis=1) if axis == 2 else np.max(found, axis=0)).reshape(-1)
 
 
 BEYOND = float(np.finfo(np.float32).max)
@@ -115,17 +131,8 @@ def _largest(layers: Sequence[Ranges], u: Vector, written: bool) -> Vector:
     for layer in layers:
         ids = layer.outputs if written else layer.inputs
         if ids is not None:
-            np.maximum.at(largest, ids, layer.scaled(u).max(axis=2 if written else 1).reshape(-1))
+            np.maximum.at(largest, ids, layer.largest(u, 2 if written else 1))
     return largest
-
-
-Keep = Callable[[NDArray[np.float64]], Callable[[], NDArray[np.floating]]]
-"""Takes in an array, and gives it back as often as it is asked for."""
-
-
-def in_memory(values: NDArray[np.float64]) -> Callable[[], NDArray[np.floating]]:
-    """Where there is room for all of them."""
-    return lambda: values
 
 
 def least_noise(
@@ -147,7 +154,7 @@ def least_noise(
         return u
     first, second = np.zeros_like(u), np.zeros_like(u)
     terms: list[_WeightNoise | _ActivationNoise] = []
-    terms += [_WeightNoise(ranges, load, steps[0], keep) for ranges, load in layers if ranges.weight.any()]
+    terms += [_WeightNoise(ranges, load, steps[0], keep) for ranges, load in layers if ranges.weight().any()]
     terms += [_ActivationNoise(a, steps[1]) for a in activations if 0 < a.largest.max(initial=0.0) < BEYOND]
     for i in range(iterations):
         gradient = np.zeros_like(u)
@@ -166,10 +173,12 @@ class _WeightNoise:
     """One layer's term of J and its gradient."""
 
     def __init__(self, ranges: Ranges, load: Load, steps: float, keep: Keep) -> None:
-        largest = float(ranges.weight.max())
-        self.powers = keep((ranges.weight / largest) ** _SMOOTH)
+        weight = ranges.weight()
+        largest = float(weight.max())
+        powers = weight / weight.dtype.type(largest)
+        self.powers = keep(np.power(powers, _SMOOTH, out=powers))
         self.outputs, self.inputs = ranges.outputs, ranges.inputs
-        g, rows, columns = ranges.weight.shape
+        g, rows, columns = weight.shape
         self.power, self.stake = load.power.reshape(g, columns), load.stake.reshape(g, rows)
         self.factor = load.taps * (largest / steps) ** 2 / 12
 
@@ -212,6 +221,6 @@ class _ActivationNoise:
 
 def spread(layer: Ranges, u: Vector) -> float:
     """Largest over smallest range of the output channels, those that are all zero left out."""
-    ranges = layer.scaled(u).max(axis=2).reshape(-1)
+    ranges = layer.largest(u, 2)
     ranges = ranges[ranges > 0]
     return float(ranges.max() / ranges.min()) if ranges.size else 1.0

@@ -109,16 +109,21 @@ class QuantParams:
             raise ValueError("cannot quantize not-a-number")
         scale, zero_point = self.broadcast(x.shape)
         with np.errstate(over="ignore"):  # a huge value over a tiny scale: clipped below like any other
-            q = np.rint(x.astype(np.float32) / scale) + zero_point
+            q = np.asarray(np.asarray(x, np.float32) / scale)  # from here on in place: weights may be large
+        np.rint(q, out=q)
+        q += zero_point
         if self.grid.bits == 32:
             q = np.asarray(q, np.float64)  # float32 has no 2**31 - 1, and the integer type no 2**31
-        clipped: Array = np.clip(q, self.grid.qmin, self.grid.qmax).astype(self.grid.dtype)
-        return clipped
+        np.clip(q, self.grid.qmin, self.grid.qmax, out=q)
+        return q.astype(self.grid.dtype)
 
     def dequantize(self, q: Array) -> NDArray[np.float32]:
         """Integers of any shape -> float32, same shape."""
         scale, zero_point = self.broadcast(q.shape)
-        return np.asarray((q.astype(np.float32) - zero_point) * scale, np.float32)
+        x = np.asarray(q.astype(np.float32))
+        x -= zero_point
+        x *= scale
+        return x
 
     def fake(self, x: FloatArray) -> NDArray[np.float32]:
         """`x` rounded to the grid, float32: what the integer network sees of it."""

@@ -43,8 +43,9 @@ _COARSE = 2.0 ** (-np.arange(0, 96) / 8)
 
 _HOPELESS = 100.0
 
-_CACHED = 2**15
-"""Values that a search goes over again and again together: what stays in a processor's cache."""
+_CACHED = 2**18
+"""Values that a search goes over again and again together: near what a processor's cache holds, and enough for threads
+not to wait for each other."""
 
 
 def minmax(samples: Samples, spec: QuantSpec) -> Range:
@@ -57,7 +58,7 @@ def mse(samples: Samples, spec: QuantSpec) -> Range:
     samples = compress(samples)
     at_once = max(_CACHED // max(samples.values.shape[1], 1), 1)
     parts = [samples.channels(slice(i, i + at_once)) for i in range(0, max(samples.lo.size, 1), at_once)]
-    found = [_search(lambda p, s=part: squared_error(s, p), part, spec) for part in parts]  # type: ignore[misc]
+    found = [_search(_squared_error_of(part), part, spec) for part in parts]
     return np.concatenate([lo for lo, _ in found]), np.concatenate([hi for _, hi in found])
 
 
@@ -155,20 +156,53 @@ def batchnorm(mean: Vector, std: Vector, bounds: tuple[float, float], alpha: flo
 
 def squared_error(samples: Samples, params: QuantParams) -> Vector:
     """Total squared quantization error per channel, (C,), float64."""
-    scale = np.asarray(params.scale, np.float64).reshape(-1, 1)
-    zero_point = np.asarray(params.zero_point, np.float64).reshape(-1, 1)
-    lowest, highest = params.grid.qmin - zero_point, params.grid.qmax - zero_point
-    t = samples.values / scale
-    if samples.widths is None:  # weights, by the million: nothing is computed twice, and in place
-        distance = np.rint(t)
+    return _squared_error_of(samples)(params)
+
+
+def _squared_error_of(samples: Samples) -> Objective:
+    return _of_bins(samples) if samples.widths is not None else _of_values(samples)
+
+
+def _of_values(samples: Samples) -> Objective:
+    """For weights, by the million: nothing is computed twice, and always in the same memory."""
+    values, counts = samples.values, samples.counts
+    once = counts.size > 0 and not any(counts.strides) and counts.flat[0] == 1
+    t, distance = np.empty_like(values), np.empty_like(values)
+
+    def error(params: QuantParams) -> Vector:
+        scale, lowest, highest = _steps(params)
+        if lowest.size and (lowest == lowest[0]).all():  # numpy clips to numbers five times as fast as to arrays
+            lowest, highest = lowest[0, 0], highest[0, 0]
+        np.multiply(values, 1 / scale, out=t)
+        np.rint(t, out=distance)
         np.clip(distance, lowest, highest, out=distance)
-        distance -= t
-        mean = np.multiply(distance, distance, out=distance)
-    else:
-        half = samples.widths / (2 * scale)
+        np.subtract(distance, t, out=distance)
+        weighed = distance if once else np.multiply(distance, counts, out=t)
+        return np.asarray(np.einsum("ij,ij->i", distance, weighed) * scale[:, 0] ** 2)
+
+    return error
+
+
+def _of_bins(samples: Samples) -> Objective:
+    """For histograms: the mean over each bin."""
+    assert samples.widths is not None
+    values, counts, widths = samples.values, samples.counts, samples.widths
+
+    def error(params: QuantParams) -> Vector:
+        scale, lowest, highest = _steps(params)
+        t, half = values / scale, widths / (2 * scale)
         rise = _primitive(t + half, lowest, highest) - _primitive(t - half, lowest, highest)
         mean = np.divide(rise, 2 * half, out=np.zeros_like(rise), where=half > 0)
-    return np.asarray(np.einsum("ij,ij->i", mean, samples.counts) * scale[:, 0] ** 2)
+        return np.asarray(np.einsum("ij,ij->i", mean, counts) * scale[:, 0] ** 2)
+
+    return error
+
+
+def _steps(params: QuantParams) -> tuple[Vector, Vector, Vector]:
+    """Scale, and the lowest and highest number of steps from zero, (C, 1)."""
+    scale = np.asarray(params.scale, np.float64).reshape(-1, 1)
+    zero_point = np.asarray(params.zero_point, np.float64).reshape(-1, 1)
+    return scale, params.grid.qmin - zero_point, params.grid.qmax - zero_point
 
 
 def _primitive(t: Vector, lowest: Vector, highest: Vector) -> Vector:

@@ -28,7 +28,7 @@ from ..graph.ops import LinearLayer, clip_bounds, is_op, linear_layer
 from ..graph.scaling_groups import find_groups
 from ..numeric.channel_statistics import ChannelFacts
 from .base import Context, Outcome, Skip
-from .observe import channel_facts, has_data
+from .observe import channel_facts, has_data, too_few
 
 Vector = NDArray[np.float64]
 
@@ -54,6 +54,8 @@ class AbsorbBias:
                 skips.append(Skip(layer.node.name, readers))
             elif known is None:
                 skips.append(Skip(layer.node.name, f"nothing is known of its output {layer.output.name!r}"))
+            elif reason := too_few(known):
+                skips.append(Skip(layer.node.name, reason))
             else:
                 c = self._absorbed(model, layer, known, measured)
                 if c.any():
@@ -112,6 +114,6 @@ def _move(model: Model, layer: LinearLayer, readers: list[LinearLayer], c: Vecto
     if moments is not None:
         model.moments[layer.output.name] = moments.affine(np.float64(1.0), -c)
     for reader in readers:
-        answer = expected_response(reader, np.asarray(reader.weight.values, np.float64), c)
+        answer = expected_response(reader, c)
         bias = reader.bias_values
         channels.set_bias(model, reader, bias + answer)

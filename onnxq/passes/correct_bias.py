@@ -82,5 +82,4 @@ def _shift(model: Model, layer: LinearLayer, known: ChannelFacts) -> np.ndarray:
     params = model.quantizers[layer.weight.name].params
     assert params is not None
     weight = np.asarray(layer.weight.values)
-    error = np.asarray(weight, np.float64) - np.asarray(params.fake(weight), np.float64)
-    return expected_response(layer, error, np.nan_to_num(known.mean))
+    return expected_response(layer, np.nan_to_num(known.mean), weight, params.fake(weight), of=np.subtract)

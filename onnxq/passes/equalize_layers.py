@@ -67,12 +67,13 @@ class EqualizeLayers:
         facts = channel_facts(model, self._needed(groups), context, "measuring channels", self.deviations)
         limits, reached = _limits(groups, facts, self.headroom)
         if self.method == "range":
-            u, sweeps = equalization.equal_ranges([_ranges(s) for s in groups.layers], *limits)
+            u, sweeps = equalization.equal_ranges([_ranges(s, model.is_large) for s in groups.layers], *limits)
             notes = [f"converged after {sweeps} sweeps"]
         else:
             u, notes = _least_noise(groups, facts, limits, self.bits, model.is_large), []
         for scaled in groups.layers:
-            before, after = (equalization.spread(_ranges(scaled), v) for v in (np.zeros_like(u), u))
+            ranges = _ranges(scaled, model.is_large)
+            before, after = (equalization.spread(ranges, v) for v in (np.zeros_like(u), u))
             if before != after:
                 name = scaled.layer.node.name
                 notes.append(f"{name}: largest over smallest channel range {before:.3g}, then {after:.3g}")
@@ -113,8 +114,17 @@ def _near(bound: Bound, facts: ChannelFacts | None, headroom: float) -> tuple[Ve
     return least, met
 
 
-def _ranges(scaled: Scalable) -> Ranges:
-    return Ranges(np.abs(channels.pairs(scaled.layer)).max(axis=3, initial=0.0), scaled.outputs, scaled.inputs)
+def _ranges(scaled: Scalable, is_large: bool) -> Ranges:
+    """Those of a large model in a file, in float32, which says enough."""
+    layer = scaled.layer
+    largest = np.empty(channels.pairs(layer).shape[:3], np.float32 if is_large else np.float64)
+    for part, (weight,) in channels.blocks(layer):
+        largest[:, part] = np.abs(weight).max(axis=3, initial=0.0)
+    return Ranges(_keep(is_large)(largest), scaled.outputs, scaled.inputs)
+
+
+def _keep(is_large: bool) -> equalization.Keep:
+    return _aside if is_large else equalization.in_memory
 
 
 def _least_noise(
@@ -127,15 +137,13 @@ def _least_noise(
         if scaled.inputs is not None and known is not None:
             largest = np.nan_to_num(np.maximum(np.abs(known.lo), np.abs(known.hi)))
             activations[scaled.layer.input.name] = Activation(scaled.inputs, largest, stakes[scaled.inputs])
-    layers = ((_ranges(scaled), load) for scaled, load in zip(groups.layers, loads, strict=True))
+    layers = ((_ranges(scaled, is_large), load) for scaled, load in zip(groups.layers, loads, strict=True))
     steps = 2.0 ** (bits[0] - 1) - 1, 2.0 ** bits[1] - 1
-    keep = _aside if is_large else equalization.in_memory
-    return equalization.least_noise(layers, list(activations.values()), *limits, steps, keep=keep)
+    return equalization.least_noise(layers, list(activations.values()), *limits, steps, keep=_keep(is_large))
 
 
-def _aside(values: NDArray[np.float64]) -> Callable[[], NDArray[np.floating]]:
-    """Powers of weights, in a file: float32 of them says enough."""
-    kept = large.tensor(np.asarray(values, np.float32), "powers", aside=True)
+def _aside(values: NDArray[np.floating]) -> Callable[[], NDArray[np.floating]]:
+    kept = large.tensor(values, "values", aside=True)
     return lambda: large.array(kept)
 
 
@@ -146,12 +154,7 @@ def rescale(model: Model, groups: ScalingGroups, u: Vector) -> None:
         down = np.exp(-u[scaled.outputs])
         up = np.ones(channels.input_channels(layer)) if scaled.inputs is None else np.exp(u[scaled.inputs])
         if (down != 1).any() or (up != 1).any():
-            weight = (
-                np.asarray(layer.weight.values, np.float64)
-                * channels.by_output(layer, down)
-                * channels.by_input(layer, up)
-            )
-            channels.set_weight(model, layer, weight)
+            channels.set_weight(model, layer, channels.scaled(layer, down, up))
         if layer.bias is not None and (down != 1).any():
             channels.set_bias(model, layer, np.asarray(layer.bias.values, np.float64) * down)
     for name, moments in model.moments.items():

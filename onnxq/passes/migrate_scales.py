@@ -129,8 +129,9 @@ def _readers(model: Model, norm: _Norm) -> list[LinearLayer] | str:
 
 def _rows(layer: LinearLayer) -> Vector:
     """Largest magnitude of the weights that read each input channel, (C,)."""
-    weight = np.abs(np.asarray(layer.weight.values, np.float64))
-    return np.asarray(weight.max(axis=layer.axis, initial=0.0))
+    weight = np.asarray(layer.weight.values)
+    ends = weight.max(axis=layer.axis, initial=0.0), -weight.min(axis=layer.axis, initial=0.0)
+    return np.asarray(np.maximum(*ends), np.float64)
 
 
 def _spread(largest: Vector) -> float:
@@ -139,8 +140,7 @@ def _spread(largest: Vector) -> float:
 
 def _migrate(model: Model, norm: _Norm, layers: list[LinearLayer], scale: Vector) -> None:
     for layer in layers:
-        weight = np.asarray(layer.weight.values, np.float64) * channels.by_input(layer, scale)
-        channels.set_weight(model, layer, weight)
+        channels.set_weight(model, layer, channels.scaled(layer, np.ones(layer.channels), scale))
     for place in (norm.gamma, norm.beta):
         if place is not None:
             node, index = place

@@ -11,6 +11,9 @@ from ..statistics import graph_hash
 from .base import Context
 from .collect import collect_tensors
 
+LEAST_SEEN = 32
+"""Values of a channel: that all of so many are on one side of zero is no accident."""
+
 
 def channel_facts(
     model: Model, tensors: Mapping[str, int], context: Context, label: str, deviations: float = 6.0
@@ -29,6 +32,16 @@ def channel_facts(
         found = collect_tensors(model, missing, context, lambda name: ChannelStatistics(tensors[name]), label)
         measured |= {(name, tensors[name]): s.facts() for name, s in found.items() if isinstance(s, ChannelStatistics)}
     return {name: measured[name, axis] for name, axis in tensors.items() if (name, axis) in measured}
+
+
+def too_few(facts: ChannelFacts) -> str:
+    """Why what was measured says nothing about where a channel stays; empty where it does."""
+    if facts.seen >= LEAST_SEEN:
+        return ""
+    return (
+        f"each of its channels was seen {facts.seen:.0f} times only, and its extremes mean nothing below {LEAST_SEEN}:"
+        " calibrate with more samples"
+    )
 
 
 def has_data(context: Context) -> bool:

@@ -13,7 +13,8 @@ v_k = 0. A channel is constant if
     max z - min z <= threshold * (its layer's median of that), z the output of the layer, or
     Relu or Clip behind it turns all z into its bound, also if they strayed twice as far from their mean.
 
-Extremes are those of the calibration data, else those that BatchNorm foretells (mean and 6 standard deviations).
+Extremes are those of the calibration data, if it shows channels often enough to tell (`observe.LEAST_SEEN`). Without
+data they are those that BatchNorm foretells (mean and 6 standard deviations).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ..graph.ops import LinearLayer, clip_bounds, is_op, linear_layer
 from ..graph.scaling_groups import find_groups
 from ..numeric.channel_statistics import ChannelFacts
 from .base import Context, Outcome, Skip
-from .observe import channel_facts
+from .observe import channel_facts, too_few
 
 Vector = NDArray[np.float64]
 
@@ -48,24 +49,25 @@ class RemoveDeadChannels:
         places = find_groups(model).tensors
         outputs = {t: places[t][0] for layer in _layers(model) if (t := layer.output.name) in places}
         facts = channel_facts(model, outputs, context, "measuring channels")
-        changed, notes = 0, []
+        changed, skips, notes = 0, [], []
         for layer in _layers(model):
-            count = _empty_rows(model, layer, facts.get(layer.output.name), self.threshold)
-            if count:
+            known = facts.get(layer.output.name)
+            if known is not None and (reason := too_few(known)):
+                skips.append(Skip(layer.node.name, reason))
+            elif known is not None and (count := _empty_rows(model, layer, known, self.threshold)):
                 changed += count
                 notes.append(f"{layer.node.name}: {count} of {layer.channels} channels are constant")
-        known, last = foresee(model), -1
-        while last != changed:
-            last = changed
-            for layer in _layers(model):
-                if folded := _fold_columns(model, layer, known):
-                    changed += folded
-                    known = foresee(model)
-        skips = [
-            Skip(layer.node.name, f"{count} channels that it reads are constant, but it pads with zeros")
-            for layer in _layers(model)
-            if (count := int(_constant_inputs(layer, known.get(layer.input.name))[1].sum()))
-        ]
+
+        def visit(layer: LinearLayer, inputs: ChannelFacts | None) -> None:
+            nonlocal changed
+            if len(layer.weight.outputs) == 1 and inputs is not None:
+                folded, padded = _fold_columns(model, layer, inputs)
+                changed += folded
+                if padded:
+                    reason = f"{padded} channels that it reads are constant, but it pads with zeros"
+                    skips.append(Skip(layer.node.name, reason))
+
+        foresee(model, visit=visit)  # what is folded into a layer may leave it channels that are constant
         return Outcome(changed, tuple(skips), tuple(notes))
 
 
@@ -75,10 +77,8 @@ def _layers(model: Model) -> list[LinearLayer]:
     return [layer for layer in layers if len(layer.weight.outputs) == 1]
 
 
-def _empty_rows(model: Model, layer: LinearLayer, facts: ChannelFacts | None, threshold: float) -> int:
+def _empty_rows(model: Model, layer: LinearLayer, facts: ChannelFacts, threshold: float) -> int:
     """Set rows of constant channels to zero; how many."""
-    if facts is None:
-        return 0
     width, bias = facts.hi - facts.lo, _bias(layer)
     still = width <= threshold * np.nanmedian(width) if not np.isnan(width).all() else np.zeros(width.size, bool)
     value = np.where(still, facts.mean, bias)
@@ -91,8 +91,8 @@ def _empty_rows(model: Model, layer: LinearLayer, facts: ChannelFacts | None, th
         value = np.where(still, np.clip(facts.mean, *bounds), bias)
     still &= channels.pairs(layer).any(axis=(2, 3)).reshape(-1)  # those without weights need none of this
     if still.any():
-        kept = channels.by_output(layer, np.asarray(~still, np.float64))
-        channels.set_weight(model, layer, np.where(kept, np.asarray(layer.weight.values, np.float64), 0.0))
+        kept = np.asarray(~still, np.float64)
+        channels.set_weight(model, layer, channels.scaled(layer, kept, np.ones(channels.input_channels(layer))))
         channels.set_bias(model, layer, value)
         known = model.moments.get(layer.output.name)
         if known is not None:
@@ -101,23 +101,24 @@ def _empty_rows(model: Model, layer: LinearLayer, facts: ChannelFacts | None, th
     return int(still.sum())
 
 
-def _fold_columns(model: Model, layer: LinearLayer, known: dict[str, ChannelFacts]) -> int:
-    """Move what constant inputs add to the outputs into the bias, and set their columns to zero; how many."""
-    foldable, _ = _constant_inputs(layer, known.get(layer.input.name))
-    if not foldable.any():
-        return 0
-    value = np.where(foldable, known[layer.input.name].mean, 0.0)
-    weight = np.asarray(layer.weight.values, np.float64)
-    if value.any():
-        channels.set_bias(model, layer, _bias(layer) + expected_response(layer, weight, value))
-    channels.set_weight(model, layer, np.where(channels.by_input(layer, np.asarray(foldable, np.float64)), 0.0, weight))
-    return int(foldable.sum())
+def _fold_columns(model: Model, layer: LinearLayer, inputs: ChannelFacts) -> tuple[int, int]:
+    """Move what constant inputs add to the outputs into the bias, and set their columns to zero; how many, and how many
+    cannot be."""
+    foldable, others = _constant_inputs(layer, inputs)
+    if foldable.any():
+        value = np.where(foldable, inputs.mean, 0.0)
+        bias = _bias(layer) + expected_response(layer, value)
+        kept = np.asarray(~foldable, np.float64)
+        channels.set_weight(model, layer, channels.scaled(layer, np.ones(layer.channels), kept))
+        if value.any():
+            channels.set_bias(model, layer, bias)
+    return int(foldable.sum()), int(others.sum())
 
 
-def _constant_inputs(layer: LinearLayer, facts: ChannelFacts | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _constant_inputs(layer: LinearLayer, facts: ChannelFacts) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which inputs, of those with weights, are constant and can be folded, and which cannot, (Cin,) each."""
     columns = channels.pairs(layer).any(axis=(1, 3)).reshape(-1)
-    if facts is None or facts.mean.size != columns.size:
+    if facts.mean.size != columns.size:
         return np.zeros_like(columns), np.zeros_like(columns)
     constant = columns & (facts.std == 0)
     answers_constant = is_op(layer.node, "Gemm", "MatMul") or (
