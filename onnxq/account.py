@@ -24,6 +24,9 @@ from .report import FloatNode, ModelFacts, QuantizedTensor, Report
 from .runtime import saturates
 from .verify import SAMPLES, verify
 
+FEW_SAMPLES = 8
+"""Of calibration data, below which a result says little about other data."""
+
 INVENTED_WARNING = (
     "outputs were compared on random inputs; give calibration data to see how far the result is from the float model"
     " on real ones"
@@ -137,7 +140,12 @@ def _saturation(job: Job) -> tuple[str, ...]:
 
 def _warnings(job: Job) -> tuple[str, ...]:
     strangers = _strangers(job)
-    warnings = (
+    few = job.known is None and not job.invented and len(job.feeds) < FEW_SAMPLES
+    warnings: tuple[str, ...] = (
+        f"{len(job.feeds)} calibration samples are few: ranges may not hold for other data, and SQNR is measured on"
+        " these same samples; some hundreds are usual",
+    ) * few
+    warnings += (
         f"{len(strangers)} of {len(job.encodings)} encodings name tensors that the prepared model does not have"
         f" ({', '.join(map(repr, strangers[:3]))}{', ...' * (len(strangers) > 3)}); they are not used",
     ) * bool(strangers)

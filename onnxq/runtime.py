@@ -24,14 +24,16 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from .errors import EngineError
-from .graph import large
+from .graph import external_data, large
 from .numeric.samples import Statistic, merged
 from .scratch import scratch_folder
 
 Arrays = Mapping[str, np.ndarray]
 Source: TypeAlias = ModelProto | str | os.PathLike[str]
 LEAN_BYTES = 1 << 28
-"""Models larger than this run one sample at a time, and give memory back after each operator."""
+"""Models larger than this run one sample at a time, one model at a time, and give memory back after each operator."""
+
+_TURN = threading.Lock()
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -90,7 +92,7 @@ class Session:
                 self._session = self._load_large(model, options)
             else:
                 source = model.SerializeToString() if isinstance(model, ModelProto) else os.fspath(model)
-                self._make_lean(options, len(source) if isinstance(source, bytes) else os.path.getsize(source))
+                self._make_lean(options, len(source) if isinstance(source, bytes) else _size(Path(source)))
                 self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise EngineError(f"ONNX Runtime cannot load the model: {_message(error)}") from None
@@ -102,7 +104,6 @@ class Session:
         ONNX Runtime wants to see external data, and uses what it is given instead: a file full of holes will do.
         """
         model = ModelProto.FromString(model.SerializeToString())
-        options.add_session_config_entry("session.disable_prepacking", "1")
         self._make_lean(options, large.nbytes(model))
         for tensor in large.references(model):
             values = large.array(tensor)
@@ -119,11 +120,12 @@ class Session:
 
     def _make_lean(self, options: Any, size: int) -> None:
         """A large model computes one tensor after the other where it is read, such as a layer's float weight from its
-        integers, and gives it back at once."""
+        integers, and gives it back at once; it packs weights into no copies, and runs while no other one does."""
         if size > LEAN_BYTES:
+            options.add_session_config_entry("session.disable_prepacking", "1")
             options.enable_cpu_mem_arena = options.enable_mem_pattern = False
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-            self._turn = threading.Lock()
+            self._turn = _TURN
 
     def output_types(self) -> dict[str, str]:
         """Output name -> ONNX Runtime's name of its type, such as `tensor(float)`."""
@@ -139,6 +141,15 @@ class Session:
                 return dict(zip(self.outputs, found, strict=True))
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed to run the model: {_message(error)}") from None
+
+
+def _size(path: Path) -> int:
+    """Bytes of a model file and the files that it keeps tensors in."""
+    size = path.stat().st_size
+    if size > LEAN_BYTES:
+        return size
+    beside = external_data.locations(onnx.load(path, load_external_data=False))
+    return size + sum((path.parent / name).stat().st_size for name in beside)
 
 
 def _message(error: Exception) -> str:

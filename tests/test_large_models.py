@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from graphs import model, run
 
 import onnxq
+from onnxq import runtime
 from onnxq.errors import OutputError
 from onnxq.graph import channels, external_data, large, storage
 from onnxq.graph.model import Model
@@ -56,6 +58,13 @@ def test_a_session_runs_on_mapped_weights(net: Path) -> None:
     for optimize in (False, True):
         session = Session(storage.read(net), optimize=optimize)
         np.testing.assert_allclose(session.run({"x": DATA})["y"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_session_counts_what_a_file_keeps_beside_it(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a large model would not run one tensor after the other: all its weights would be dequantized at once."""
+    for limit, lean in ((net.stat().st_size + 4 * 30 * 40, True), (1 << 20, False)):
+        monkeypatch.setattr(runtime, "LEAN_BYTES", limit)
+        assert isinstance(Session(net)._turn, contextlib.nullcontext) != lean
 
 
 @pytest.mark.usefixtures("low_limits")

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import onnx
 import pytest
-from graphs import assert_same_function, model
+from graphs import assert_same_function, model, run
 from quantized import PLAIN, samples
 
 import onnxq
@@ -335,6 +335,23 @@ def test_warnings_reach_the_report(data):
     proto = model("(float[N,3] x) => (int64[N] y) <float[3,5] w> { a = MatMul(x, w) y = ArgMax<keepdims=0,axis=1>(a) }")
     report = onnxq.quantize(proto, samples(proto)).report
     assert "warning: output 'y' was not compared" in report.to_text()
+
+
+@pytest.mark.parametrize(("count", "warned"), [(1, True), (7, True), (8, False)])
+def test_few_samples_are_enough_to_run_but_not_to_trust(count, warned):
+    """With one row an MLP seemed to lose nothing, and failed on any other data: all its channels looked constant."""
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": rng.standard_normal((32, 32)) / 4 for i in range(3)}
+    text = "h = MatMul(x, w0) r = Relu(h) i = MatMul(r, w1) s = Relu(i) y = MatMul(s, w2)"
+    proto = model(
+        f"(float[N,32] x) => (float[N,32] y) <{', '.join(f'float[32,32] {w}' for w in weights)}> {{ {text} }}",
+        **weights,
+    )
+    result = onnxq.quantize(proto, rng.standard_normal((count, 32)).astype(np.float32))
+    other = {"x": rng.standard_normal((100, 32)).astype(np.float32)}
+    expected, found = run(proto, other)["y"], run(result.model, other)["y"]
+    assert np.square(found - expected).mean() < np.square(expected).mean() / 4
+    assert [w.startswith(f"{count} calibration samples are few") for w in result.report.warnings] == [True] * warned
 
 
 def test_calibration_data_is_checked_before_anything_is_written(net, tmp_path):

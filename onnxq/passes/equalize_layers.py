@@ -38,7 +38,7 @@ from ..numeric import equalization
 from ..numeric.channel_statistics import ChannelFacts
 from ..numeric.equalization import Activation, Ranges
 from .base import Context, Outcome, Skip
-from .observe import channel_facts
+from .observe import channel_facts, too_few
 
 Vector = NDArray[np.float64]
 Facts = Mapping[str, ChannelFacts]
@@ -102,7 +102,7 @@ def _limits(groups: ScalingGroups, facts: Facts, headroom: float) -> tuple[tuple
 
 def _near(bound: Bound, facts: ChannelFacts | None, headroom: float) -> tuple[Vector, NDArray[np.bool_]]:
     """Of each channel of a Clip's input the smallest log s, and whether it reaches a bound, or may."""
-    if facts is None:
+    if facts is None or too_few(facts):
         return np.zeros(bound.ids.size), np.ones(bound.ids.size, bool)
     least, met = np.full(bound.ids.size, -LARGEST), np.isnan(facts.lo) | np.isnan(facts.hi)
     for extreme, limit in ((facts.hi, bound.hi), (-facts.lo, -bound.lo)):

@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from ..graph import edit
+from ..graph import edit, large
 from ..graph.model import Model, Quantizer
 from ..graph.ops import LinearLayer, clip_bounds, is_op, linear_layer, preserves_grid
 from ..numeric.quant import Grid, QuantParams
@@ -229,6 +229,8 @@ class _Lowering:
     def _constant(self, old: gs.Constant, params: QuantParams, values: np.ndarray, readers: list[gs.Node]) -> None:
         """Let `readers` read `values`, dequantized, instead of `old`."""
         integers = self._integers(f"{old.name}_quantized", values, params.grid)
+        if self.model.is_large:
+            large.keep_aside((old, integers))
         target = self._variable(f"{old.name}_dequantized", old.dtype, old.shape)
         inputs = [integers, *self._parameters(old.name, params)]
         attributes = {} if params.axis is None else {"axis": params.axis}
