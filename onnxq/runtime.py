@@ -89,6 +89,7 @@ class Session:
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         try:
             if isinstance(model, ModelProto) and large.references(model):
+                assert not optimize, "the optimiser of ONNX Runtime would read the holes that `_load_large` gives it"
                 self._session = self._load_large(model, options)
             else:
                 source = model.SerializeToString() if isinstance(model, ModelProto) else os.fspath(model)

@@ -16,6 +16,7 @@ import onnx
 from onnx import ModelProto
 
 from .errors import EngineError, VerificationError
+from .graph import large
 from .graph.storage import first_line
 from .numeric.metrics import Sqnr, class_scores, finite
 from .report import OutputQuality
@@ -63,9 +64,18 @@ class _Comparison:
         return OutputQuality(name, finite(self.quality.db), finite(self.runtime.db), agreement)
 
 
-def verify(written: Path, original: ModelProto, feeds: Feeds, threads: int, *, runs_here: bool = True) -> Verdict:
+def verify(
+    written: Path,
+    original: ModelProto,
+    feeds: Feeds,
+    threads: int,
+    *,
+    runs_here: bool = True,
+    proto: ModelProto | None = None,
+) -> Verdict:
     """Check the model file `written` against the float model on some feeds (arrays, rows).
 
+    proto: what was written, if it is at hand: the weights that it maps can be let go between runs.
     runs_here: whether ONNX Runtime's integer kernels are what will run the model, so that they must agree with it.
     Raises VerificationError where the model is invalid, does not load or run, gives infinity or not-a-number where
     the float model does not, or where ONNX Runtime's rewriting changes its outputs by more than quantization did.
@@ -73,8 +83,8 @@ def verify(written: Path, original: ModelProto, feeds: Feeds, threads: int, *, r
     _check(written, original)
     reference = Session(original)
     try:
-        plain = Session(written)
-        optimised, operators, troubles = _optimised(written, plain, runs_here)
+        plain = Session(proto if proto is not None and large.references(proto) else written)
+        optimised, operators, troubles = _optimised(written, runs_here)
         comparisons = _compare((reference, plain, optimised), feeds, threads)
     except EngineError as error:
         raise VerificationError(f"the quantized model does not run, and was not written: {error}") from None
@@ -85,10 +95,10 @@ def verify(written: Path, original: ModelProto, feeds: Feeds, threads: int, *, r
     return Verdict(quality, operators, (*troubles, *_warnings(reference.outputs, quality), *broken))
 
 
-def _optimised(written: Path, plain: Session, needed: bool) -> tuple[Session, dict[str, int], tuple[str, ...]]:
+def _optimised(written: Path, needed: bool) -> tuple[Session, dict[str, int], tuple[str, ...]]:
     """ONNX Runtime with its optimisations, the operators that it runs, and what is to be said of it.
 
-    Where another tool-chain will run the model, `plain` stands in if they fail: 1.32 fails on data movement
+    Where another tool-chain will run the model, it may go without them if they fail: 1.32 fails on data movement
     between signed grids at operator set 21 and up. Raises EngineError.
     """
     try:
@@ -97,7 +107,11 @@ def _optimised(written: Path, plain: Session, needed: bool) -> tuple[Session, di
     except EngineError as error:
         if needed:
             raise
-        return plain, {}, (f"ONNX Runtime runs the model with its optimisations switched off only ({error})",)
+        return (
+            Session(written),
+            {},
+            (f"ONNX Runtime runs the model with its optimisations switched off only ({error})",),
+        )
     return session, dict(operators.most_common()), ()
 
 

@@ -68,9 +68,12 @@ def test_the_mean_of_the_output_is_what_it_was(layer: str) -> None:
         assert after.max() < 0.5 * before.max()
 
 
-def test_padding_is_counted() -> None:
+@pytest.mark.parametrize(("width", "pads"), [("4", [1, 1, 1, 1]), ("W", [1, 0, 1, 0])])
+def test_padding_is_counted(width: str, pads: list[int]) -> None:
+    """Along the axes whose sizes are known."""
     proto = model(
-        "(float[1,2,4,4] x) => (float[1,3,4,4] y) <float[3,2,3,3] w, float[3] b> { y = Conv<pads=[1,1,1,1]>(x, w, b) }"
+        f"(float[1,2,4,{width}] x) => (float[1,3,?,?] y) <float[3,2,3,3] w, float[3] b>"
+        f" {{ y = Conv<pads={pads}>(x, w, b) }}"
     )
     proto.graph.node[0].name = "n"
     planned = quantized(proto, "w")

@@ -55,9 +55,8 @@ def test_weights_stay_where_they_are(net: Path) -> None:
 @pytest.mark.usefixtures("low_limits")
 def test_a_session_runs_on_mapped_weights(net: Path) -> None:
     expected = run(model(NET), {"x": DATA})["y"]
-    for optimize in (False, True):
-        session = Session(storage.read(net), optimize=optimize)
-        np.testing.assert_allclose(session.run({"x": DATA})["y"], expected, rtol=1e-4, atol=1e-4)
+    session = Session(storage.read(net))
+    np.testing.assert_allclose(session.run({"x": DATA})["y"], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_session_counts_what_a_file_keeps_beside_it(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,9 @@ def scaled(layer: LinearLayer, outputs: Vector, inputs: Vector) -> Array:
     for start in range(0, len(weight), step):
         part = slice(start, start + step)
         down, up = (f[part] if len(f) > 1 else f for f in factors)
-        result[part] = np.where((down != 0) & (up != 0), np.asarray(weight[part], np.float64) * down * up, 0.0)
+        with np.errstate(invalid="ignore"):  # infinity times 0
+            block = np.asarray(weight[part], np.float64) * down * up
+        result[part] = np.where((down != 0) & (up != 0), block, 0.0)
     return result
 
 

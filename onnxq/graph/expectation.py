@@ -26,22 +26,22 @@ def expected_response(layer: LinearLayer, mean: Vector, *arrays: Array, of: Func
     """E[V x], (Cout,). mean: (Cin,). V: the weight, or `of` it, or of arrays of its shape, element by element."""
     if not mean.any():
         return np.zeros(layer.channels)
-    return channels.answer(layer, mean, *arrays, of=of, shares=coverage(layer).reshape(-1))
+    return channels.answer(layer, mean, *arrays, of=of, shares=coverage(layer))
 
 
-def coverage(layer: LinearLayer) -> NDArray[np.float64]:
-    """q, in a shape that broadcasts against the weight."""
-    node, ndim = layer.node, len(layer.weight.shape)
+def coverage(layer: LinearLayer) -> Vector:
+    """q, (taps,); or (1,), where it is the same for all."""
+    node, kernel = layer.node, layer.weight.shape[2:]
     if is_op(node, "ConvTranspose"):
-        return np.full((1,) * ndim, 1 / np.prod(node.attrs.get("strides", [1]), dtype=float))
-    shares = np.ones((1,) * ndim)
+        return np.full(1, 1 / np.prod(node.attrs.get("strides", [1]), dtype=float))
     if not is_op(node, "Conv") or not channels.pads(node):
-        return shares
-    for axis in range(2, ndim):
-        share = _axis_coverage(node, int(layer.weight.shape[axis]), axis - 2, ndim - 2)
+        return np.ones(1)
+    shares = np.ones(kernel)
+    for axis, taps in enumerate(kernel):
+        share = _axis_coverage(node, int(taps), axis, len(kernel))
         if share is not None:
-            shares = shares * share.reshape([-1 if i == axis else 1 for i in range(ndim)])
-    return shares
+            shares *= share.reshape([-1 if i == axis else 1 for i in range(len(kernel))])
+    return shares.reshape(-1)
 
 
 def _axis_coverage(node: gs.Node, taps: int, axis: int, axes: int) -> Vector | None:
