@@ -61,8 +61,8 @@ def test_a_session_runs_on_mapped_weights(net: Path) -> None:
 
 def test_a_session_counts_what_a_file_keeps_beside_it(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a large model would not run one tensor after the other: all its weights would be dequantized at once."""
-    for limit, lean in ((net.stat().st_size + 4 * 30 * 40, True), (1 << 20, False)):
-        monkeypatch.setattr(runtime, "LEAN_BYTES", limit)
+    for limit, lean in ((30 * 40 + 40 * 50 + 50 * 20, True), (1 << 20, False)):
+        monkeypatch.setattr(runtime, "LEAN_WEIGHTS", limit)
         assert isinstance(Session(net)._turn, contextlib.nullcontext) != lean
 
 
