@@ -22,7 +22,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from .errors import EngineError
 from .graph import external_data, large
@@ -90,8 +90,7 @@ class Session:
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         try:
             if isinstance(model, ModelProto) and large.references(model):
-                assert not optimize, "the optimiser of ONNX Runtime would read the holes that `_load_large` gives it"
-                self._session = self._load_large(model, options)
+                self._session = self._load_large(model, options, optimize)
             else:
                 source = model.SerializeToString() if isinstance(model, ModelProto) else os.fspath(model)
                 self._make_lean(options, model if isinstance(model, ModelProto) else _without_data(Path(model)))
@@ -100,25 +99,36 @@ class Session:
             raise EngineError(f"ONNX Runtime cannot load the model: {_message(error)}") from None
         self.outputs = [output.name for output in self._session.get_outputs()]
 
-    def _load_large(self, model: ModelProto, options: Any) -> Any:
+    def _load_large(self, model: ModelProto, options: Any, optimize: bool) -> Any:
         """A session that reads weights where they are: mapped from their files, shared with it, packed into no copies.
 
-        ONNX Runtime wants to see external data, and uses what it is given instead: a file full of holes will do.
+        ONNX Runtime wants to see external data, and uses what it is given instead: a file full of holes will do. Not so
+        for its optimiser, which computes with what the file holds: that gets a copy.
         """
         model = ModelProto.FromString(model.SerializeToString())
         self._make_lean(options, model)
-        for tensor in large.references(model):
-            values = large.array(tensor)
-            shared = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(values, tensor.data_type)
-            options.add_initializer(tensor.name, shared)
-            self._weights.append((values, shared))
-            del tensor.external_data[:]
-            tensor.external_data.add(key="location", value="holes.bin")
         with scratch_folder() as folder:
-            with open(folder / "holes.bin", "wb") as file:
-                file.truncate(max(values.nbytes for values, _ in self._weights))
+            with open(folder / "weights.bin", "wb") as file:
+                for tensor in large.references(model):
+                    offset = -(-file.tell() // external_data.PAGE) * external_data.PAGE if optimize else 0
+                    file.seek(offset)
+                    if optimize:
+                        file.writelines(large.chunks(large.place(tensor)))
+                    else:
+                        file.truncate(max(self._share(tensor, options), file.seek(0, os.SEEK_END)))
+                    del tensor.external_data[:]
+                    for key, value in {"location": "weights.bin", "offset": str(offset)}.items():
+                        tensor.external_data.add(key=key, value=value)
             (folder / "model.onnx").write_bytes(model.SerializeToString())
             return ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+
+    def _share(self, tensor: TensorProto, options: Any) -> int:
+        """Give the session what a reference stands for, mapped; how many bytes that are."""
+        values = large.array(tensor)
+        shared = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(values, tensor.data_type)
+        options.add_initializer(tensor.name, shared)
+        self._weights.append((values, shared))
+        return values.nbytes
 
     def _make_lean(self, options: Any, model: ModelProto) -> None:
         """A large model computes one tensor after the other where it is read, such as a layer's float weight from its

@@ -75,8 +75,8 @@ def test_activations_that_are_all_the_same(value: float) -> None:
 def test_an_activation_that_becomes_infinite_inside() -> None:
     text = """(float[N,4] x) => (float[N,3] y) <float[4,3] w, float[3,3] v, float zero> {
         h = MatMul(x, w) z = Div(h, zero) c = Clip(z) m = Min(c, zero) k = MatMul(m, v) y = Relu(k) }"""
-    with pytest.raises(OnnxqError):
-        onnxq.quantize(model(text, zero=0.0), [feeds(model(text))], threads=1)
+    result = onnxq.quantize(model(text, zero=0.0), [feeds(model(text))], threads=1)
+    assert "of the float model itself holds infinity" in " ".join(result.report.warnings)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
