@@ -140,11 +140,11 @@ def _saturation(job: Job) -> tuple[str, ...]:
 
 def _warnings(job: Job) -> tuple[str, ...]:
     strangers = _strangers(job)
-    few = job.known is None and not job.invented and len(job.feeds) < FEW_SAMPLES
+    learnt = job.known is None and not job.invented and not job.options.data_free
     warnings: tuple[str, ...] = (
         f"{len(job.feeds)} calibration samples are few: ranges may not hold for other data, and SQNR is measured on"
         " these same samples; some hundreds are usual",
-    ) * few
+    ) * (learnt and len(job.feeds) < FEW_SAMPLES)
     warnings += (
         f"{len(strangers)} of {len(job.encodings)} encodings name tensors that the prepared model does not have"
         f" ({', '.join(map(repr, strangers[:3]))}{', ...' * (len(strangers) > 3)}); they are not used",
