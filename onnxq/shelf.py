@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 import weakref
 from pathlib import Path
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from .errors import OutputError
 
 Array = NDArray[np.generic]
+
+APART = 1 << 16
+"""Bytes of an array from which on its memory is its own, and goes back to the system with it."""
 
 
 class Shelf:
@@ -48,7 +52,7 @@ class Held:
     """An array on the shelf."""
 
     def __init__(self, array: Array, path: Path | None) -> None:
-        self._array = array if path is None else None
+        self._array = _copied(array) if path is None else None
         self._path = path
         if path is not None:
             try:
@@ -63,3 +67,13 @@ class Held:
         if self._path is None:
             return np.asarray(self._array)
         return np.asarray(np.load(self._path))
+
+
+def _copied(array: Array) -> Array:
+    """A copy: what ONNX Runtime gives out keeps all the memory that it sets aside for further runs, and what the
+    allocator gets back in small change it keeps. Together that was twice what is held."""
+    if array.nbytes < APART or array.dtype.hasobject:
+        return np.array(array)
+    copy = np.frombuffer(mmap.mmap(-1, array.nbytes), array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
