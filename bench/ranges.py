@@ -180,7 +180,8 @@ NOTES = """## What they show
 
 
 SEE_ALSO = """Further tables: [equalization, absorption and bias correction](accuracy-steps.md),
-[rounding of weights](accuracy-rounding.md), [quantization-aware training](accuracy-qat.md)."""
+[rounding of weights](accuracy-rounding.md), [quantization-aware training](accuracy-qat.md),
+[families of networks on every target](accuracy-families.md)."""
 
 
 def cost(repeats: int, scratch: Path) -> Iterator[str]:
