@@ -22,10 +22,10 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from .errors import EngineError
-from .graph import external_data, large
+from .graph import external_data, large, storage
 from .numeric.samples import Statistic, merged
 from .scratch import scratch_folder
 
@@ -105,30 +105,28 @@ class Session:
         ONNX Runtime wants to see external data, and uses what it is given instead: a file full of holes will do. Not so
         for its optimiser, which computes with what the file holds: that gets a copy.
         """
-        model = ModelProto.FromString(model.SerializeToString())
         self._make_lean(options, model)
         with scratch_folder() as folder:
-            with open(folder / "weights.bin", "wb") as file:
-                for tensor in large.references(model):
-                    offset = -(-file.tell() // external_data.PAGE) * external_data.PAGE if optimize else 0
-                    file.seek(offset)
-                    if optimize:
-                        file.writelines(large.chunks(large.place(tensor)))
-                    else:
-                        file.truncate(max(self._share(tensor, options), file.seek(0, os.SEEK_END)))
-                    del tensor.external_data[:]
-                    for key, value in {"location": "weights.bin", "offset": str(offset)}.items():
-                        tensor.external_data.add(key=key, value=value)
-            (folder / "model.onnx").write_bytes(model.SerializeToString())
-            return ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+            path = folder / "model.onnx"
+            if optimize:
+                storage.write(model, path)
+            else:
+                path.write_bytes(self._shared(model, options, folder / "holes.bin").SerializeToString())
+            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def _share(self, tensor: TensorProto, options: Any) -> int:
-        """Give the session what a reference stands for, mapped; how many bytes that are."""
-        values = large.array(tensor)
-        shared = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(values, tensor.data_type)
-        options.add_initializer(tensor.name, shared)
-        self._weights.append((values, shared))
-        return values.nbytes
+    def _shared(self, model: ModelProto, options: Any, holes: Path) -> ModelProto:
+        """A copy whose references lead to holes; the session is given what they stand for, mapped."""
+        model = ModelProto.FromString(model.SerializeToString())
+        for tensor in large.references(model):
+            values = large.array(tensor)
+            shared = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(values, tensor.data_type)
+            options.add_initializer(tensor.name, shared)
+            self._weights.append((values, shared))
+            del tensor.external_data[:]
+            tensor.external_data.add(key="location", value=holes.name)
+        with open(holes, "wb") as file:
+            file.truncate(max(values.nbytes for values, _ in self._weights))
+        return model
 
     def _make_lean(self, options: Any, model: ModelProto) -> None:
         """A large model computes one tensor after the other where it is read, such as a layer's float weight from its

@@ -107,11 +107,8 @@ def _optimised(written: Path, needed: bool) -> tuple[Session, dict[str, int], tu
     except EngineError as error:
         if needed:
             raise
-        return (
-            Session(written),
-            {},
-            (f"ONNX Runtime runs the model with its optimisations switched off only ({error})",),
-        )
+        trouble = f"ONNX Runtime runs the model with its optimisations switched off only ({error})"
+        return Session(written), {}, (trouble,)
     return session, dict(operators.most_common()), ()
 
 

@@ -144,6 +144,12 @@ def test_groups_are_what_they_were_after_scaling() -> None:
     assert find_groups(equal).reasons == before.reasons
 
 
+def test_a_layer_without_outputs_has_no_ranges() -> None:
+    empty = Ranges(in_memory(np.zeros((1, 0, 3))), np.zeros(0, int), np.arange(3))
+    assert empty.largest(np.zeros(3), 2).shape == (0,)
+    np.testing.assert_array_equal(empty.largest(np.zeros(3), 1), np.zeros(3))
+
+
 def test_powers_that_are_kept_as_float32_lead_to_the_same_scales() -> None:
     """Also where channels differ by far more than what float32 holds of the twelfth power."""
     rng = np.random.default_rng(0)

@@ -70,7 +70,7 @@ class Ranges:
         down = np.exp(-u[self.outputs]).reshape(g, rows, 1)
         up = np.ones((g, 1, columns)) if self.inputs is None else np.exp(u[self.inputs]).reshape(g, 1, columns)
         step = max(_AT_ONCE // max(g * columns, 1), 1)
-        parts = [slice(i, i + step) for i in range(0, rows, step)]
+        parts = [slice(i, i + step) for i in range(0, max(rows, 1), step)]
         found = [(weight[:, part] * down[:, part] * up).max(axis=axis, initial=0.0) for part in parts]
         return (np.concatenate(found, axis=1) if axis == 2 else np.max(found, axis=0)).reshape(-1)
 

@@ -36,7 +36,7 @@ from ..graph.model import Model
 from ..graph.scaling_groups import Bound, Scalable, ScalingGroups, find_groups
 from ..numeric import equalization
 from ..numeric.channel_statistics import ChannelFacts
-from ..numeric.equalization import Activation, Ranges
+from ..numeric.equalization import Activation, Keep, Ranges
 from .base import Context, Outcome, Skip
 from .observe import channel_facts, too_few
 
@@ -66,11 +66,12 @@ class EqualizeLayers:
         groups = find_groups(model)
         facts = channel_facts(model, self._needed(groups), context, "measuring channels", self.deviations)
         limits, reached = _limits(groups, facts, self.headroom)
+        keep = _aside if model.is_large else equalization.in_memory
         if self.method == "range":
-            u, sweeps = equalization.equal_ranges([_ranges(s, model.is_large) for s in groups.layers], *limits)
+            u, sweeps = equalization.equal_ranges([_ranges(s, model.is_large, keep) for s in groups.layers], *limits)
             notes = [f"converged after {sweeps} sweeps"]
         else:
-            u, notes = _least_noise(groups, facts, limits, self.bits, model.is_large), []
+            u, notes = _least_noise(groups, facts, limits, self.bits, model.is_large, keep), []
         for scaled in groups.layers:
             ranges = _ranges(scaled, model.is_large)
             before, after = (equalization.spread(ranges, v) for v in (np.zeros_like(u), u))
@@ -114,21 +115,22 @@ def _near(bound: Bound, facts: ChannelFacts | None, headroom: float) -> tuple[Ve
     return least, met
 
 
-def _ranges(scaled: Scalable, is_large: bool) -> Ranges:
-    """Those of a large model in a file, in float32, which says enough."""
+def _ranges(scaled: Scalable, is_large: bool, keep: Keep = equalization.in_memory) -> Ranges:
+    """Those of a large model in float32, which says enough. keep: where they stay."""
     layer = scaled.layer
     largest = np.empty(channels.pairs(layer).shape[:3], np.float32 if is_large else np.float64)
     for part, (weight,) in channels.blocks(layer):
         largest[:, part] = np.abs(weight).max(axis=3, initial=0.0)
-    return Ranges(_keep(is_large)(largest), scaled.outputs, scaled.inputs)
-
-
-def _keep(is_large: bool) -> equalization.Keep:
-    return _aside if is_large else equalization.in_memory
+    return Ranges(keep(largest), scaled.outputs, scaled.inputs)
 
 
 def _least_noise(
-    groups: ScalingGroups, facts: Facts, limits: tuple[Vector, Vector], bits: tuple[int, int], is_large: bool
+    groups: ScalingGroups,
+    facts: Facts,
+    limits: tuple[Vector, Vector],
+    bits: tuple[int, int],
+    is_large: bool,
+    keep: Keep,
 ) -> Vector:
     loads, stakes = contributions(groups, facts)
     activations = {}
@@ -139,7 +141,7 @@ def _least_noise(
             activations[scaled.layer.input.name] = Activation(scaled.inputs, largest, stakes[scaled.inputs])
     layers = ((_ranges(scaled, is_large), load) for scaled, load in zip(groups.layers, loads, strict=True))
     steps = 2.0 ** (bits[0] - 1) - 1, 2.0 ** bits[1] - 1
-    return equalization.least_noise(layers, list(activations.values()), *limits, steps, keep=_keep(is_large))
+    return equalization.least_noise(layers, list(activations.values()), *limits, steps, keep=keep)
 
 
 def _aside(values: NDArray[np.floating]) -> Callable[[], NDArray[np.floating]]:
