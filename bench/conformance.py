@@ -162,8 +162,8 @@ def _opset(model: ModelProto) -> int | None:
 
 def judge(case: Case, written: Path) -> Answer:
     """Whatever tool wrote it: does it load and run as users run it, and is it anywhere near the float model?"""
+    from onnxq.execution.session import Session
     from onnxq.numeric.metrics import Sqnr
-    from onnxq.runtime import Session
 
     model = case.model
     if (_opset(model) or 7) < 7:  # ONNX Runtime does not run these

@@ -29,8 +29,8 @@ from tables import head, heading, line, parsed, parser, show
 
 import onnxq
 from onnxq.errors import OnnxqError
+from onnxq.execution.session import Session
 from onnxq.numeric.metrics import OutputSqnr
-from onnxq.runtime import Session
 from onnxq.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxq
-from onnxq.runtime import Session
+from onnxq.execution.session import Session
 
 Images = NDArray[np.float32]
 Moments = dict[str, NDArray[np.float32]]

@@ -25,10 +25,10 @@ from scores import Evaluation, Outputs, outputs
 from tables import head, line
 
 import onnxq
+from onnxq.calibration.statistics import load
 from onnxq.numeric.logits import Logits
 from onnxq.numeric.quant import QuantParams
 from onnxq.numeric.ranges import set_range
-from onnxq.statistics import load
 
 RANGES_ALONE: dict[str, Any] = {
     "dead_channels": False, "cle": "off", "absorb": False, "bias_correction": "off", "rounding": "nearest",

@@ -26,9 +26,9 @@ from scores import Evaluation, outputs
 from tables import head, line
 
 import onnxq
-from onnxq.graph.ops import LinearLayer, is_depthwise, linear_layer
+from onnxq.operators.linear import LinearLayer, is_depthwise, linear_layer
 from onnxq.options import Options
-from onnxq.pipeline import load
+from onnxq.pipeline.pipeline import load
 
 SLOW = "adaround"
 SOLVERS = ("nearest", "error-feedback", "descent", SLOW)

@@ -24,14 +24,14 @@ from tables import head, line
 import onnxq
 from onnxq.api import input_specs
 from onnxq.graph.model import Model
-from onnxq.job import make_context
 from onnxq.passes.absorb_bias import AbsorbBias
 from onnxq.passes.base import Context, Outcome, Pass
 from onnxq.passes.correct_bias import CorrectBias
 from onnxq.passes.correct_bias_empirically import CorrectBiasEmpirically
 from onnxq.passes.equalize_layers import EqualizeLayers
 from onnxq.passes.remove_dead_channels import RemoveDeadChannels
-from onnxq.pipeline import load, lowering, prepare, raised, ranging
+from onnxq.pipeline.job import make_context
+from onnxq.pipeline.pipeline import load, lowering, prepare, raised, ranging
 from onnxq.report import Report
 
 COLUMNS: dict[str, dict[str, Any]] = {

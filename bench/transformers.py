@@ -21,8 +21,8 @@ from encoder import Shape, encoder, sentences
 from onnx import ModelProto
 
 import onnxq
+from onnxq.execution.session import Session, optimized_graph
 from onnxq.numeric.metrics import Sqnr
-from onnxq.runtime import Session, optimized_graph
 
 ROWS: dict[str, dict[str, Any]] = {
     "w8a8": {},

@@ -7,11 +7,11 @@ print(result.report.to_text())
 
 from importlib.metadata import version as _version
 
-from .analysis.compare import compare
-from .analysis.evaluate import evaluate
 from .api import Result, calibrate, quantize
 from .data import CalibrationData, Preprocess
 from .errors import OnnxqError
+from .evaluation.compare import compare
+from .evaluation.evaluate import evaluate
 from .options import Options
 from .passes.apply_overrides import Override
 from .report import Report

@@ -16,27 +16,27 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from . import encodings as encodings_file
-from . import statistics as statistics_file
-from .account import account
-from .cluster import open_workers
+from .calibration import statistics as statistics_file
+from .calibration.collect import collect_tensors
+from .calibration.statistics import Statistics
 from .data import CalibrationData, InputSpec, Preprocess
-from .details import Notebook
 from .errors import DataError, EngineError, ModelError, OutputError, UsageError
+from .execution.distributed import open_workers
+from .execution.session import Session
 from .graph import large, storage
-from .graph.intake import taken_in
+from .graph.import_model import taken_in
 from .graph.match import class_logits
-from .graph.ops import is_float
 from .graph.order import in_order
-from .job import INVENTED_INPUTS, Job, make_context
+from .graph.scratch import scratch_folder
 from .numeric.histogram import Histogram
 from .numeric.logits import Logits
+from .operators.linear import is_float
 from .options import Options, bits
-from .passes.collect import collect_tensors
-from .pipeline import load, prepare
+from .pipeline.build_report import account
+from .pipeline.collect_report import Notebook
+from .pipeline.job import INVENTED_INPUTS, Job, make_context
+from .pipeline.pipeline import load, prepare
 from .report import Report
-from .runtime import Session
-from .scratch import scratch_folder
-from .statistics import Statistics
 
 RANDOM_SAMPLES = 32
 

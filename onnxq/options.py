@@ -10,8 +10,8 @@ from .encodings import VERSIONS
 from .errors import UsageError
 from .numeric.quant import Grid, QuantSpec
 from .numeric.ranges import parse_method
-from .passes.adaround import EFFORTS, ROUNDINGS
 from .passes.apply_overrides import Override
+from .passes.round_weights import EFFORTS, ROUNDINGS
 from .targets import find_target
 
 PRESETS = ("w8a8", "w8a16", "w4a8", "w4a16", "w8", "w4")

@@ -13,6 +13,7 @@ from onnx import ModelProto
 import onnxq
 from onnxq.api import input_specs
 from onnxq.data import CalibrationData
+from onnxq.execution.session import optimized_graph
 from onnxq.graph.model import Model, Quantizer
 from onnxq.options import Options
 from onnxq.passes.add_quantizers import AddQuantizers
@@ -21,7 +22,6 @@ from onnxq.passes.normalize import Normalize
 from onnxq.passes.set_activation_ranges import SetActivationRanges
 from onnxq.passes.set_bias_scales import SetBiasScales
 from onnxq.passes.set_weight_ranges import SetWeightRanges
-from onnxq.runtime import optimized_graph
 
 PLAIN = {"dead_channels": False, "cle": "off", "absorb": False, "bias_correction": "off", "rounding": "nearest"}
 """Options that leave the float network's weights and biases as they are."""

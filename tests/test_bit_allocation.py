@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from quantized import answered, samples
 
-from onnxq.analysis.bit_allocation import BitCosts, path
-from onnxq.analysis.workload import workload
 from onnxq.data import Feed
+from onnxq.evaluation.bit_allocation import BitCosts, path
+from onnxq.evaluation.workload import workload
 
 COSTS = BitCosts(
     products=((100.0, "x", "a"), (10.0, "r", "b"), (1.0, "r", None)),

@@ -10,7 +10,7 @@ from quantized import FLOAT_LINEAR, linear_in_float
 
 import onnxq
 from onnxq.errors import VerificationError
-from onnxq.runtime import optimized_graph
+from onnxq.execution.session import optimized_graph
 
 OLD_RUNTIME = tuple(int(n) for n in version("onnxruntime").split(".")[:2]) < (1, 24)
 

@@ -8,9 +8,9 @@ import pytest
 from graphs import feeds, model, ops, run, weights, wrapped
 from onnx import ModelProto
 
-from onnxq.graph import channels
 from onnxq.graph.model import Model
-from onnxq.graph.ops import LINEAR_OPS, LinearLayer, linear_layer
+from onnxq.operators import channels
+from onnxq.operators.linear import LINEAR_OPS, LinearLayer, linear_layer
 
 LAYERS = {
     "Conv": ("(float[2,3,4,4] x) => (float[2,5,?,?] y) <float[5,3,2,2] w> { y = Conv(x, w) }", 3, 5),

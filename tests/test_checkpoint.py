@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxq.checkpoint import Checkpoint, key_of
+from onnxq.calibration.checkpoint import Checkpoint, key_of
 from onnxq.errors import OutputError
 
 

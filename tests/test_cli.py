@@ -14,7 +14,8 @@ from graphs import model
 from PIL import Image
 
 import onnxq
-from onnxq import Override, cli, config
+from onnxq import Override, cli
+from onnxq.cli import config
 from onnxq.graph import storage
 
 NET = """(float[N,3,8,8] x) => (float[N,?] y) <float[4,3,3,3] w, float[4,4,3,3] u, float[5,4] v> {

@@ -15,8 +15,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from quantized import quantized, samples
 
 from onnxq import OnnxqError, cli
-from onnxq.analysis.compare import _jump, compare
-from onnxq.analysis.comparison import Comparison, Jump
+from onnxq.evaluation.compare import _jump, compare
+from onnxq.evaluation.comparison import Comparison, Jump
 from onnxq.graph import storage
 
 NET = """(float[N,3,8,8] x) => (float[N,?] y)

@@ -13,8 +13,8 @@ from samples_on_disk import IMAGE, X, Y, assert_feeds, batch, pixels, refused, r
 
 from onnxq.data import CalibrationData
 from onnxq.data import sources as data_sources
+from onnxq.data.npz import NpzFile
 from onnxq.errors import DataError, UsageError
-from onnxq.npz import NpzFile
 
 # --- files and folders ---------------------------------------------------------------------------------------
 

@@ -14,10 +14,10 @@ from quantized import samples
 
 import onnxq
 from onnxq import Override
-from onnxq.analysis import sanity
-from onnxq.analysis.debug import Debugged, Limit, changes, debug
-from onnxq.analysis.findings import Kind
-from onnxq.analysis.fixes import NAMES
+from onnxq.debugging import sanity_check as sanity
+from onnxq.debugging.remedies import NAMES
+from onnxq.debugging.root_cause import Kind
+from onnxq.debugging.workflow import Debugged, Limit, changes, debug
 from onnxq.errors import DataError, UsageError, VerificationError
 from onnxq.options import Options
 

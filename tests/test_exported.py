@@ -19,7 +19,7 @@ from quantized import kernels, planned, reasons
 import onnxq
 from onnxq.graph.patterns import find_composites
 from onnxq.passes.base import Context
-from onnxq.pipeline import load, prepare
+from onnxq.pipeline.pipeline import load, prepare
 from onnxq.targets import TARGETS
 
 FOLDER = Path(__file__).parent / "exported"

@@ -15,11 +15,11 @@ from click.testing import CliRunner
 from graphs import model
 
 import onnxq
-from onnxq import layerwise
 from onnxq.cli import main
 from onnxq.errors import INTERNAL_ERROR, DataError, EngineError, OutputError
+from onnxq.execution import layerwise
 from onnxq.graph import storage
-from onnxq.scratch import scratch_folder
+from onnxq.graph.scratch import scratch_folder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 
@@ -43,9 +43,9 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def victims(place: Path, scenario: str, *arguments: object) -> Any:
-    """What became of the runs of a scenario of victims.py."""
-    script = [sys.executable, str(Path(__file__).with_name("victims.py")), scenario, str(place)]
+def killed_runs(place: Path, scenario: str, *arguments: object) -> Any:
+    """What became of the runs of a scenario of killed_runs.py."""
+    script = [sys.executable, str(Path(__file__).with_name("killed_runs.py")), scenario, str(place)]
     done = subprocess.run([*script, *map(str, arguments)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -68,7 +68,7 @@ def whole(runs: list[dict[str, Any]], new: dict[str, str]) -> None:
 
 def test_killed_at_any_time(place: Path) -> None:
     """Outputs are whole, and what the killed runs left behind goes with the next one."""
-    first, *killed, last = victims(place, "killed_at_random", 12)
+    first, *killed, last = killed_runs(place, "killed_at_random", 12)
     assert first["code"] == last["code"] == 0
     assert {run["code"] for run in killed} <= {-9, 0}
     assert sum(run["code"] == -9 for run in killed) >= 3
@@ -78,7 +78,7 @@ def test_killed_at_any_time(place: Path) -> None:
 
 
 def test_killed_at_every_step_of_writing(place: Path) -> None:
-    *killed, last = victims(place, "killed_while_writing")
+    *killed, last = killed_runs(place, "killed_while_writing")
     assert len(killed) >= 4
     assert {run["code"] for run in killed} == {-9}
     whole(killed, last["outputs"])
@@ -90,7 +90,7 @@ def test_killed_while_a_model_with_a_data_file_is_replaced(place: Path) -> None:
     """The model always has all of its data; data that no model refers to goes with the next run."""
     storage.write(model(WIDE), place / "net.onnx")
     np.save(place / "calib.npy", np.random.default_rng(0).standard_normal((4, 30)).astype(np.float32))
-    *killed, last = victims(place, "killed_with_data_beside")
+    *killed, last = killed_runs(place, "killed_with_data_beside")
     held = [run["held"] for run in killed]
     assert {run["code"] for run in killed} == {-9}
     assert held == sorted(held, reverse=True), "the old one up to some moment, then the new one"
@@ -103,7 +103,7 @@ def test_killed_while_a_model_with_a_data_file_is_replaced(place: Path) -> None:
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
 def test_stopped_by_a_signal(place: Path, name: str, code: int) -> None:
     np.lib.format.open_memmap(place / "big.npy", mode="w+", dtype=np.float32, shape=(200_000, 3, 4, 4))
-    (run,) = victims(place, "stopped", name)
+    (run,) = killed_runs(place, "stopped", name)
     assert (run["code"], one_message(run), run["leftovers"]) == (code, True, []), run
     assert "nothing was written" in run["stderr"]
     assert run["outputs"]["out.onnx"] is None
@@ -131,7 +131,7 @@ def test_a_folder_that_is_taken_for_an_abandoned_one_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process removes it between its making and its locking."""
-    mkdtemp, made = onnxq.scratch.tempfile.mkdtemp, []
+    mkdtemp, made = onnxq.graph.scratch.tempfile.mkdtemp, []
 
     def robbed(**arguments: Any) -> str:
         made.append(mkdtemp(**arguments))
@@ -139,7 +139,7 @@ def test_a_folder_that_is_taken_for_an_abandoned_one_is_made_again(
             os.rmdir(made[-1])
         return made[-1]
 
-    monkeypatch.setattr("onnxq.scratch.tempfile.mkdtemp", robbed)
+    monkeypatch.setattr("onnxq.graph.scratch.tempfile.mkdtemp", robbed)
     with scratch_folder(tmp_path) as folder:
         assert (len(made), str(folder)) == (3, made[-1])
 
@@ -148,7 +148,7 @@ def test_file_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def refuse(*_: object) -> None:
         raise OSError(9, "Bad file descriptor")
 
-    monkeypatch.setattr("onnxq.scratch.fcntl.flock", refuse)
+    monkeypatch.setattr("onnxq.graph.scratch.fcntl.flock", refuse)
     (tmp_path / "onnxq-abandond.tmp").mkdir()
     with scratch_folder(tmp_path) as folder:
         assert folder.exists()
@@ -159,7 +159,7 @@ def test_file_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_rounding_goes_on_from_its_checkpoint(place: Path) -> None:
-    told = victims(place, "resumed")
+    told = killed_runs(place, "resumed")
     whole_run, first, second, last = told["runs"]
     assert [run["code"] for run in told["runs"]] == [0, -9, -9, 0]
     assert first["outputs"]["out.onnx"] is second["outputs"]["out.onnx"] is None
@@ -175,7 +175,7 @@ def test_rounding_goes_on_from_its_checkpoint(place: Path) -> None:
 
 def test_a_disk_that_is_full(place: Path) -> None:
     """Wherever a file does not fit: OutputError, or the check of a truncated model fails."""
-    ended = victims(place, "full_disk", 0, 100, 2000, 5000)
+    ended = killed_runs(place, "full_disk", 0, 100, 2000, 5000)
     assert "report.json: cannot be written" in ended["quantize 5000"]["stderr"]
     assert {run["code"] for what, run in ended.items() if "5000" not in what} == {6}
     for what, run in ended.items():
@@ -187,7 +187,7 @@ def test_a_disk_that_is_full(place: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may become somebody else")
 def test_a_folder_that_is_read_only(place: Path) -> None:
-    run = victims(place, "locked")
+    run = killed_runs(place, "locked")
     assert (run["code"], one_message(run)) == (6, True), run
     assert "Permission denied" in run["stderr"]
 
@@ -196,7 +196,7 @@ def test_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> str:
         raise FileNotFoundError(2, "No usable temporary directory found")
 
-    monkeypatch.setattr("onnxq.scratch.tempfile.gettempdir", none)
+    monkeypatch.setattr("onnxq.graph.scratch.tempfile.gettempdir", none)
     with pytest.raises(OutputError, match=r"no temporary folder can be made: No usable .*; set TMPDIR"):
         onnxq.quantize(model(NET), np.ones((2, 3, 4, 4), np.float32), **QUICK)
 
@@ -292,7 +292,7 @@ def test_out_of_memory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["onnxq.job.Job.corrected", "onnxq.api.storage.write", "onnxq.cli.reports.write_text"]
+    "where", ["onnxq.pipeline.job.Job.corrected", "onnxq.api.storage.write", "onnxq.cli.reports.write_text"]
 )
 def test_a_bug(place: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """Whatever a pass, the account or the report stumbles over: one message, an exit code of its own, no file."""

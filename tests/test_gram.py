@@ -4,9 +4,9 @@ import graphs
 import numpy as np
 import pytest
 
-from onnxq.graph.matrix import LayerMatrix
-from onnxq.graph.ops import LinearLayer, linear_layer
-from onnxq.numeric.gram import Gram
+from onnxq.operators.linear import LinearLayer, linear_layer
+from onnxq.operators.matrix import LayerMatrix
+from onnxq.rounding.gram import Gram
 
 LAYERS = {
     "conv": "(float[N,3,7,8] x) => (float[N,5,?,?] y) <float[5,3,3,2] w> { y = Conv(x, w) }",

@@ -8,8 +8,8 @@ from graphs import assert_close, model, run, weights
 from quantized import PLAIN, samples
 
 import onnxq
+from onnxq.execution.session import Session
 from onnxq.numeric.quant import Grid, QuantParams
-from onnxq.runtime import Session
 
 GEMM = """(float[2,6] x) => (float[2,?] y) <float[6,5] w, float[5] b, float[7,5] v, float[7] c>
     { a = Gemm(x, w, b) r = Relu(a) y = Gemm<transB=1>(r, v, c) }"""

@@ -17,8 +17,8 @@ from graphs import model
 from hostile import HOSTILE, NET, no_hang, place, refused, run
 
 import onnxq
-from onnxq import npz
-from onnxq.checkpoint import Checkpoint
+from onnxq.calibration.checkpoint import Checkpoint
+from onnxq.data import npz
 from onnxq.errors import DataError
 
 __all__ = ["no_hang", "place"]
@@ -61,7 +61,7 @@ def test_no_pickle_is_opened(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
         pickled(place / name, "labels")
         data = onnxq.CalibrationData(place / "calib.npy", [onnxq.data.InputSpec("x", np.dtype("f4"), (None, 3, 4, 4))])
         with pytest.raises(DataError, match="labels"):
-            onnxq.analysis.labels.read_labels(place / name, data)
+            onnxq.evaluation.labels.read_labels(place / name, data)
     assert not (place / "exploded").exists()
 
 
@@ -71,7 +71,7 @@ def test_compressed_bombs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(place, 4, "decompression bomb", "--stats", bomb(place / "s.npz", 8 << 20, "header"))
     data = onnxq.CalibrationData(place / "calib.npy", [onnxq.data.InputSpec("x", np.dtype("f4"), (None, 3, 4, 4))])
     with pytest.raises(DataError, match="decompression bomb"):
-        onnxq.analysis.labels.read_labels(bomb(place / "l.npz", 8 << 20, "labels"), data)
+        onnxq.evaluation.labels.read_labels(bomb(place / "l.npz", 8 << 20, "labels"), data)
     assert Checkpoint(place, "key").load("layer") is None
     bomb(Checkpoint(place, "key")._path("layer"), 8 << 20)
     assert Checkpoint(place, "key").load("layer") is None, "checkpoints are not compressed"
@@ -157,14 +157,14 @@ def test_labels(place: Path, text: str) -> None:
     (place / "labels.json").write_text(text)
     data = onnxq.CalibrationData(place / "calib.npy", [onnxq.data.InputSpec("x", np.dtype("f4"), (None, 3, 4, 4))])
     with pytest.raises(DataError, match=r"labels\.json"):
-        onnxq.analysis.labels.read_labels(place / "labels.json", data)
+        onnxq.evaluation.labels.read_labels(place / "labels.json", data)
 
 
 def test_labels_from_a_pipe(place: Path) -> None:
     os.mkfifo(place / "labels.npy")
     data = onnxq.CalibrationData(place / "calib.npy", [onnxq.data.InputSpec("x", np.dtype("f4"), (None, 3, 4, 4))])
     with pytest.raises(DataError, match=r"labels\.npy: no regular file"):
-        onnxq.analysis.labels.read_labels(place / "labels.npy", data)
+        onnxq.evaluation.labels.read_labels(place / "labels.npy", data)
 
 
 ENTRY = '{"name": "x", "output_dtype": "uint8", "y_scale": %s, "y_zero_point": %s}'

@@ -10,7 +10,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnxq
 from onnxq.errors import DataError, ModelError, NothingToQuantizeError, OnnxqError
-from onnxq.graph import intake
+from onnxq.graph import import_model as intake
 
 NET = "(float[N,3,4,4] x) => (float[N,5,4,4] y) <float[5,3,1,1] w, float[5] b> { a = Conv(x, w, b) y = Relu(a) }"
 DENSE = "(float[N,4] x) => (float[N,3] y) <float[4,3] w> { y = MatMul(x, w) }"

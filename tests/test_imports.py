@@ -105,5 +105,5 @@ def test_the_walk_sees_imports_of_every_form(tmp_path: Path, monkeypatch: pytest
     )
     monkeypatch.setitem(MODULES, "passes.new", source)
     assert imported("passes.new") == {
-        "os", "onnxq.cli", "onnxq.passes.base", "onnxq.runtime", "onnxq.graph.model", "onnxq.data.images"
+        "os", "onnxq.cli", "onnxq.passes.base", "onnxq.execution.session", "onnxq.graph.model", "onnxq.data.images"
     }  # fmt: skip

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onnxq.analysis.labels import read_labels
 from onnxq.data import CalibrationData, InputSpec
 from onnxq.errors import DataError
+from onnxq.evaluation.labels import read_labels
 
 IMAGE = [InputSpec("x", np.dtype(np.float32), ("N", 3, 5, 5))]
 VECTOR = [InputSpec("x", np.dtype(np.float32), ("N", 2))]

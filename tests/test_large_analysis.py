@@ -13,14 +13,14 @@ import pytest
 from graphs import model
 
 import onnxq
-from onnxq.analysis.compare import compare
-from onnxq.analysis.debug import Limit, debug
-from onnxq.analysis.evaluate import evaluate
-from onnxq.analysis.mixed_precision import Limits, auto_mixed
-from onnxq.analysis.sensitivity import sensitivity
+from onnxq.debugging.workflow import Limit, debug
+from onnxq.evaluation.compare import compare
+from onnxq.evaluation.evaluate import evaluate
+from onnxq.evaluation.mixed_precision import Limits, auto_mixed
+from onnxq.evaluation.sensitivity import sensitivity
+from onnxq.execution.session import Session
 from onnxq.graph import large
 from onnxq.options import Options
-from onnxq.runtime import Session
 
 SMALL = 1000
 """Bytes: the limit, lowered, from which on weights stay in files."""

@@ -13,12 +13,13 @@ import pytest
 from graphs import model, run
 
 import onnxq
-from onnxq import runtime
 from onnxq.errors import OutputError
-from onnxq.graph import channels, external_data, large, storage
+from onnxq.execution import session as runtime
+from onnxq.execution.session import Session
+from onnxq.graph import external_data, large, storage
 from onnxq.graph.model import Model
-from onnxq.graph.ops import LinearLayer, linear_layer
-from onnxq.runtime import Session
+from onnxq.operators import channels
+from onnxq.operators.linear import LinearLayer, linear_layer
 
 NET = (
     "(float[N,30] x) => (float[N,?] y) <float[30,40] u, float[40] b, float[40,50] v, float[50,20] w>"

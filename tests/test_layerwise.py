@@ -8,10 +8,10 @@ import pytest
 from quantized import answered, context, samples
 
 from onnxq.errors import DataError
+from onnxq.execution.layerwise import isolate, planned_layers, visit_layers
 from onnxq.graph.model import extract
-from onnxq.graph.ops import LinearLayer, linear_layer
 from onnxq.graph.simulate import simulated
-from onnxq.layerwise import isolate, planned_layers, visit_layers
+from onnxq.operators.linear import LinearLayer, linear_layer
 
 CHAIN = """(float[N,3,8,8] x) => (float[N,4] y) <float[5,3,3,3] a, float[5] b, float[5,1,3,3] d, float[5,5,1,1] p,
            float[5,4] f> { h = Conv<pads=[1,1,1,1]>(x, a, b)  r = Relu(h)  s = Conv<group=5, pads=[1,1,1,1]>(r, d)

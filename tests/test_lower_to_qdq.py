@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from quantized import answered, planned, quantized, samples
 
 from onnxq.errors import EngineError
+from onnxq.execution.session import Session
 from onnxq.numeric.quant import Grid, QuantParams, QuantSpec
 from onnxq.passes.base import Context
 from onnxq.passes.lower_to_qdq import LowerToQdq
-from onnxq.pipeline import lowering
-from onnxq.runtime import Session
+from onnxq.pipeline.pipeline import lowering
 from onnxq.targets import ORT
 
 MLP = """(float[N,3] x) => (float[N,?] y) <float[3,5] w, float[5] b, float[5,7] v, float[7] c>

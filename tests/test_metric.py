@@ -10,12 +10,19 @@ from graphs import model
 from quantized import quantized, samples
 
 from onnxq import OnnxqError
-from onnxq.analysis.custom_metric import parse_metric
-from onnxq.analysis.metric import AccuracyMetric, AgreementMetric, KlMetric, SqnrMetric, float_outputs, measure
 from onnxq.api import input_specs
 from onnxq.data import CalibrationData
-from onnxq.judge import Judge
+from onnxq.evaluation.custom_metric import parse_metric
+from onnxq.evaluation.metric import (
+    AccuracyMetric,
+    AgreementMetric,
+    KlMetric,
+    SqnrMetric,
+    float_outputs,
+    measure,
+)
 from onnxq.numeric.metrics import class_scores, finite, kl_divergence, ranks
+from onnxq.pipeline.keep_if_better import Judge
 
 MLP = """(float[N,3] x) => (float[N,7] y) <float[3,5] w, float[5] b, float[5,7] v>
     { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v) }"""

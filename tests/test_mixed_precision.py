@@ -16,10 +16,10 @@ from quantized import samples
 
 import onnxq
 from onnxq import Override, cli
-from onnxq.analysis.mixed_precision import Limits, MixedPrecision, auto_mixed
-from onnxq.analysis.planned_widths import Candidates
-from onnxq.analysis.study import Study
 from onnxq.errors import UsageError, VerificationError
+from onnxq.evaluation.mixed_precision import Limits, MixedPrecision, auto_mixed
+from onnxq.evaluation.planned_widths import Candidates
+from onnxq.evaluation.study import Study
 from onnxq.graph import storage
 from onnxq.options import Options
 

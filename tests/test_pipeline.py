@@ -15,7 +15,7 @@ from onnxq.errors import DataError, ModelError, UsageError, VerificationError
 from onnxq.graph import storage
 from onnxq.options import Options
 from onnxq.passes.base import Context, Outcome
-from onnxq.pipeline import Pipeline, load, prepare
+from onnxq.pipeline.pipeline import Pipeline, load, prepare
 
 NET = """(float[N,3,H,W] x) => (float[N,?] y)
     <float[4,3,3,3] w, float[4] b, float[4] g, float[4] h, float[4] m, float[4] var, float[5,4] v, float[5] c> {
@@ -209,7 +209,7 @@ def test_every_option_changes_what_it_says(net, data):
 
 def test_threads_and_batch_size_bound_what_runs_at_once(net, data, monkeypatch):
     running, most, lock = [0], [0], threading.Lock()
-    run = onnxq.runtime.Session.run
+    run = onnxq.execution.session.Session.run
 
     def counted(self, feed):
         with lock:
@@ -221,7 +221,7 @@ def test_threads_and_batch_size_bound_what_runs_at_once(net, data, monkeypatch):
             with lock:
                 running[0] -= 1
 
-    monkeypatch.setattr(onnxq.runtime.Session, "run", counted)
+    monkeypatch.setattr(onnxq.execution.session.Session, "run", counted)
     onnxq.quantize(net, data, threads=1)
     assert most[0] == 1
     onnxq.quantize(net, data, threads=4, batch_size=1)
@@ -264,7 +264,7 @@ def test_a_failure_in_the_middle_leaves_nothing_behind(net, data, tmp_path, monk
         def apply(self, model, context):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("onnxq.job.lowering", lambda: Pipeline((Interrupted(),)))
+    monkeypatch.setattr("onnxq.pipeline.job.lowering", lambda: Pipeline((Interrupted(),)))
     (tmp_path / "out.onnx").write_bytes(b"precious")
     with pytest.raises(KeyboardInterrupt):
         onnxq.quantize(net, data, output=tmp_path / "out.onnx")

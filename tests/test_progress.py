@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from onnxq.progress import Progress
+from onnxq.cli.progress import Progress
 
 
 class Clock:

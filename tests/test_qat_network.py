@@ -15,12 +15,12 @@ from one_thread import one_thread  # noqa: E402, F401
 
 import onnxq  # noqa: E402
 from onnxq.errors import ModelError  # noqa: E402
+from onnxq.execution.session import Session  # noqa: E402
 from onnxq.numeric.metrics import sqnr  # noqa: E402
 from onnxq.passes.base import Context  # noqa: E402
-from onnxq.pipeline import lowering  # noqa: E402
+from onnxq.pipeline.pipeline import lowering  # noqa: E402
 from onnxq.qat import finish, prepare  # noqa: E402
 from onnxq.qat.network import Network, key  # noqa: E402
-from onnxq.runtime import Session  # noqa: E402
 from onnxq.targets import find_target  # noqa: E402
 
 ORT = find_target("ort")
@@ -215,7 +215,7 @@ def test_every_parameter_gets_a_gradient() -> None:
 def test_the_start_rounds_to_what_post_training_quantization_rounds_to() -> None:
     from onnxq import Options
     from onnxq.api import input_specs, open_data
-    from onnxq.job import Job
+    from onnxq.pipeline.job import Job
     from onnxq.qat.start import planned
 
     options, proto = Options(preset="w4a4", every_kernel=True), model(RESIDUAL)

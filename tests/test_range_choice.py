@@ -106,7 +106,7 @@ def test_cross_entropy_is_better_on_its_own_objective():
     for method in ("cross-entropy", "mse"):
         overrides = (Override(tensor="z", bits=3),)
         result = quantize(proto, data, preset="a16", overrides=overrides, logits_range=method).model
-        p, q = (onnxq.runtime.Session(m).run({"x": data})["y"].astype(np.float64) for m in (prepared, result))
+        p, q = (onnxq.execution.session.Session(m).run({"x": data})["y"].astype(np.float64) for m in (prepared, result))
         losses[method] = -(p * np.log(q)).sum()
     assert losses["cross-entropy"] < losses["mse"]
 
@@ -197,7 +197,7 @@ def prepared(proto):
     Normalize().apply(model_, Context())
     FoldBatchNorm().apply(model_, Context())
     plan = Options(every_kernel=True)
-    onnxq.pipeline.placement(plan).run(model_, Context())
+    onnxq.pipeline.pipeline.placement(plan).run(model_, Context())
     return model_
 
 

@@ -5,7 +5,15 @@ import pytest
 
 from onnxq.numeric.histogram import Histogram
 from onnxq.numeric.quant import Grid, QuantParams, QuantSpec
-from onnxq.numeric.ranges import METHODS, batchnorm, cross_entropy, minmax, mse, percentile, squared_error
+from onnxq.numeric.ranges import (
+    METHODS,
+    batchnorm,
+    cross_entropy,
+    minmax,
+    mse,
+    percentile,
+    squared_error,
+)
 from onnxq.numeric.samples import Samples
 
 RANDOM = np.random.default_rng(0)

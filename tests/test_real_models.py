@@ -9,7 +9,7 @@ from quantized import FLOAT_LINEAR, linear_in_float
 
 import onnxq
 from onnxq import Preprocess
-from onnxq.runtime import optimized_graph
+from onnxq.execution.session import optimized_graph
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "realmodels"
 MOBILENET, RESNET, ULTRAFACE = "mobilenet_v1_025_imagenet", "resnet20_cifar10", "ultraface"

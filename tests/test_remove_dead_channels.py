@@ -9,7 +9,7 @@ from graphs import assert_close, feeds, model, run
 from test_scaling_groups import shaped
 
 from onnxq.data import Feed
-from onnxq.graph.foresight import foresee
+from onnxq.graph.batchnorm_statistics import foresee
 from onnxq.graph.model import Model, Moments
 from onnxq.passes import remove_dead_channels
 from onnxq.passes.base import Context, Outcome

@@ -10,7 +10,18 @@ from reports import HOSTILE, report
 
 from onnxq.report import ParetoFront, ParetoPoint
 from onnxq.report.html import page, to_html
-from onnxq.report.markup import Cell, Column, Section, count, decibels, name, number, percent, table, tag
+from onnxq.report.markup import (
+    Cell,
+    Column,
+    Section,
+    count,
+    decibels,
+    name,
+    number,
+    percent,
+    table,
+    tag,
+)
 from onnxq.report.svg import Scale
 
 EVERYTHING = [

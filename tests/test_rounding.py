@@ -5,10 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from onnxq.numeric.gram import Gram
 from onnxq.numeric.quant import Grid, QuantParams
-from onnxq.numeric.rounding import ErrorFeedback, Lattice, descend, enumerate_all, fit_scale
-from onnxq.numeric.soft_rounding import (
+from onnxq.rounding.adaround import (
     Columns,
     Quadratic,
     SoftRounding,
@@ -16,6 +14,8 @@ from onnxq.numeric.soft_rounding import (
     inverse_rectified_sigmoid,
     rectified_sigmoid,
 )
+from onnxq.rounding.gptq import ErrorFeedback, Lattice, descend, enumerate_all, fit_scale
+from onnxq.rounding.gram import Gram
 
 
 def problem(seed, groups=2, rows=3, inputs=5, columns=60, bits=3):

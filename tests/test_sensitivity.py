@@ -14,9 +14,9 @@ from onnx import ModelProto
 from quantized import samples
 
 from onnxq import cli
-from onnxq.analysis import sensitivity as module
-from onnxq.analysis.sensitivity import SensitivityAnalysis, sensitivity
 from onnxq.errors import UsageError
+from onnxq.evaluation import sensitivity as module
+from onnxq.evaluation.sensitivity import SensitivityAnalysis, sensitivity
 from onnxq.graph import storage
 from onnxq.options import Options
 

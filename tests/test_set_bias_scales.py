@@ -3,10 +3,10 @@ import pytest
 from graphs import model, run, weights
 from quantized import answered, planned, quantized, samples
 
-from onnxq.graph.bias_scale import LARGEST_BIAS
+from onnxq.execution.session import Session
 from onnxq.passes.base import Context
 from onnxq.passes.set_bias_scales import SetBiasScales
-from onnxq.runtime import Session
+from onnxq.rounding.bias_scale import LARGEST_BIAS
 
 LAYERS = {
     "Gemm": "y = Gemm(x, w, b)",

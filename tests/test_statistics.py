@@ -13,7 +13,8 @@ from graphs import model
 from quantized import PLAIN
 
 import onnxq
-from onnxq import Override, cli, statistics
+from onnxq import Override, cli
+from onnxq.calibration import statistics
 from onnxq.errors import DataError, OutputError, UsageError
 from onnxq.graph import storage
 from onnxq.numeric.histogram import Histogram
@@ -137,7 +138,7 @@ def test_statistics_give_the_bytes_that_data_gives_without_running_the_model(net
     def refuse(*arguments):
         raise AssertionError("the model ran")
 
-    monkeypatch.setattr("onnxq.passes.collect.collect", refuse)
+    monkeypatch.setattr("onnxq.calibration.collect.collect", refuse)
     assert written(net, data, whole, **options) == expected
     assert written(net, None, whole, **options) == expected
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from quantized import PLAIN, samples
 
-from onnxq.analysis.study import Study, open_study
-from onnxq.analysis.switchboard import Group, Switchboard
+from onnxq.evaluation.study import Study, open_study
+from onnxq.evaluation.switchboard import Group, Switchboard
 from onnxq.graph.model import Model, grid_root
 from onnxq.graph.simulate import simulated
 from onnxq.options import Options

@@ -7,7 +7,7 @@ from quantized import PLAIN, kernels, samples
 
 import onnxq
 from onnxq import Override
-from onnxq.runtime import Session
+from onnxq.execution.session import Session
 
 SEPARABLE = """(float[1,3,8,8] x) => (float[?,?,?,?] y) <float[8,3,3,3] w, float[8,1,3,3] v, float[8,8,1,1] u, float lo,
     float hi, float[4,8,1,1] t>

@@ -6,10 +6,11 @@ from onnx import numpy_helper
 from quantized import quantized, samples
 
 import onnxq
-from onnxq import api, verify
+from onnxq import api
 from onnxq.errors import EngineError, VerificationError
+from onnxq.execution.session import Session
 from onnxq.graph import storage
-from onnxq.runtime import Session
+from onnxq.pipeline import verify
 
 MLP = """(float[N,3] x) => (float[N,7] y) <float[3,5] w, float[5] b, float[5,7] v>
     { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v) }"""

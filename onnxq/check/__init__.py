@@ -16,7 +16,7 @@ from ..report import printable
 from ..targets import Requirement, Target, requirements
 from . import placement, values
 from .finding import Check
-from .qdq import QdqGraph
+from .qdq_reader import QdqGraph
 from .shifts import shifts
 
 CHECKS: Mapping[str, Check] = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..targets import Target
-from .qdq import QdqGraph
+from .qdq_reader import QdqGraph
 
 
 @dataclass(frozen=True)

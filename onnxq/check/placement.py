@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import onnx_graphsurgeon as gs
 
-from ..graph.ops import ONNX_DOMAINS, clip_bounds, preserves_grid
 from ..graph.residual import CONVOLUTIONS
+from ..operators.linear import ONNX_DOMAINS, clip_bounds, preserves_grid
 from ..targets import OpRule, Target
 from ..targets.requirements import readers
 from ..targets.target import masks_attention
 from .finding import Finding
-from .qdq import Pair, QdqGraph, is_dequantize, is_quantize, label
+from .qdq_reader import Pair, QdqGraph, is_dequantize, is_quantize, label
 
 
 def fused_activation(graph: QdqGraph, target: Target) -> Iterator[Finding]:

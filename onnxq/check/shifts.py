@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..graph.ops import LINEAR_OPS
+from ..operators.linear import LINEAR_OPS
 from ..targets import Shifts, Target
 from .finding import Finding
-from .qdq import Encoding, QdqGraph, label
+from .qdq_reader import Encoding, QdqGraph, label
 
 
 def shifts(graph: QdqGraph, target: Target) -> Iterator[Finding]:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..graph.ops import LINEAR_OPS
+from ..operators.linear import LINEAR_OPS
 from ..targets import Target
 from .finding import Finding
-from .qdq import Constant, Encoding, QdqGraph, label
+from .qdq_reader import Constant, Encoding, QdqGraph, label
 
 _TOLERANCE = 1e-5
 

@@ -7,8 +7,16 @@ from typing import Any
 import click
 
 from ..api import calibrate
-from ..progress import Progress
-from .options import CALIB, config_option, data_options, parse, refuse_same_files, run_options, scheduler_option
+from .options import (
+    CALIB,
+    config_option,
+    data_options,
+    parse,
+    refuse_same_files,
+    run_options,
+    scheduler_option,
+)
+from .progress import Progress
 
 
 @click.command("calibrate")

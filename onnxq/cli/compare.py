@@ -6,9 +6,16 @@ from typing import Any
 
 import click
 
-from ..analysis.compare import compare
-from ..progress import Progress
-from .options import CALIB, config_option, data_options, parse, run_options, scheduler_option
+from ..evaluation.compare import compare
+from .options import (
+    CALIB,
+    config_option,
+    data_options,
+    parse,
+    run_options,
+    scheduler_option,
+)
+from .progress import Progress
 
 
 @click.command("compare")

@@ -8,11 +8,10 @@ from typing import Any
 
 import click
 
-from ..analysis.debug import Debugged, Limit, debug
-from ..analysis.fixes import NAMES
 from ..api import quantize
+from ..debugging.remedies import NAMES
+from ..debugging.workflow import Debugged, Limit, debug
 from ..graph.storage import replacing, write_text
-from ..progress import Progress
 from ..report import LogEntry, Report, printable
 from .config_file import config_text
 from .options import (
@@ -29,6 +28,7 @@ from .options import (
     run_options,
     step_options,
 )
+from .progress import Progress
 from .quantize import quantize_command
 from .reports import report_option, writing
 

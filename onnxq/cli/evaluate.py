@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from ..analysis.evaluate import evaluate
-from ..progress import Progress
+from ..evaluation.evaluate import evaluate
 from .options import config_option, data_options, parse, thread_options
+from .progress import Progress
 
 
 @click.command("evaluate")

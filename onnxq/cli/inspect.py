@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from ..analysis.inspect import inspect
 from ..api import open_model
-from ..config import overrides_of
+from ..evaluation.inspect import inspect
 from ..options import Options
+from .config import overrides_of
 from .options import config_option, placement_options
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from ..analysis.mixed_precision import Limits, MixedPrecision, auto_mixed
 from ..data import Preprocess
 from ..errors import UsageError
+from ..evaluation.mixed_precision import Limits, MixedPrecision, auto_mixed
 from ..options import Options
 from .options import judging_options, options
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from ..progress import Progress
 from .options import (
     config_option,
     data_options,
@@ -19,6 +18,7 @@ from .options import (
     run_options,
     step_options,
 )
+from .progress import Progress
 from .reports import report_option, writing
 
 training_options = options(

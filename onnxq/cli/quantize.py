@@ -10,7 +10,6 @@ import click
 
 from ..api import Result, quantize
 from ..graph.storage import replacing, write_text
-from ..progress import Progress
 from .config_file import config_text
 from .mixed import mixed_options, take_wish
 from .options import (
@@ -27,6 +26,7 @@ from .options import (
     run_options,
     step_options,
 )
+from .progress import Progress
 from .reports import report_option, writing
 
 

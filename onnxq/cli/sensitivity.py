@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 import click
 
-from ..analysis.sensitivity import sensitivity
-from ..progress import Progress
+from ..evaluation.sensitivity import sensitivity
 from .options import (
     CALIB,
     config_option,
@@ -20,6 +19,7 @@ from .options import (
     scheduler_option,
     step_options,
 )
+from .progress import Progress
 
 
 @click.command("sensitivity")

@@ -8,8 +8,8 @@
 Nothing is kept between two passes: memory holds one record at a time, however much data there is.
 """
 
-from onnxq.data.calibration import CalibrationData, Feed, Source
-from onnxq.data.images import Preprocess
-from onnxq.data.inputs import InputSpec
+from .calibration import CalibrationData, Feed, Source
+from .images import Preprocess
+from .inputs import InputSpec
 
 __all__ = ["CalibrationData", "Feed", "InputSpec", "Preprocess", "Source"]

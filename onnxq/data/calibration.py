@@ -19,10 +19,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from onnxq.data.images import Preprocess
-from onnxq.data.inputs import Array, InputSpec, batch_size, shape_text, shown
-from onnxq.data.sources import Record, is_whole, open_source
-from onnxq.errors import DataError, UsageError
+from ..errors import DataError, UsageError
+from .images import Preprocess
+from .inputs import Array, InputSpec, batch_size, shape_text, shown
+from .sources import Record, is_whole, open_source
 
 Arrays: TypeAlias = Mapping[str, Array]
 Source: TypeAlias = str | os.PathLike[str] | Array | Arrays | Iterable[Array | Arrays]

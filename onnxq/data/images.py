@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from onnxq.data.inputs import Array, Dim, InputSpec, reading, shape_text, shown
-from onnxq.errors import DataError, UsageError
+from ..errors import DataError, UsageError
+from .inputs import Array, Dim, InputSpec, reading, shape_text, shown
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.errors import DataError, OnnxqError
+from ..errors import DataError, OnnxqError
 
 Array: TypeAlias = npt.NDArray[Any]
 Dim: TypeAlias = int | str | None

@@ -16,10 +16,10 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 from numpy.lib import format as npy
 
-from onnxq.data.images import decode
-from onnxq.data.inputs import Array, reading, shown
-from onnxq.errors import DataError, UsageError
-from onnxq.npz import NpzFile
+from ..errors import DataError, UsageError
+from .images import decode
+from .inputs import Array, reading, shown
+from .npz import NpzFile
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
 

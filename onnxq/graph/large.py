@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from ..scratch import scratch_folder
+from .scratch import scratch_folder
 
 LARGE = 1 << 30
 """Bytes of external data from which on a model's tensors stay in files."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
+from ..operators.linear import is_op
 from .model import Model
-from .ops import is_op
 
 SMALLEST_CLASSIFIER = 10
 """Values of an output behind no Softmax from which it is taken for class scores, not for coordinates."""

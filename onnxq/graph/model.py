@@ -14,8 +14,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from ..errors import ModelError
 from ..numeric.quant import QuantParams, QuantSpec
+from ..operators.linear import in_subgraph
 from . import large
-from .ops import in_subgraph
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 

@@ -18,9 +18,9 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from ..errors import ModelError
+from ..operators.linear import ONNX_DOMAINS
 from . import large
 from .model import nodes_of
-from .ops import ONNX_DOMAINS
 
 OLDEST_OPSET = 6
 OLDEST_RUN = 7

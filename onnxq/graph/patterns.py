@@ -23,8 +23,8 @@ from typing import TypeAlias
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from ..operators.linear import is_op, preserves_grid
 from .model import Model
-from .ops import is_op, preserves_grid
 
 _CENTRED = "Sub(x, ReduceMean(x))"
 _DEVIATION = f"Sqrt(Add(ReduceMean(Pow({_CENTRED}, 2) | Mul({_CENTRED}, {_CENTRED})), epsilon))"

@@ -15,9 +15,9 @@ import onnx.inliner
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper
 
 from ..errors import ModelError
+from ..operators.linear import LINEAR_OPS
 from . import large
 from .model import graphs_of, nodes_of
-from .ops import LINEAR_OPS
 from .shapes import infer_shapes
 
 WIDENED_FROM = "onnxq.float32_from"

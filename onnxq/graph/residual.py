@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
+from ..operators.linear import LinearLayer, linear_layer
 from .model import Model
-from .ops import LinearLayer, linear_layer
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 

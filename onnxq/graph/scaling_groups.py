@@ -23,10 +23,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from . import channels
+from ..operators import channels
+from ..operators.linear import LinearLayer, clip_bounds, is_op, linear_layer
+from ..operators.movement import MOVES
 from .model import Model, tensor_names
-from .movement import MOVES
-from .ops import LinearLayer, clip_bounds, is_op, linear_layer
 
 Ids = NDArray[np.int64]
 

@@ -11,8 +11,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
+from ..operators.linear import is_op
 from .model import graphs_of
-from .ops import is_op
 
 
 def infer_shapes(proto: ModelProto) -> ModelProto:

@@ -13,11 +13,11 @@ import onnx
 from onnx import GraphProto, ModelProto
 
 from ..errors import AlreadyQuantizedError, ModelError, OutputError
-from ..scratch import scratch_folder
 from . import external_data, large
 from .model import nodes_of
 from .order import in_order
-from .soundness import refuse_unsound
+from .sanitize import refuse_unsound
+from .scratch import scratch_folder
 
 LARGEST_PROTOBUF = 2**31 - 2**20
 """Bytes that still fit one protobuf file; larger models keep their tensors in a second file beside it."""

@@ -21,14 +21,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from ..graph import channels
-from ..graph.expectation import expected_response
+from ..calibration.channel_facts import channel_facts, has_data, too_few
 from ..graph.model import Model
-from ..graph.ops import LinearLayer, clip_bounds, is_op, linear_layer
 from ..graph.scaling_groups import find_groups
 from ..numeric.channel_statistics import ChannelFacts
+from ..operators import channels
+from ..operators.linear import LinearLayer, clip_bounds, is_op, linear_layer
+from ..operators.mean_propagation import expected_response
 from .base import Context, Outcome, Skip
-from .observe import channel_facts, has_data, too_few
 
 Vector = NDArray[np.float64]
 

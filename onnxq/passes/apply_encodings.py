@@ -17,8 +17,8 @@ from ..encodings import Encoding
 from ..encodings.record import DERIVED_BITS
 from ..errors import UsageError
 from ..graph.model import Model, Quantizer, drop_quantizer
-from ..graph.ops import LinearLayer, is_float, linear_layer
 from ..numeric.quant import QuantSpec
+from ..operators.linear import LinearLayer, is_float, linear_layer
 from .base import Context, Outcome, Skip
 
 

@@ -16,9 +16,9 @@ import onnx_graphsurgeon as gs
 
 from ..errors import UsageError
 from ..graph.model import Model, Quantizer, drop_quantizer
-from ..graph.ops import LinearLayer, linear_layer
 from ..numeric.quant import Grid, QuantSpec
 from ..numeric.ranges import parse_method
+from ..operators.linear import LinearLayer, linear_layer
 from ..targets import Target
 from .base import Context, Outcome
 

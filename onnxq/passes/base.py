@@ -8,15 +8,15 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from ..cluster import Here, Workers
+from ..calibration.statistics import Statistics
 from ..data import Feed
+from ..execution.distributed import Here, Workers
 from ..graph.model import Model
 from ..numeric.channel_statistics import ChannelFacts
 from ..numeric.quant import QuantParams
 from ..numeric.ranges import Range
 from ..numeric.samples import Samples
 from ..report import RoundedLayer
-from ..statistics import Statistics
 from ..targets import ORT, Target
 
 

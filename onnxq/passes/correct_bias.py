@@ -19,14 +19,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from ..graph import channels
-from ..graph.expectation import expected_response
+from ..calibration.channel_facts import channel_facts
 from ..graph.model import Model
-from ..graph.ops import LinearLayer, linear_layer
 from ..graph.scaling_groups import find_groups
 from ..numeric.channel_statistics import ChannelFacts
+from ..operators import channels
+from ..operators.linear import LinearLayer, linear_layer
+from ..operators.mean_propagation import expected_response
 from .base import Context, Outcome, Skip
-from .observe import channel_facts
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph.matrix import LayerMatrix
+from ..execution.layerwise import isolate, visit_layers
 from ..graph.model import Model
-from ..graph.ops import LinearLayer
-from ..layerwise import isolate, visit_layers
+from ..operators.linear import LinearLayer
+from ..operators.matrix import LayerMatrix
 from .base import Context, Outcome
 
 Array = NDArray[np.float64]

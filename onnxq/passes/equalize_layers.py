@@ -30,15 +30,16 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import channels, large
-from ..graph.contribution import contributions, measured_tensors
+from ..calibration.channel_facts import channel_facts, too_few
+from ..graph import large
 from ..graph.model import Model
+from ..graph.output_sensitivity import contributions, measured_tensors
 from ..graph.scaling_groups import Bound, Scalable, ScalingGroups, find_groups
 from ..numeric import equalization
 from ..numeric.channel_statistics import ChannelFacts
 from ..numeric.equalization import Activation, Keep, Ranges
+from ..operators import channels
 from .base import Context, Outcome, Skip
-from .observe import channel_facts, too_few
 
 Vector = NDArray[np.float64]
 Facts = Mapping[str, ChannelFacts]

@@ -22,8 +22,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..graph.model import Model, Quantizer, grid_root
-from ..graph.ops import LinearLayer, clip_bounds, is_op, linear_layer
 from ..numeric.quant import QuantParams
+from ..operators.linear import LinearLayer, clip_bounds, is_op, linear_layer
 from ..targets import FixedEncoding, Shifts, Target
 from .base import Context, Outcome
 

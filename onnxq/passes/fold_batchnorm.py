@@ -27,9 +27,17 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from ..graph import channels, edit
+from ..graph import edit
 from ..graph.model import Model, Moments
-from ..graph.ops import LinearLayer, channel_vector, is_op, layer_ending_in, linear_layer, rank
+from ..operators import channels
+from ..operators.linear import (
+    LinearLayer,
+    channel_vector,
+    is_op,
+    layer_ending_in,
+    linear_layer,
+    rank,
+)
 from .base import Context, Outcome, Skip
 
 Vector = NDArray[np.float64]

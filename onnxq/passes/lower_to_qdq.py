@@ -25,8 +25,8 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from ..graph import edit, large
 from ..graph.model import Model, Quantizer
-from ..graph.ops import LinearLayer, clip_bounds, is_op, linear_layer, preserves_grid
 from ..numeric.quant import Grid, QuantParams
+from ..operators.linear import LinearLayer, clip_bounds, is_op, linear_layer, preserves_grid
 from ..targets import Target
 from .base import Context, Outcome
 

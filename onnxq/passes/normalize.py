@@ -15,11 +15,11 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from ..errors import EngineError
+from ..execution.session import Session
 from ..graph import edit
 from ..graph.model import Model, extract
-from ..graph.ops import ONNX_DOMAINS, is_op
 from ..graph.shapes import infer_shapes, shape_elements
-from ..runtime import Session
+from ..operators.linear import ONNX_DOMAINS, is_op
 from .base import Context, Outcome, Skip
 
 LARGEST_FOLDED = 2**22

@@ -25,15 +25,15 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graph import channels
-from ..graph.expectation import expected_response
-from ..graph.foresight import foresee
+from ..calibration.channel_facts import channel_facts, too_few
+from ..graph.batchnorm_statistics import foresee
 from ..graph.model import Model, Moments
-from ..graph.ops import LinearLayer, clip_bounds, is_op, linear_layer
 from ..graph.scaling_groups import find_groups
 from ..numeric.channel_statistics import ChannelFacts
+from ..operators import channels
+from ..operators.linear import LinearLayer, clip_bounds, is_op, linear_layer
+from ..operators.mean_propagation import expected_response
 from .base import Context, Outcome, Skip
-from .observe import channel_facts, too_few
 
 Vector = NDArray[np.float64]
 

@@ -14,19 +14,19 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from ..calibration.collect import collect_tensors
+from ..calibration.statistics import graph_hash
 from ..errors import DataError, UsageError
 from ..graph.match import class_logits
 from ..graph.model import Model, Quantizer, grid_root
-from ..graph.ops import clip_bounds
 from ..graph.patterns import feeds_softmax
 from ..numeric.histogram import Histogram
 from ..numeric.logits import Logits
 from ..numeric.quant import QuantParams
 from ..numeric.ranges import MASKED, batchnorm, parse_method, set_range, unmasked_range
 from ..numeric.samples import MinMax, Statistic
-from ..statistics import graph_hash
+from ..operators.linear import clip_bounds
 from .base import Context, Outcome, Skip
-from .collect import collect_tensors
 
 
 @dataclass(frozen=True)

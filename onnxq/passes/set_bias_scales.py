@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..graph.bias_scale import input_scale, lowest_scales, raised_scale
 from ..graph.model import Model
-from ..graph.ops import LinearLayer, linear_layer
+from ..operators.linear import LinearLayer, linear_layer
+from ..rounding.bias_scale import input_scale, lowest_scales, raised_scale
 from .base import Context, Outcome
 
 

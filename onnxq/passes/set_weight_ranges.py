@@ -10,12 +10,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..errors import ModelError
+from ..execution.session import parallel_map
 from ..graph.model import Model, Quantizer
-from ..graph.ops import LinearLayer, linear_layer
 from ..numeric.quant import QuantParams, QuantSpec
 from ..numeric.ranges import Range, set_range
 from ..numeric.samples import Samples
-from ..runtime import parallel_map
+from ..operators.linear import LinearLayer, linear_layer
 from .base import Context, Outcome
 
 AT_ONCE = 2**22

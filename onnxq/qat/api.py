@@ -16,25 +16,25 @@ import numpy as np
 import torch
 from onnx import ModelProto
 
-from ..account import account
-from ..analysis.labels import read_labels
 from ..api import input_specs, open_data, open_model, open_output, with_settings
-from ..checkpoint import Checkpoint, key_of
+from ..calibration.checkpoint import Checkpoint, key_of
 from ..data import InputSpec, Preprocess
 from ..data.inputs import batch_size
-from ..details import Notebook
 from ..errors import EngineError, UsageError
+from ..evaluation.labels import read_labels
+from ..execution.session import Session, default_threads, parallel_map
 from ..graph import storage
 from ..graph.model import Model
-from ..job import Job
+from ..graph.scratch import scratch_folder
 from ..numeric.metrics import OutputSqnr, class_scores
 from ..options import Options
 from ..passes.base import Context
-from ..pipeline import load, lowering
-from ..pipeline import prepare as preparation
+from ..pipeline.build_report import account
+from ..pipeline.collect_report import Notebook
+from ..pipeline.job import Job
+from ..pipeline.pipeline import load, lowering
+from ..pipeline.pipeline import prepare as preparation
 from ..report import Measure, Report, Step
-from ..runtime import Session, default_threads, parallel_map
-from ..scratch import scratch_folder
 from .loss import CrossEntropy, Distillation, Loss, load_loss
 from .network import Network
 from .samples import Augmentation, Samples, read_samples

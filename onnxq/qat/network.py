@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import EngineError, ModelError
-from ..graph.bias_scale import input_scale
 from ..graph.model import Model, grid_root
-from ..graph.ops import ONNX_DOMAINS, LinearLayer, linear_layer
+from ..operators.linear import ONNX_DOMAINS, LinearLayer, linear_layer
+from ..rounding.bias_scale import input_scale
 from ..targets import Target
 from .operators import OPERATORS, Function
 from .quantizer import Quantizer, on_bias_grid

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..data import CalibrationData, InputSpec
 from ..errors import DataError, UsageError
-from ..scratch import scratch_folder
+from ..graph.scratch import scratch_folder
 
 Arrays = Mapping[str, NDArray[np.generic]]
 

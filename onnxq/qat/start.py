@@ -16,8 +16,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..graph.model import Model
-from ..job import Job
 from ..passes.set_bias_scales import SetBiasScales
+from ..pipeline.job import Job
 
 CELL = 0.25
 """Of a step, to either side."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint import Checkpoint
+from ..calibration.checkpoint import Checkpoint
 from ..errors import EngineError, UsageError
 from .loss import Loss, agreement
 from .network import Network

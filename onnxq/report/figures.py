@@ -6,7 +6,20 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
-from .markup import Cell, Column, Markup, Section, count, decibels, join, name, number, percent, table, tag
+from .markup import (
+    Cell,
+    Column,
+    Markup,
+    Section,
+    count,
+    decibels,
+    join,
+    name,
+    number,
+    percent,
+    table,
+    tag,
+)
 from .records import Box, Distribution, Layer, Report
 from .svg import Series, boxplots, histogram, lines
 

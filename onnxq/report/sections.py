@@ -7,7 +7,19 @@ from collections import Counter
 from collections.abc import Iterable
 
 from . import figures
-from .markup import Cell, Column, Markup, Section, count, decibels, join, name, number, table, tag
+from .markup import (
+    Cell,
+    Column,
+    Markup,
+    Section,
+    count,
+    decibels,
+    join,
+    name,
+    number,
+    table,
+    tag,
+)
 from .records import LogEntry, ParetoFront, Report, SensitivityRanking, Step
 from .svg import dumbbell, pareto
 from .text import size

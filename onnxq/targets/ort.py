@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
-from ..graph.ops import LinearLayer, is_depthwise, is_op, linear_layer
 from ..numeric.quant import Grid, QuantSpec
+from ..operators.linear import LinearLayer, is_depthwise, is_op, linear_layer
 from .target import MOVEMENT, MOVES, OpRule, Target, masks_attention, no_layer
 
 _MEASURED = "graphs that ONNX Runtime 1.32 runs, operator by operator"

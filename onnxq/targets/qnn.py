@@ -5,7 +5,16 @@
 from __future__ import annotations
 
 from ..numeric.quant import Grid, QuantSpec
-from .target import MOVEMENT, MOVES, POOLS, FixedEncoding, OpRule, Target, masks_attention, no_layer
+from .target import (
+    MOVEMENT,
+    MOVES,
+    POOLS,
+    FixedEncoding,
+    OpRule,
+    Target,
+    masks_attention,
+    no_layer,
+)
 
 _CONFIG = (
     "https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/python/tools/quantization/execution_providers/qnn"

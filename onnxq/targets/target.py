@@ -11,9 +11,9 @@ from typing import Literal
 
 import onnx_graphsurgeon as gs
 
-from ..graph.ops import ONNX_DOMAINS, LinearLayer, linear_layer, preserves_grid
 from ..graph.patterns import ACTIVATIONS, feeds_softmax
 from ..numeric.quant import QuantSpec
+from ..operators.linear import ONNX_DOMAINS, LinearLayer, linear_layer, preserves_grid
 
 Condition = Callable[[gs.Node], str | None]
 

@@ -5,7 +5,16 @@ that are powers of two, one a tensor; the accelerator rescales by shifts, whose 
 from __future__ import annotations
 
 from ..numeric.quant import Grid, QuantSpec
-from .target import MOVEMENT, MOVES, POOLS, OpRule, Shifts, Target, masks_attention, no_layer
+from .target import (
+    MOVEMENT,
+    MOVES,
+    POOLS,
+    OpRule,
+    Shifts,
+    Target,
+    masks_attention,
+    no_layer,
+)
 
 _QUARK = "https://github.com/amd/Quark/blob/main/quark/onnx"
 _REFINE = f"{_QUARK}/postprocess/refinement/refine.py"

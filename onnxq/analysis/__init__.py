@@ -1,1 +1,0 @@
-"""Looking at models: what could be quantized, and later what quantization costs where."""

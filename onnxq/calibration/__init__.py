@@ -1,0 +1,1 @@
+"""Statistics of activations, collected from calibration data."""

@@ -1,0 +1,49 @@
+"""Facts about channels for passes that need them: measured where there is calibration data, foretold where not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..graph.batchnorm_statistics import foresee
+from ..graph.model import Model
+from ..numeric.channel_statistics import ChannelFacts, ChannelStatistics
+from ..passes.base import Context
+from .collect import collect_tensors
+from .statistics import graph_hash
+
+LEAST_SEEN = 32
+"""Values of a channel: that all of so many are on one side of zero is no accident."""
+
+
+def channel_facts(
+    model: Model, tensors: Mapping[str, int], context: Context, label: str, deviations: float = 6.0
+) -> dict[str, ChannelFacts]:
+    """What is known of `tensors` (name -> channel axis); those of which nothing is known are left out.
+
+    deviations: how many of them from its mean a channel is foretold to stay, where there is no data.
+    Tensors that this context has measured in this very graph are not measured again.
+    """
+    if not has_data(context):
+        known = foresee(model, deviations)
+        return {name: known[name] for name in tensors if name in known}
+    measured = context.measured.setdefault(graph_hash(model.to_proto()), {})
+    missing = [name for name, axis in tensors.items() if (name, axis) not in measured]
+    if missing:
+        found = collect_tensors(model, missing, context, lambda name: ChannelStatistics(tensors[name]), label)
+        measured |= {(name, tensors[name]): s.facts() for name, s in found.items() if isinstance(s, ChannelStatistics)}
+    return {name: measured[name, axis] for name, axis in tensors.items() if (name, axis) in measured}
+
+
+def too_few(facts: ChannelFacts) -> str:
+    """Why what was measured says nothing about where a channel stays; empty where it does."""
+    if facts.seen >= LEAST_SEEN:
+        return ""
+    return (
+        f"each of its channels was seen {facts.seen:.0f} times only, and its extremes mean nothing below {LEAST_SEEN}:"
+        " calibrate with more samples"
+    )
+
+
+def has_data(context: Context) -> bool:
+    """Whether there is a calibration sample to look at."""
+    return next(iter(context.feeds), None) is not None

@@ -1,0 +1,87 @@
+"""Quantizers that miss the target alone: what is wrong with each, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from ..evaluation.sensitivity import SensitivityAnalysis, UnitEffect
+from ..pipeline.keep_if_better import CLEAR_DB
+from .log import Log, score_text
+from .root_cause import Finding, look_at
+from .trial import Goal, Trial
+
+NAMED = 10
+"""How many are looked at, at most."""
+
+SUSPECTED = 3
+"""How many where none misses the target alone."""
+
+
+@dataclass
+class Culprit:
+    """db: SQNR of the outputs with it alone on its grid, at first.  repaired_by: the fix; empty where there is none."""
+
+    name: str
+    kind: str
+    findings: tuple[Finding, ...]
+    db: float
+    repaired_by: str = ""
+
+
+def name_culprits(trial: Trial, goal: Goal, ranking: SensitivityAnalysis, log: Log) -> list[Culprit]:
+    """Those that miss the target alone, the worst first; where there are none, those that cost most."""
+    effects = ranking.measured
+    guilty = [effect for effect in effects if effect.only is not None and effect.only < goal.needed]
+    named = (guilty or list(effects[:SUSPECTED]))[:NAMED]
+    units = {unit.name: unit for unit in trial.units}
+    culprits = [
+        Culprit(effect.unit, effect.kind, look_at(trial, units[effect.unit]), trial.db_alone(effect.unit))
+        for effect in named
+    ]
+    lines = [
+        f"{len(guilty)} of {len(effects)} quantizers miss the target alone."
+        if guilty
+        else "No quantizer misses the target alone: noise adds up. Those that cost most:"
+    ]
+    lines += [_told(effect, culprit, log) for effect, culprit in zip(named, culprits, strict=True)]
+    if len(guilty) > len(named):
+        lines.append(f"And {len(guilty) - len(named)} more.")
+    if ranking.not_measured:
+        lines.append(f"For {len(ranking.not_measured)} others, less suspicious by themselves, there was no time.")
+    figures = [(effect.unit, effect.only) for effect in named if effect.only is not None]
+    log.write("Culprits", *lines, unit=log.metric.unit, figures=figures)
+    return culprits
+
+
+def _told(effect: UnitEffect, culprit: Culprit, log: Log) -> str:
+    assert effect.only is not None
+    assert effect.all_but is not None
+    found = "; ".join(f"{each.kind}: {each.text}" for each in culprit.findings)
+    scores = f"alone {log.score(effect.only)}, all but it {log.score(effect.all_but)}"
+    return f"{effect.unit} ({effect.kind}): {scores}. {found}."
+
+
+def mean_alone(trial: Trial, culprits: Collection[Culprit]) -> float:
+    """SQNR of the outputs with one culprit on its grid, in dB, mean over culprits. What is clear counts as clear."""
+    return sum(min(trial.db_alone(culprit.name), CLEAR_DB) for culprit in culprits) / max(len(culprits), 1)
+
+
+def note_repairs(trial: Trial, goal: Goal, culprits: Sequence[Culprit], fix: str) -> list[str]:
+    """Credit a fix with the culprits that reach the target alone since then; what to say of it."""
+    repaired = [c for c in culprits if not c.repaired_by and goal.reached(trial.alone([c.name]))]
+    for culprit in repaired:
+        culprit.repaired_by = fix
+    return [f"It repairs {', '.join(culprit.name for culprit in repaired)}."] if repaired else []
+
+
+def tell_fates(trial: Trial, culprits: Sequence[Culprit], log: Log) -> None:
+    """What became of those that were named."""
+    lines, figures = [], []
+    for culprit in culprits:
+        after = trial.db_alone(culprit.name)
+        now = score_text(after, "dB") if culprit.name in trial.groups else "in float"
+        fate = f"repaired by: {culprit.repaired_by}" if culprit.repaired_by else "not repaired by itself"
+        lines.append(f"{culprit.name}: outputs at {score_text(culprit.db, 'dB')} alone, now {now}; {fate}.")
+        figures.append((culprit.name, after))
+    log.write("What became of the culprits", *lines, unit="dB", figures=figures)

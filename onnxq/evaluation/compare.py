@@ -1,0 +1,295 @@
+"""Where does a quantized model leave the float model? Tensor by tensor, in the order of computation.
+
+With n_t = sum (x - y)^2 / sum x^2 the share of noise in tensor t, SQNR_t = -10 log10 n_t, what the node that computes t
+adds is seen against the worst of the tensors it reads (of those that were matched):
+
+    drop_t = min(SQNR of its inputs, 40 dB) - min(SQNR_t, 40 dB)
+
+and the error jumps where drop_t is largest, SQNR_t being replaced by that of the tensors that read t where these are
+better: what they do not have any more did not matter. 40 dB is about what an 8-bit grid leaves of a bell-shaped tensor:
+what is better than that counts as clean, so that the first layers, which read exact inputs, do not always win.
+
+Both models run on each sample, in several passes over the data where the tensors of one pass would not fit the memory;
+nothing is kept but sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto
+
+from ..api import open_data, open_model, with_settings
+from ..calibration.collect import chunks
+from ..data import Preprocess
+from ..errors import DataError, ModelError, OnnxqError
+from ..execution.distributed import Stage, open_workers
+from ..execution.session import Session, Source, parallel_map, without_padding
+from ..graph import large
+from ..graph.model import extract
+from ..graph.shapes import tensor_bytes
+from ..numeric.distance import EXPLAINED_DB, Distance
+from ..numeric.metrics import comparable, finite, sqnr
+from ..options import Options
+from ..passes.base import Context
+from ..pipeline.job import make_context
+from ..pipeline.pipeline import load, prepare
+from .comparison import ComparedTensor, Comparison, Jump
+from .matching import Matching, match
+from .two_models import common_inputs
+
+CLEAN_DB = 40.0
+
+MOVEMENT = frozenset({
+    "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout", "Cast", "Slice", "Split", "Expand"
+})  # fmt: skip
+"""Operators that compute nothing: their outputs are not compared."""
+
+Pairs = Mapping[str, str]
+Figures = Mapping[str, tuple[float, bool]]
+"""SQNR by tensor, and whether it is one up to a scale and an offset of each channel."""
+
+
+@large.storing()
+def compare(
+    reference: Source,
+    quantized: Source,
+    calibration: Any,
+    *,
+    options: Options | None = None,
+    preprocess: Preprocess | None = None,
+    input_keys: Mapping[str, str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    scheduler: str | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Match the tensors of two models and measure how far they are apart on some data.
+
+    reference: the float model. quantized: of any tool, with QuantizeLinear and DequantizeLinear or integer operators.
+    calibration: data for both, as for `quantize`, like the other arguments; of the options, samples, seed, threads,
+        batch_size and max_memory count. scheduler: as for `calibrate`.
+
+    Raises a subclass of OnnxqError: ModelError where the models have different inputs or nothing in common.
+    """
+    options = with_settings(options, settings)
+    proto, name = open_model(reference, quantized=True)
+    other, other_name = open_model(quantized, quantized=True)
+    inputs = common_inputs(proto, other, (name, other_name))
+    feeds = open_data(calibration, inputs, options, preprocess, input_keys)
+    found = match(proto, other)
+    pairs = {t: m.quantized for t, m in found.matches.items() if _compared(found, t)}
+    if not pairs:
+        raise ModelError(f"{other_name}: no tensor or layer of it stands for one of {name}; nothing can be compared")
+    with open_workers(scheduler) as workers:
+        distances = _distances(proto, found, pairs, make_context(options, feeds, progress, workers=workers))
+    for tensor in [t for t in pairs if t not in distances]:
+        found.unmatched[tensor] = f"{found.matches.pop(tensor).quantized!r} has another type or shape"
+    before = {t: _inputs(found, t, distances) for t in pairs if t in distances}
+    figures = _figures(distances, before)
+    weights = _weights(proto, name, found, next(iter(feeds)).arrays)
+    tensors = tuple(_record(found, t, names, distances[t], figures, weights) for t, names in before.items())
+    unmatched = {t: why for t, why in found.unmatched.items() if _compared(found, t)}
+    return Comparison(
+        name, other_name, len(feeds.numbers()), tensors, _jump(before, figures), unmatched, dict(found.inside)
+    )
+
+
+def _compared(found: Matching, tensor: str) -> bool:
+    node = found.reference.source(tensor)
+    return node is None or node.op_type not in MOVEMENT or tensor in found.reference.outputs
+
+
+def _distances(proto: ModelProto, found: Matching, pairs: Pairs, context: Context) -> dict[str, Distance]:
+    """Of the pairs whose arrays can be compared."""
+    first = next(iter(context.feeds), None)
+    if first is None:
+        raise DataError("no data to compare on")
+    sizes = {name: 2 * size for name, size in tensor_bytes(proto, pairs, first.arrays).items()}
+    parts = list(chunks(sizes, context.max_memory // context.in_flight))
+    axis = 1 if any(_rank(found, node) == 3 for node in found.reference.nodes) else -1  # of tensors of rank 3
+    distances: dict[str, Distance] = {}
+    for index, names in enumerate(parts, 1):
+        label = "comparing" if len(parts) == 1 else f"comparing, part {index} of {len(parts)}"
+        part = {name: pairs[name] for name in names}
+        protos = extract(found.reference.proto, part), extract(found.quantized.wiring.proto, part.values())
+        prepare = partial(_comparer, protos, part, set(found.reference.outputs), axis, context.in_flight)
+        for one in context.workers.run(prepare, context.arrays(label), context.threads):
+            for name, distance in one.items():
+                distances.setdefault(name, Distance()).merge(distance)
+    return distances
+
+
+def _rank(found: Matching, node: NodeProto) -> int:
+    """Of a Conv's weight; 0 for other nodes."""
+    dims = found.reference.dims(node.input[1]) if node.op_type in ("Conv", "ConvTranspose") else None
+    return len(dims or ())
+
+
+def _comparer(
+    protos: tuple[ModelProto, ModelProto], pairs: Pairs, whole: Collection[str], axis: int, in_flight: int, threads: int
+) -> Stage[Any, dict[str, Distance]]:
+    observe = partial(_of_sample, (Session(protos[0]), Session(protos[1])), pairs, whole, axis)
+    return lambda feeds: parallel_map(observe, feeds, threads, in_flight)
+
+
+def _of_sample(
+    sessions: tuple[Session, Session],
+    pairs: Pairs,
+    whole: Collection[str],
+    axis: int,
+    feed: tuple[Mapping[str, np.ndarray], int | None],
+) -> dict[str, Distance]:
+    reference, quantized = (session.run(feed[0]) for session in sessions)
+    distances = {}
+    for name, other in pairs.items():
+        x, y = (without_padding(value, *feed) for value in (reference[name], quantized[other]))
+        if comparable(x, y):
+            # Outputs are what they are: nothing behind them makes up for other scales.
+            distance = Distance(None if x.ndim < 2 or name in whole else axis if x.ndim == 3 else 1)
+            distance.update(x, y)
+            distances[name] = distance
+    return distances
+
+
+def _weights(
+    proto: ModelProto, origin: str, found: Matching, feed: Mapping[str, np.ndarray]
+) -> dict[str, tuple[str, float]]:
+    """By the tensor that a linear layer computes: its weight's name, and the SQNR of what the quantized model has.
+
+    Where BatchNormalization is folded into the layer, it is folded into the reference as well.
+    """
+    layers = [
+        (result, node, weight)
+        for node, other, _ in found.layers
+        if (result := found.result_of(node)) is not None and (weight := found.quantized.weight_of(other)) is not None
+    ]
+    if not layers:
+        return {}
+    folded = _folded_weights(proto, origin) if any(_has_more(found, r, n) for r, n, _ in layers) else {}
+    figures = {}
+    for result, node, weight in layers:  # one at a time: together they are as large as the model
+        own = node.input[1]
+        x = folded.get(node.name) if _has_more(found, result, node) else _value(found.reference.proto, own, feed)
+        y = _value(found.quantized.wiring.proto, weight, feed)
+        if x is not None and x.shape != y.shape and x.shape == y.T.shape:
+            y = y.T
+        if x is not None and comparable(x, y):
+            figures[result] = own, sqnr(x, y)
+    return figures
+
+
+def _value(proto: ModelProto, tensor: str, feed: Mapping[str, np.ndarray]) -> Any:
+    return Session(extract(proto, [tensor])).run(feed)[tensor]
+
+
+def _has_more(found: Matching, result: str, node: NodeProto) -> bool:
+    """Whether something that changes the weight is folded between a layer's node and its result."""
+    name = node.output[0]
+    while name != result:
+        (reader,) = found.reference.readers[name]
+        if reader.op_type in ("BatchNormalization", "Mul", "Div"):
+            return True
+        name = reader.output[0]
+    return False
+
+
+def _folded_weights(proto: ModelProto, origin: str) -> dict[str, np.ndarray]:
+    """Weights by node of the float model as `quantize` prepares it, BatchNormalization folded."""
+    try:
+        model = load(proto, origin, Options())
+        prepare().run(model, Context())
+    except OnnxqError:  # a model that could not be quantized here can still be compared, without these weights
+        return {}
+    return {
+        node.name: np.asarray(node.inputs[1].values)
+        for node in model.graph.nodes
+        if len(node.inputs) > 1 and hasattr(node.inputs[1], "values")
+    }
+
+
+def _figures(distances: Mapping[str, Distance], inputs: Mapping[str, Sequence[str]]) -> Figures:
+    """What counts as scaled or moved on purpose, and not as an error, is what the tensors behind do not have any more.
+
+    Where that is so for the scales of one tensor, the network is equalized, and scales of others are not errors either.
+    """
+    plain = {tensor: distance.sqnr.db for tensor, distance in distances.items()}
+    equalized = any(d.is_scaled for t, d in distances.items() if _behind(t, inputs, plain) >= plain[t] + EXPLAINED_DB)
+    scaled = {tensor: distance.scaled_db() if equalized else None for tensor, distance in distances.items()}
+    figures = {t: (plain[t], False) if (db := scaled[t]) is None else (db, True) for t in distances}
+    best = {tensor: db for tensor, (db, _) in figures.items()}
+    for tensor, distance in distances.items():
+        shifted = distance.shifted_db() if scaled[tensor] is None else None
+        if shifted is not None and _behind(tensor, inputs, best) >= plain[tensor] + EXPLAINED_DB:
+            figures[tensor] = shifted, True
+    return figures
+
+
+def _behind(tensor: str, inputs: Mapping[str, Sequence[str]], db: Mapping[str, float]) -> float:
+    """The worst SQNR of the tensors that read this one, those in between not compared; minus infinity where none do."""
+    return min((db[reader] for reader, names in inputs.items() if tensor in names), default=-np.inf)
+
+
+def _record(
+    found: Matching,
+    tensor: str,
+    inputs: Sequence[str],
+    distance: Distance,
+    figures: Figures,
+    weights: Mapping[str, tuple[str, float]],
+) -> ComparedTensor:
+    pair, node = found.matches[tensor], found.reference.source(tensor)
+    heart = next((n for n, _, _ in found.layers if found.result_of(n) == tensor), node)
+    db, adjusted = figures[tensor]
+    weight, weight_db = weights.get(tensor, (None, None))
+    if adjusted or any(figures[name][1] for name in inputs):
+        weight_db = None
+    return ComparedTensor(
+        tensor=tensor,
+        node="" if heart is None else heart.name,
+        op="input" if heart is None else heart.op_type,
+        quantized=pair.quantized,
+        matched_by=pair.by,
+        absorbed=pair.absorbed,
+        sqnr_db=finite(db),
+        cosine=distance.cosine,
+        max_error=distance.max_error if np.isfinite(distance.max_error) else None,
+        adjusted=adjusted,
+        drop_db=_drop([figures[name][0] for name in inputs], db) if inputs else None,
+        weight=weight,
+        weight_sqnr_db=None if weight_db is None else finite(weight_db),
+    )
+
+
+def _drop(inputs: Iterable[float], db: float) -> float:
+    return min(*inputs, CLEAN_DB) - max(min(db, CLEAN_DB), -200.0)
+
+
+def _inputs(found: Matching, tensor: str, distances: Mapping[str, Distance]) -> list[str]:
+    """The nearest tensors before `tensor` that were compared."""
+    nearest: dict[str, None] = {}
+    seen, open_ends = {tensor}, [tensor]
+    while open_ends:
+        node = found.reference.source(open_ends.pop())
+        for name in () if node is None else node.input:
+            if name in seen or name in found.reference.constants:
+                continue
+            seen.add(name)
+            if name in distances:
+                nearest[name] = None
+            else:
+                open_ends.append(name)
+    return list(nearest)
+
+
+def _jump(inputs: Mapping[str, Sequence[str]], figures: Figures) -> Jump | None:
+    """The largest drop that the next tensors still have, the first of equals; None where nothing gets worse."""
+    lasting = {tensor: figures[tensor][0] for tensor in inputs}
+    for tensor, names in inputs.items():
+        for name in names:
+            lasting[name] = max(lasting[name], figures[tensor][0])
+    drops = {t: _drop([figures[name][0] for name in names], lasting[t]) for t, names in inputs.items() if names}
+    worst = max(drops, key=lambda tensor: drops[tensor], default=None)
+    return None if worst is None or drops[worst] <= 0 else Jump(worst, drops[worst])

@@ -1,0 +1,176 @@
+"""How good is a model, float or quantized by any tool, on data: accuracy, and distance from a reference model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..api import input_specs, open_data, open_model, with_settings
+from ..data import CalibrationData, Feed, Preprocess
+from ..errors import ModelError, UsageError
+from ..execution.session import Session, Source, default_threads, parallel_map
+from ..graph import large
+from ..numeric.metrics import finite
+from ..options import Options
+from ..report import printable
+from .custom_metric import BUILT_IN, parse_metric
+from .labels import read_labels
+from .metric import AccuracyMetric, Metric, Tally, final_outputs
+from .two_models import common_inputs
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One metric. value: higher is better; None: infinite, the two models agree in every bit.
+
+    reference: the same of the reference model, where the metric does not compare with it anyway.
+    """
+
+    name: str
+    unit: str
+    value: float | None
+    reference: float | None = None
+
+    def to_text(self) -> str:
+        if self.value is None:
+            return "identical"
+        digits = ".2f" if self.unit in ("%", "dB") else ".6g"
+        text = f"{self.value:{digits}} {self.unit}".rstrip()
+        if self.reference is None:
+            return text
+        return f"{text} (reference {self.reference:{digits}}, difference {self.value - self.reference:+{digits}})"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found. samples: how many were used."""
+
+    model: str
+    reference: str | None
+    data: str | None
+    labels: str | None
+    samples: int
+    figures: tuple[Figure, ...]
+
+    def to_json(self) -> str:
+        """Strict JSON, keys as the fields here."""
+        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+
+    def to_text(self) -> str:
+        """For a terminal: a line for each figure."""
+        against = f" against {self.reference}" if self.reference else ""
+        width = max(len(figure.name) for figure in self.figures)
+        lines = [f"{self.model}{against}: {self.samples} samples"]
+        lines += [f"{figure.name:<{width}}  {figure.to_text()}" for figure in self.figures]
+        return "\n".join(printable(line) for line in lines)
+
+
+@large.storing()
+def evaluate(
+    model: Source,
+    data: Any,
+    *,
+    labels: str | os.PathLike[str] | Sequence[int] | None = None,
+    metrics: Sequence[str] = (),
+    reference: Source | None = None,
+    output: str | None = None,
+    optimized: bool = False,
+    options: Options | None = None,
+    preprocess: Preprocess | None = None,
+    input_keys: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Evaluation:
+    """Measure a model over data, one sample after another: only a user's metric and its outputs need memory.
+
+    data: as the calibration data of `quantize`. labels: a file as in `labels`, or a class index for each sample.
+    metrics: `sqnr`, `agreement`, `kl`, `top1`, `top5` or `module:function`; empty: top-1 and top-5 accuracy where there
+        are labels, and the first three where there is a reference.
+    reference: the float model, against which the model is compared.
+    output: which output holds the class scores, where several might.
+    optimized: run both models as ONNX Runtime rewrites them, in integer kernels; else as they are written.
+    The other arguments are those of `quantize`; of the options, samples, seed, threads and batch_size count.
+
+    Raises a subclass of OnnxqError.
+    """
+    options = with_settings(options, settings)
+    proto, name = open_model(model, quantized=True)
+    other, other_name = (None, None) if reference is None else open_model(reference, quantized=True)
+    inputs = input_specs(proto) if other is None else common_inputs(proto, other, (name, str(other_name)))
+    feeds = open_data(data, inputs, options, preprocess, input_keys)
+    known = None if labels is None else read_labels(labels, feeds)
+    chosen = _chosen(metrics, known, output, other is not None)
+    sessions = [Session(p, optimize=optimized) for p in (proto, other) if p is not None]
+    figures, samples = _measured(sessions, feeds, chosen, options, progress)
+    if not figures:
+        raise UsageError(f"{name}: no output is of a kind that {', '.join(m.name for m in chosen)} can judge")
+    return Evaluation(name, other_name, _path(data), _path(labels), samples, figures)
+
+
+def _chosen(
+    texts: Sequence[str], labels: tuple[int, ...] | None, output: str | None, referenced: bool
+) -> tuple[Metric, ...]:
+    """The metrics to take. Raises UsageError where one lacks what it needs."""
+    names = texts or (("top1", "top5") * (labels is not None) + tuple(BUILT_IN) * referenced)
+    if not names:
+        raise UsageError("nothing to measure: give --labels, --reference, or a --metric of your own")
+    metrics = [parse_metric(text, labels) for text in names]
+    for metric, text in zip(metrics, names, strict=True):
+        if metric.relative and not referenced:
+            raise UsageError(f"--metric {text} compares with another model: give it as --reference")
+    if output is not None and not any(isinstance(metric, AccuracyMetric) for metric in metrics):
+        raise UsageError("--output names the class scores that labels are for; without --labels it has no use")
+    return tuple(dataclasses.replace(m, output=output) if isinstance(m, AccuracyMetric) else m for m in metrics)
+
+
+def _measured(
+    sessions: list[Session],
+    feeds: CalibrationData,
+    metrics: Sequence[Metric],
+    options: Options,
+    progress: Progress | None,
+) -> tuple[tuple[Figure, ...], int]:
+    """The figures that there are, and the number of samples."""
+    if len(sessions) > 1 and set(sessions[0].outputs) != set(sessions[1].outputs):
+        names = [", ".join(session.outputs) for session in sessions]
+        raise ModelError(f"the models have different outputs: {names[0]}; the reference {names[1]}")
+    tallies = [metric.start() for metric in metrics]
+    beside: list[Tally | None] = [None if m.relative or len(sessions) < 2 else m.start() for m in metrics]
+    threads = options.threads or default_threads()
+    samples = 0
+    for done, (feed, (outputs, *rest)) in enumerate(
+        parallel_map(lambda feed: (feed, _run(sessions, feed)), feeds, threads, options.batch_size), 1
+    ):
+        reference = rest[0] if rest else {}
+        for tally, other in zip(tallies, beside, strict=True):
+            tally.update(samples, reference, outputs)
+            if other is not None:
+                other.update(samples, {}, reference)
+        samples += feed.rows or 1
+        if progress is not None:
+            progress("evaluating", done, len(feeds))
+    found = (_figure(*each) for each in zip(metrics, tallies, beside, strict=True))
+    return tuple(figure for figure in found if figure is not None), samples
+
+
+def _run(sessions: Sequence[Session], feed: Feed) -> list[dict[str, Any]]:
+    return [final_outputs(session, feed) for session in sessions]
+
+
+def _figure(metric: Metric, tally: Tally, beside: Tally | None) -> Figure | None:
+    value = tally.value()
+    if np.isnan(value):
+        return None
+    return Figure(metric.name, metric.unit, finite(value), None if beside is None else finite(beside.value()))
+
+
+def _path(source: Any) -> str | None:
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else None

@@ -1,0 +1,139 @@
+"""What a model is made of and what of it could be quantized, without calibration data and without writing anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import ModelProto
+
+from ..api import input_specs
+from ..data import InputSpec
+from ..graph.model import Model
+from ..operators.linear import LinearLayer, is_float, linear_layer
+from ..options import Options
+from ..passes.base import Context
+from ..pipeline.pipeline import load, placement, prepare
+from ..report import FloatNode, printable
+from ..targets import find_target
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer, and whether its weight could be quantized."""
+
+    node: str
+    op: str
+    weight: str
+    shape: tuple[int, ...]
+    parameters: int
+    quantized: bool
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Facts about a model and what `quantize` would do with it; nodes as they are after normalizing and folding."""
+
+    model: str
+    ir_version: int
+    opsets: dict[str, int]
+    producer: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parameters: int
+    parameter_types: dict[str, int]
+    operators: dict[str, int]
+    normalized_operators: dict[str, int]
+    layers: tuple[Layer, ...]
+    integer_nodes: int
+    quantized_tensors: int
+    float_nodes: tuple[FloatNode, ...]
+
+    def to_json(self) -> str:
+        """Strict JSON, keys as the fields here."""
+        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+
+    def to_text(self, verbose: bool = False) -> str:
+        """For a terminal; with `verbose` each layer and each node left in float."""
+        opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in self.opsets.items())
+        types = ", ".join(f"{count:,} {dtype}" for dtype, count in self.parameter_types.items())
+        lines = [
+            f"{self.model}: IR version {self.ir_version}, operator sets {opsets}, producer {self.producer or '?'}",
+            *(f"input  {text}" for text in self.inputs),
+            *(f"output {text}" for text in self.outputs),
+            f"parameters {self.parameters:,}" + (f" ({types})" if types else ""),
+            f"operators {_counts(self.operators)}",
+            f"after normalizing and folding {_counts(self.normalized_operators)}",
+            f"could be quantized: {self.integer_nodes} nodes, {self.quantized_tensors} tensors,"
+            f" {sum(layer.quantized for layer in self.layers)} of {len(self.layers)} linear layers",
+        ]
+        if verbose:
+            lines += [f"layer {_layer(layer)}" for layer in self.layers]
+            lines += [f"in float: {n.node} ({n.op}): {n.reason}" for n in self.float_nodes]
+        else:
+            groups = Counter((n.op, n.reason) for n in self.float_nodes)
+            lines += [f"in float: {count} {op}: {reason}" for (op, reason), count in groups.most_common()]
+        return "\n".join(printable(line) for line in lines)
+
+
+def inspect(proto: ModelProto, origin: str, options: Options | None = None) -> Inspection:
+    """What the checked model `proto` holds, and what would be quantized. Raises ModelError or EngineError."""
+    options = options or Options()
+    context = Context(target=find_target(options.target))
+    model = load(proto, origin, options)
+    prepare().run(model, context)
+    step = placement(options).run(model, context)[0]
+    nodes = {node.name: node.op for node in model.graph.nodes}
+    dtypes = Counter[str]()
+    for constant in model.initializers():
+        known = isinstance(constant.dtype, (np.dtype, type))
+        dtypes[str(np.dtype(constant.dtype)) if known else "other"] += int(np.prod(constant.shape))
+    return Inspection(
+        model=origin,
+        ir_version=proto.ir_version,
+        opsets={o.domain: o.version for o in proto.opset_import},
+        producer=f"{proto.producer_name} {proto.producer_version}".strip(),
+        inputs=tuple(str(spec).removeprefix("input ") for spec in input_specs(proto)),
+        outputs=tuple(_tensor(t) for t in model.graph.outputs),
+        parameters=sum(dtypes.values()),
+        parameter_types=dict(dtypes.most_common()),
+        operators=dict(Counter(node.op_type for node in proto.graph.node).most_common()),
+        normalized_operators=dict(Counter(node.op for node in model.graph.nodes).most_common()),
+        layers=tuple(_layers(model)),
+        integer_nodes=step.changed,
+        quantized_tensors=len(model.quantizers),
+        float_nodes=tuple(FloatNode(where, nodes[where], reason) for where, reason in step.skips),
+    )
+
+
+def _layers(model: Model) -> list[Layer]:
+    found = []
+    for layer in map(linear_layer, model.graph.nodes):
+        if isinstance(layer, LinearLayer):
+            shape = tuple(int(n) for n in layer.weight.shape)
+            quantizer = model.quantizers.get(layer.weight.name)
+            quantized = quantizer is not None and layer.node.name in quantizer.readers
+            count = int(np.prod(shape))
+            found.append(Layer(layer.node.name, layer.node.op, layer.weight.name, shape, count, quantized))
+    return found
+
+
+def _tensor(tensor: gs.Tensor) -> str:
+    if not is_float(tensor) and not isinstance(tensor.dtype, (np.dtype, type)):
+        return f"{tensor.name!r} of a type numpy does not know"
+    spec = InputSpec(tensor.name, np.dtype(tensor.dtype), None if tensor.shape is None else tuple(tensor.shape))
+    return str(spec).removeprefix("input ")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {op}" for op, count in counts.items()) or "none"
+
+
+def _layer(layer: Layer) -> str:
+    shape = "x".join(str(n) for n in layer.shape)
+    state = "quantizable" if layer.quantized else "float"
+    return f"{layer.node} ({layer.op}): weight {layer.weight} {shape}, {layer.parameters:,} parameters, {state}"

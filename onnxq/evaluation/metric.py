@@ -1,0 +1,252 @@
+"""How good a model is: one number, higher is better.
+
+    SQNR                of all float outputs against the float model's, dB
+    top-1 agreement     samples with the float model's best class, %
+    KL                  -mean KL(p, p^) of the classes' probabilities, nats: 0 at best
+    top-k accuracy      samples whose label is among the k best classes, %; needs labels
+    module:function     whatever the user's function makes of the stacked outputs
+
+A metric is a frozen record; `start` gives a tally that takes in the samples one after another, in data order, so that
+the value depends neither on threads nor on batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+import numpy as np
+from onnx import ModelProto
+
+from ..data import Feed
+from ..errors import DataError, UsageError
+from ..execution.session import Session, parallel_map, without_padding
+from ..numeric.metrics import OutputSqnr, class_scores, kl_divergence, ranks
+
+Outputs: TypeAlias = Mapping[str, Any]
+"""Output name -> array, its samples along axis 0 (see `by_sample`); a list of arrays for a sequence."""
+
+
+class Tally(Protocol):
+    """Takes in samples, and says in the end how good they were."""
+
+    def update(self, sample: int, reference: Outputs, outputs: Outputs) -> None:
+        """One feed. sample: the number of its first sample. reference: the float model's outputs, if known."""
+
+    def value(self) -> float:
+        """Higher is better. Not-a-number where no output could be judged."""
+
+
+class Metric(Protocol):
+    """relative: whether it compares with the float model's outputs, which it then needs."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def relative(self) -> bool: ...
+    def start(self) -> Tally: ...
+
+
+@dataclass(frozen=True)
+class SqnrMetric:
+    """Signal to quantization noise of all float outputs together, in dB; what steps of `quantize` are judged by."""
+
+    name: ClassVar[str] = "SQNR"
+    unit: ClassVar[str] = "dB"
+    relative: ClassVar[bool] = True
+
+    def start(self) -> Tally:
+        return _SqnrTally()
+
+
+@dataclass
+class _SqnrTally:
+    total: OutputSqnr = field(default_factory=OutputSqnr)
+
+    def update(self, sample: int, reference: Outputs, outputs: Outputs) -> None:
+        self.total.update(reference, outputs)
+
+    def value(self) -> float:
+        return self.total.db if self.total.totals else np.nan
+
+
+@dataclass(frozen=True)
+class AgreementMetric:
+    """Share of samples for which both models find the same best class, in %, over outputs that hold class scores."""
+
+    name: ClassVar[str] = "top-1 agreement"
+    unit: ClassVar[str] = "%"
+    relative: ClassVar[bool] = True
+
+    def start(self) -> Tally:
+        return _AgreementTally()
+
+
+@dataclass
+class _Mean:
+    """Of values per sample."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, values: np.ndarray) -> None:
+        self.total += float(np.asarray(values, np.float64).sum())
+        self.count += values.size
+
+    def of(self, factor: float) -> float:
+        return factor * self.total / self.count if self.count else np.nan
+
+
+@dataclass
+class _AgreementTally:
+    same: _Mean = field(default_factory=_Mean)
+
+    def update(self, sample: int, reference: Outputs, outputs: Outputs) -> None:
+        for x, y in _score_pairs(reference, outputs):
+            self.same.add(ranks(y, x.argmax(axis=1)) == 0)
+
+    def value(self) -> float:
+        return self.same.of(100.0)
+
+
+@dataclass(frozen=True)
+class KlMetric:
+    """Minus the mean KL divergence of the quantized model's class probabilities from the float model's, in nats."""
+
+    name: ClassVar[str] = "KL"
+    unit: ClassVar[str] = "nats"
+    relative: ClassVar[bool] = True
+
+    def start(self) -> Tally:
+        return _KlTally()
+
+
+@dataclass
+class _KlTally:
+    divergence: _Mean = field(default_factory=_Mean)
+
+    def update(self, sample: int, reference: Outputs, outputs: Outputs) -> None:
+        for x, y in _score_pairs(reference, outputs):
+            self.divergence.add(kl_divergence(x, y))
+
+    def value(self) -> float:
+        mean = self.divergence.of(-1.0)
+        return -np.inf if self.divergence.count and np.isnan(mean) else mean
+
+
+def _score_pairs(reference: Outputs, outputs: Outputs) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for name, value in reference.items():
+        x, y = class_scores(value), class_scores(outputs.get(name))
+        if x is not None and y is not None and x.shape == y.shape:
+            yield x, y
+
+
+@dataclass(frozen=True)
+class AccuracyMetric:
+    """Share of samples whose label is among the k classes with the highest scores, in %; nothing where all are.
+
+    labels: of the samples in data order, as `labels.read_labels` gives them. output: which output holds the class
+    scores; None: the only one that looks like it.
+    """
+
+    labels: tuple[int, ...]
+    k: int = 1
+    output: str | None = None
+    unit: ClassVar[str] = "%"
+    relative: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        return f"top-{self.k} accuracy"
+
+    def start(self) -> Tally:
+        return _AccuracyTally(self)
+
+
+@dataclass
+class _AccuracyTally:
+    metric: AccuracyMetric
+    hits: _Mean = field(default_factory=_Mean)
+
+    def update(self, sample: int, reference: Outputs, outputs: Outputs) -> None:
+        name, scores = _the_scores(outputs, self.metric.output)
+        known = np.asarray(self.metric.labels[sample : sample + len(scores)], np.int64)
+        if known.size != len(scores):
+            raise DataError(
+                f"labels: expected one for each sample, got {len(self.metric.labels)}, and output {name!r} has scores"
+                f" for samples {sample} to {sample + len(scores) - 1}"
+            )
+        outside = known[(known < 0) | (known >= scores.shape[1])]
+        if outside.size:
+            raise DataError(
+                f"labels: class {outside[0]} does not exist: output {name!r} has scores of {scores.shape[1]} classes,"
+                f" 0 to {scores.shape[1] - 1}"
+            )
+        if self.metric.k < scores.shape[1]:
+            self.hits.add(ranks(scores, known) < self.metric.k)
+
+    def value(self) -> float:
+        return self.hits.of(100.0)
+
+
+def _the_scores(outputs: Outputs, wanted: str | None) -> tuple[str, np.ndarray]:
+    if wanted is not None and wanted not in outputs:
+        raise UsageError(f"the model has no output {wanted!r}; it has {', '.join(outputs)}")
+    found = {n: s for n, v in outputs.items() if wanted in (None, n) and (s := class_scores(v)) is not None}
+    if len(found) == 1:
+        return next(iter(found.items()))
+    if wanted is not None:
+        raise UsageError(f"output {wanted!r} does not hold class scores (samples x classes)")
+    trouble = f"{', '.join(found)} do; name the right one" if found else "none does; give a metric of your own"
+    raise UsageError(f"labels are for an output that holds class scores (samples x classes), and {trouble}")
+
+
+def by_sample(value: Any, feed: Feed) -> Any:
+    """An output for `feed` without padding, and with its samples along axis 0.
+
+    An axis of length 1 is put in front where axis 0 counts something else: the feed is then one sample.
+    """
+    value = without_padding(value, feed.arrays, feed.rows)
+    if not isinstance(value, np.ndarray) or value.shape[:1] == (feed.rows or 1,):
+        return value
+    return value[np.newaxis]
+
+
+def final_outputs(session: Session, feed: Feed) -> dict[str, Any]:
+    """What a loaded model answers to `feed`, as tallies take it."""
+    return {name: by_sample(value, feed) for name, value in session.run(feed.arrays).items()}
+
+
+def float_outputs(proto: ModelProto, feeds: Iterable[Feed], threads: int) -> list[dict[str, Any]]:
+    """The final outputs of a model for each feed: the reference of relative metrics. All are held in memory."""
+    session = Session(proto)
+    return list(parallel_map(lambda feed: final_outputs(session, feed), feeds, threads))
+
+
+def measure(
+    proto: ModelProto,
+    feeds: Iterable[Feed],
+    metric: Metric,
+    references: Sequence[Outputs] | None,
+    threads: int,
+) -> float:
+    """The value of `metric` for a model over `feeds`; the same on any number of threads.
+
+    references: `float_outputs` of the same feeds, for a relative metric. Raises UsageError where the metric does not
+    fit the model's outputs, DataError where labels do not, EngineError where the model does not run.
+    """
+    if metric.relative and references is None:
+        raise UsageError(f"{metric.name} compares with the float model's outputs, and none are given")
+    session, tally = Session(proto), metric.start()
+    outputs = parallel_map(lambda feed: (feed, final_outputs(session, feed)), feeds, threads)
+    first = 0
+    for index, (feed, found) in enumerate(outputs):
+        tally.update(first, {} if references is None else references[index], found)
+        first += feed.rows or 1
+    value = tally.value()
+    if np.isnan(value):
+        raise UsageError(f"{metric.name} cannot be measured: no output of the model is of that kind")
+    return value

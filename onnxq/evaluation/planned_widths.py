@@ -1,0 +1,138 @@
+"""One network planned at several widths: every unit's switch for each of its candidate bits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from glob import escape
+
+from ..errors import UsageError
+from ..execution.layerwise import isolate
+from ..graph.model import Model
+from ..operators.linear import LinearLayer, linear_layer
+from ..options import Options
+from ..passes.apply_overrides import Override
+from ..pipeline.job import Job
+from ..pipeline.pipeline import placement, raised
+from .bit_allocation import BitCosts, Bits
+from .switchboard import Group, State, groups_of
+from .workload import workload
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Widths to choose from, the most bits first; empty: as the preset says."""
+
+    weights: tuple[int, ...]
+    activations: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Candidates:
+        """From `w4,w8,a8,a16`. Raises UsageError."""
+        found: dict[str, set[int]] = {"w": set(), "a": set()}
+        for part in text.split(","):
+            match = re.fullmatch(r"([wa])(\d+)", part.strip())
+            if match is None or not 2 <= int(match[2]) <= 16:
+                raise UsageError(f"--auto-mixed {text!r}: expected widths from 2 to 16, as in w4,w8,a8,a16")
+            found[match[1]].add(int(match[2]))
+        return cls(*(tuple(sorted(widths, reverse=True)) for widths in found.values()))
+
+    def check(self, options: Options) -> None:
+        """Raise UsageError where the options leave in float what is to be chosen here."""
+        for widths, spec, name in (
+            (self.weights, options.weight, "weights"),
+            (self.activations, options.activation, "activations"),
+        ):
+            if widths and spec is None:
+                raise UsageError(f"--auto-mixed {self}: --preset {options.preset} leaves {name} in float")
+
+    @property
+    def plans(self) -> list[tuple[int | None, int | None]]:
+        """Widths of (weights, activations), so that every candidate is in one of them."""
+        plans: list[tuple[int | None, int | None]] = []
+        for i in range(max(len(self.weights), len(self.activations))):
+            w, a = (ws[min(i, len(ws) - 1)] if ws else None for ws in (self.weights, self.activations))
+            plans.append((w, a))
+        return plans
+
+    def __str__(self) -> str:
+        return ",".join([*(f"w{b}" for b in self.weights), *(f"a{b}" for b in self.activations)])
+
+
+@dataclass(frozen=True)
+class PlannedWidths:
+    """base: the float model.  groups: unit -> bits -> its switch.  weights: the units that are layers' weights.
+    costs: of choices among them."""
+
+    base: Model
+    groups: Mapping[str, Mapping[int, Group]]
+    weights: frozenset[str]
+    costs: BitCosts
+
+    def state(self, bits: Bits) -> State:
+        """Everything on its grid, with these bits."""
+        return {unit: self.groups[unit][width] for unit, width in bits.items()}
+
+
+def plan(job: Job, candidates: Candidates) -> PlannedWidths:
+    """Plan the job's model once for each candidate. The job itself is left as it is, but for its steps.
+
+    Weights of less than 8 bits are rounded by descent at low effort where the options leave the method open. Units
+    whose bits the user's own overrides tell have no choice. Raises OnnxqError.
+    """
+    options, model = job.options, job.adjusted()
+    probe = model.clone()
+    placement(options).run(probe, job.context)
+    layers = (linear_layer(node) for node in probe.graph.nodes)
+    weights = {layer.weight.name for layer in layers if isinstance(layer, LinearLayer)}
+    units = {name: name in weights for name, q in probe.quantizers.items() if q.grid_of is None}
+    plans = [_with_widths(options, units, *widths) for widths in candidates.plans]
+    every = tuple(override for variant in plans for override in variant.overrides)
+    model = raised(model, replace(options, overrides=every))  # the same nodes and names at all widths
+    base: Model | None = None
+    groups: dict[str, dict[int, Group]] = {}
+    for variant in plans:
+        planner = replace(job, options=variant, steps=(), notebook=None)
+        ranged = planner.ranged(model.clone())
+        planned = planner.corrected(ranged.clone())
+        isolate(ranged)
+        base = base or ranged
+        for name, group in groups_of(base, planned).items():
+            params = planned.quantizers[name].params
+            assert params is not None
+            groups.setdefault(name, {}).setdefault(params.grid.bits, group)
+    assert base is not None
+    costs = BitCosts.of(base, base.quantizers, workload(base.to_proto(), next(iter(job.feeds))))
+    return PlannedWidths(base, groups, frozenset(weights & groups.keys()), costs)
+
+
+def _with_widths(options: Options, units: Mapping[str, bool], weight: int | None, activation: int | None) -> Options:
+    """All weights and activations at one width each; the user's overrides stay above that.
+
+    units: name -> whether it is a layer's weight.
+    """
+    widths = {name: weight if is_weight else activation for name, is_weight in units.items()}
+    overrides = tuple(Override(tensor=escape(name), bits=width) for name, width in widths.items() if width is not None)
+    options = replace(options, overrides=(*overrides, *options.overrides))
+    if weight is not None and is_rounded_by_descent(options, weight):
+        return replace(options, rounding="descent", effort="low")
+    return options
+
+
+def is_rounded_by_descent(options: Options, weight_bits: int) -> bool:
+    """Whether weights of so few bits call for optimised rounding, and the options leave that open."""
+    return options.rounding == "auto" and weight_bits < 8 and options.block_size is None
+
+
+def chosen_options(options: Options, planned: PlannedWidths, bits: Bits) -> Options:
+    """The options that quantize with these bits: overrides where the preset says otherwise, and rounding to match."""
+    tensors = planned.base.graph.tensors()
+    overrides = []
+    for unit in sorted(bits, key=list(tensors).index):
+        spec = options.weight if unit in planned.weights else options.activation
+        if spec is None or bits[unit] != spec.grid.bits:
+            overrides.append(Override(tensor=escape(unit), bits=bits[unit]))
+    fewest = min((bits[unit] for unit in planned.weights), default=8)
+    rounding = "descent" if is_rounded_by_descent(options, fewest) else options.rounding
+    return replace(options, overrides=(*overrides, *options.overrides), rounding=rounding)

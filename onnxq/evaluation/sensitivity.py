@@ -1,0 +1,329 @@
+"""Which grid costs how much: every quantizer alone switched on, and alone switched off (white paper, figure 9).
+
+    only       the metric with this unit on its grid and everything else in float
+    all but    the metric with this unit in float and everything else on its grid
+    own        SQNR of what the unit holds, float against on its grid: a look at the unit, not at the network. Of
+               weights by the mean over channels, since the small channels of a tensor are the first to vanish
+
+A unit is one grid (weights, or an activation with what keeps its grid), or a layer's weights with its output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import ModelProto
+
+from ..data import Feed, Preprocess
+from ..execution.distributed import Stage, open_workers
+from ..execution.layerwise import planned_layers
+from ..execution.session import Session
+from ..graph import large
+from ..graph.model import Model, extract
+from ..numeric.metrics import Sqnr
+from ..operators.linear import LinearLayer, clip_bounds
+from ..options import Options
+from ..report import Sensitivity, SensitivityRanking, printable
+from ..report.json_format import plain
+from .metric import Metric, Outputs
+from .study import Labels, Study, open_study
+from .switchboard import Group, Switchboard
+
+By = Literal["quantizer", "layer"]
+
+LOOKED_AT = 4
+"""Samples for the SQNR of single activations."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is switched together. name: a tensor, or a layer's node.  kind: weights, activation, or layer."""
+
+    name: str
+    kind: str
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class UnitEffect:
+    """own_db: see the module. only, all_but: the metric; None where the budget did not reach."""
+
+    unit: str
+    kind: str
+    tensors: tuple[str, ...]
+    own_db: float
+    only: float | None = None
+    all_but: float | None = None
+
+    @property
+    def rank(self) -> tuple[float, float, float, str]:
+        """The most harmful first: worst alone, then most gained without it, then worst by itself."""
+        only = math.inf if self.only is None else self.only
+        all_but = -math.inf if self.all_but is None else self.all_but
+        return only, -all_but, self.own_db, self.unit
+
+
+@dataclass(frozen=True)
+class SensitivityAnalysis:
+    """float_score: of the original model; off: all switches off, which must be the same; on: all on.
+
+    measured: the most harmful first; not_measured: what the budget did not reach, the most suspicious first.
+    passes: runs of the whole network a sample that the evaluations were worth, of `evaluations`.
+    """
+
+    model: str
+    metric: str
+    unit: str
+    samples: int
+    float_score: float
+    off: float
+    on: float
+    measured: tuple[UnitEffect, ...]
+    not_measured: tuple[UnitEffect, ...]
+    budget: float | None
+    evaluations: int
+    passes: float
+    seconds: float
+
+    @property
+    def ranking(self) -> SensitivityRanking:
+        """What a report shows."""
+        found = (Sensitivity(e.unit, e.kind, e.only, e.all_but) for e in self.measured)
+        return SensitivityRanking(self.metric, self.unit, tuple(found))
+
+    def to_json(self) -> str:
+        """Strict JSON, keys as the fields here; what is infinite (two models agree in every bit) is null."""
+        return json.dumps(plain(dataclasses.asdict(self)), indent=2, allow_nan=False) + "\n"
+
+    def to_text(self, top: int | None = None) -> str:
+        """A table for a terminal, of the first `top` units."""
+        lines = [
+            f"{self.model}: {self.metric} on {self.samples} samples: float {self._score(self.float_score)},"
+            f" all switched off {self._score(self.off)}, all on {self._score(self.on)}",
+            f"{'alone':>12}  {'all but it':>12}  {'own SQNR':>9}  {'what':<10}  unit",
+        ]
+        for effect in self.measured[:top]:
+            lines.append(
+                f"{self._score(effect.only):>12}  {self._score(effect.all_but):>12}  {effect.own_db:>6.1f} dB"
+                f"  {effect.kind:<10}  {effect.unit}"
+            )
+        if self.not_measured:
+            some = ", ".join(effect.unit for effect in self.not_measured[:5])
+            lines.append(
+                f"not measured within {self.budget:g} s: {len(self.not_measured)} units, whose own SQNR is better than"
+                f" that of those measured: {some}{', ...' * (len(self.not_measured) > 5)}"
+            )
+        lines.append(
+            f"{self.evaluations} evaluations for the work of {self.passes:.1f} passes through the network,"
+            f" {self.seconds:.1f} s"
+        )
+        return "\n".join(printable(line) for line in lines)
+
+    def _score(self, value: float | None) -> str:
+        if value is None:
+            return ""
+        if math.isinf(value):
+            return "identical" if value > 0 else "not finite"
+        return f"{value:.2f} {self.unit}" if self.unit in ("dB", "%") else f"{value:.5g} {self.unit}".rstrip()
+
+
+@large.storing()
+def sensitivity(
+    model: str | os.PathLike[str] | ModelProto,
+    calibration: Any,
+    *,
+    labels: Labels | None = None,
+    metric: str | None = None,
+    by: By = "quantizer",
+    budget: float | None = None,
+    judged: int | None = None,
+    options: Options | None = None,
+    preprocess: Preprocess | None = None,
+    input_keys: Mapping[str, str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    scheduler: str | None = None,
+) -> SensitivityAnalysis:
+    """Rank what `quantize` with these options would put on grids by what it costs.
+
+    labels, metric: as `evaluate` takes them, the labels being those of the calibration data; SQNR by default.
+    by: what is switched together. budget: seconds for the evaluations, once the model is planned; units are then
+    visited by their own SQNR, the worst first, and what was measured does not depend on the budget.
+    judged: calibration samples that the metric is measured on. scheduler: as for `calibrate`; what workers have begun
+        when the budget is spent they finish. The rest as in `quantize`. Raises OnnxqError.
+    """
+    with open_workers(scheduler) as workers:
+        study = open_study(
+            model, calibration, options=options or Options(), labels=labels, metric=metric, judged=judged,
+            preprocess=preprocess, input_keys=input_keys, progress=progress, workers=workers,
+        )  # fmt: skip
+        base, groups = study.planned()
+        return rank(study, base, groups, units_of(base, groups, by), budget)
+
+
+def rank(
+    study: Study, base: Model, groups: Mapping[str, Group], units: Sequence[Unit], budget: float | None = None
+) -> SensitivityAnalysis:
+    """Measure units of a planned model. Raises OnnxqError."""
+    start = time.perf_counter()
+    own = own_sqnr(study, base, groups)
+    effects = [_looked_at(unit, own) for unit in units]
+    if budget is not None:
+        effects.sort(key=lambda effect: (effect.own_db, effect.unit))
+    begin, float_score, context = time.perf_counter(), study.float_score, study.job.context
+
+    def due() -> Iterator[Collection[str]]:
+        """All groups, and units as long as there is time for one more."""
+        last, durations = begin, list[float]()
+        for done, names in enumerate([tuple(groups), *(effect.tensors for effect in effects)]):
+            if done and budget is not None and not _fits(budget, start, durations):
+                return
+            yield names
+            durations.append(time.perf_counter() - last)
+            last = time.perf_counter()
+            context.progress("switching quantizers", done, len(effects))
+
+    of = (study.feeds, study.metric, study.references, context.max_memory)
+    whole, *alone = context.workers.run(partial(_scorer, base.to_proto(), groups, *of), due(), context.threads, most=1)
+    measured = [replace(e, only=one.on, all_but=one.off) for e, one in zip(effects, alone, strict=False)]
+    passes = [work for one in alone for work in one.passes if work]
+    return SensitivityAnalysis(
+        model=study.job.origin,
+        metric=study.metric.name,
+        unit=study.metric.unit,
+        samples=sum(feed.rows or 1 for feed in study.feeds),
+        float_score=float_score,
+        off=whole.off,
+        on=whole.on,
+        measured=tuple(sorted(measured, key=lambda effect: effect.rank)),
+        not_measured=tuple(effects[len(measured) :]),
+        budget=budget,
+        evaluations=2 + len(passes),
+        passes=sum(passes, 2.0),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _fits(budget: float, start: float, durations: Sequence[float]) -> bool:
+    """Whether there is time for one more, if that takes as long as the ones so far; or, as the first, as long as
+    the scores of the whole network, whose duration comes before theirs."""
+    expected = durations[0] if len(durations) == 1 else sum(durations[1:]) / (len(durations) - 1)
+    return time.perf_counter() - start + expected <= budget
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Of some groups: on with everything else off; off with everything else on; and what computing that was worth."""
+
+    on: float
+    off: float
+    passes: tuple[float, float]
+
+
+def _scorer(
+    proto: ModelProto,
+    groups: Mapping[str, Group],
+    feeds: Sequence[Feed],
+    metric: Metric,
+    references: Sequence[Outputs],
+    max_memory: int,
+    threads: int,
+) -> Stage[Collection[str], _Scores]:
+    board = Switchboard(proto, groups.values(), feeds, metric, references, threads=threads, max_memory=max_memory)
+    board.hold({})
+    board.hold(groups)
+    return lambda units: (_measured(board, groups, names) for names in units)
+
+
+def _measured(board: Switchboard, groups: Mapping[str, Group], names: Collection[str]) -> _Scores:
+    on = {name: groups[name] for name in names}
+    off = {name: group for name, group in groups.items() if name not in names}
+    return _Scores(board.score(on), board.score(off), (board.passes(on), board.passes(off)))
+
+
+def units_of(base: Model, groups: Mapping[str, Group], by: By = "quantizer") -> list[Unit]:
+    """What is switched together, in graph order."""
+    tensors = base.graph.tensors()
+    if by == "layer":
+        return _layers(base, groups)
+    kinds = {name: "weights" if isinstance(tensors[name], gs.Constant) else "activation" for name in groups}
+    return [Unit(name, kinds[name], (name,)) for name in groups]
+
+
+def _layers(base: Model, groups: Mapping[str, Group]) -> list[Unit]:
+    """Layers with the grid of their output; what is left, such as the model's inputs, alone."""
+    units, taken = [], set[str]()
+    for layer in planned_layers(base):
+        names = [name for name in (layer.weight.name, _output(base, layer)) if name in groups and name not in taken]
+        if names:
+            units.append(Unit(layer.node.name, "layer", tuple(names)))
+            taken.update(names)
+    return units + [unit for unit in units_of(base, groups) if unit.name not in taken]
+
+
+def _output(base: Model, layer: LinearLayer) -> str:
+    """The tensor that carries what the layer computes to the next ones, behind its activation function."""
+    tensor = layer.output
+    while tensor.name not in base.quantizers and (reader := base.sole_consumer(tensor)) is not None:
+        if clip_bounds(reader) is None:
+            break
+        tensor = reader.outputs[0]
+    return str(tensor.name)
+
+
+def own_sqnr(study: Study, base: Model, groups: Mapping[str, Group]) -> dict[str, float]:
+    """SQNR in dB of what each group holds, in the float network."""
+    found = _weights_sqnr(base, groups)
+    roots = {name: next(q for q in g.quantizers if q.tensor == name) for name, g in groups.items() if name not in found}
+    tensors = base.graph.tensors()
+    for name, quantizer in roots.items():
+        assert quantizer.params is not None
+        if isinstance(tensors[name], gs.Constant):
+            found[name] = _db(np.asarray(tensors[name].values), quantizer.params.fake(tensors[name].values))
+    totals = {name: Sqnr() for name in roots if name not in found}
+    fed = {name for name in totals if not tensors[name].inputs}
+    session = Session(extract(base.to_proto(), [name for name in totals if name not in fed]))
+    for feed in study.feeds[:LOOKED_AT]:
+        values = {**feed.arrays, **session.run(feed.arrays)}
+        for name, total in totals.items():
+            params = roots[name].params
+            assert params is not None
+            total.update(values[name], params.fake(values[name]))
+    return found | {name: total.db for name, total in totals.items()}
+
+
+def _weights_sqnr(base: Model, groups: Mapping[str, Group]) -> dict[str, float]:
+    """Of linear layers' weights: mean over channels of noise to signal, in dB."""
+    found = {}
+    for layer in planned_layers(base):
+        group = groups.get(layer.weight.name)
+        if group is None or group.name in found:
+            continue
+        weight = np.asarray(layer.weight.values, np.float64)
+        error = weight - large.array(group.constants[layer.weight.name])
+        axes = tuple(i for i in range(weight.ndim) if i != layer.axis)
+        signal, noise = np.square(weight).sum(axes), np.square(error).sum(axes)
+        share = (noise / np.where(signal > 0, signal, 1))[signal > 0]
+        ratio = float(np.minimum(share, 1.0).mean()) if share.size else 0.0
+        found[group.name] = -10 * math.log10(ratio) if ratio > 0 else math.inf
+    return found
+
+
+def _db(x: np.ndarray, y: np.ndarray) -> float:
+    total = Sqnr()
+    total.update(x, y)
+    return total.db
+
+
+def _looked_at(unit: Unit, own: Mapping[str, float]) -> UnitEffect:
+    """Before anything is measured. A layer is as suspicious as the worst of its grids."""
+    return UnitEffect(unit.name, unit.kind, unit.groups, min(own[name] for name in unit.groups))

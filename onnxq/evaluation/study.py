@@ -1,0 +1,116 @@
+"""A float model, the data that it is quantized with, and the samples and the metric that say what that costs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from onnx import ModelProto
+
+from ..api import input_specs, open_data, open_model
+from ..data import CalibrationData, Feed, Preprocess
+from ..errors import UsageError
+from ..execution.distributed import Workers
+from ..execution.layerwise import isolate
+from ..graph.model import Model
+from ..numeric.metrics import class_scores
+from ..options import Options
+from ..pipeline.job import Job
+from .custom_metric import parse_metric
+from .labels import read_labels
+from .metric import Metric, Outputs, float_outputs, measure
+from .switchboard import Group, Switchboard, groups_of
+
+JUDGED = 64
+"""Samples that a distance (SQNR, KL) is measured on, unless the user says how many."""
+
+COUNTED = 1024
+"""Samples that a share (accuracy, agreement) or the user's own metric is measured on, at most."""
+
+Labels = str | os.PathLike[str] | Sequence[int]
+
+
+@dataclass
+class Study:
+    """job: the quantization as the options want it.  feeds: the samples that the metric is measured on."""
+
+    job: Job
+    metric: Metric
+    feeds: Sequence[Feed]
+    references: list[Outputs] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.references = list(float_outputs(self.job.proto, self.feeds, self.job.context.threads))
+
+    @cached_property
+    def float_score(self) -> float:
+        """Of the model as it came."""
+        return self.measured(self.job.proto)
+
+    def measured(self, proto: ModelProto) -> float:
+        """What the metric says of a model."""
+        return measure(proto, self.feeds, self.metric, self.references, self.job.context.threads)
+
+    def planned(self) -> tuple[Model, dict[str, Group]]:
+        """The float model, and the switches of everything that the options would quantize in it."""
+        base = self.job.ranged(self.job.adjusted())
+        self.job.planned = self.job.corrected(base.clone())
+        isolate(base)
+        return base, groups_of(base, self.job.planned)
+
+    def switchboard(
+        self, base: Model, groups: Iterable[Group], metric: Metric | None = None, most: int | None = None
+    ) -> Switchboard:
+        """Switches for these groups, on the study's samples or at `most` so many of them."""
+        metric, feeds, references = metric or self.metric, self.feeds[:most], self.references[:most]
+        threads, memory = self.job.context.threads, self.job.context.max_memory
+        return Switchboard(base.to_proto(), groups, feeds, metric, references, threads=threads, max_memory=memory)
+
+
+def open_study(
+    model: str | os.PathLike[str] | ModelProto,
+    calibration: Any,
+    *,
+    options: Options,
+    labels: Labels | None = None,
+    metric: str | None = None,
+    judged: int | None = None,
+    preprocess: Preprocess | None = None,
+    input_keys: Mapping[str, str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    by_classes: bool = False,
+    workers: Workers | None = None,
+) -> Study:
+    """Open the model and its data; nothing is planned yet.
+
+    labels, metric: as `evaluate` takes them, the labels being those of the calibration data.
+    by_classes: whether, without labels and metric, agreement counts where the model has class scores; else SQNR does.
+    judged: how many of the calibration samples the metric is measured on; None: `JUDGED` or `COUNTED`.
+    workers: who collects statistics, and scores switches. The rest as in `quantize`. Raises a subclass of OnnxqError.
+    """
+    if options.data_free:
+        raise UsageError("without calibration data nothing can be measured: leave out --data-free")
+    if options.from_encodings is not None:
+        raise UsageError("grids that --from-encodings gives are neither chosen nor ranked: leave it out")
+    proto, origin = open_model(model)
+    feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys)
+    where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
+    job = Job(proto, origin, feeds, options, progress, input_keys or {}, where, None, workers=workers)
+    if by_classes and metric is None and labels is None and _classifies(proto, feeds):
+        metric = "agreement"
+    if judged is None:
+        distance = labels is None and metric in (None, "sqnr", "kl")
+        judged = JUDGED if distance else COUNTED
+    fewer = replace(options, samples=min(judged, options.samples or judged))
+    samples = open_data(calibration, input_specs(proto), fewer, preprocess, input_keys)
+    known = None if labels is None else read_labels(labels, samples)
+    return Study(job, parse_metric(metric, known), list(samples))
+
+
+def _classifies(proto: ModelProto, feeds: CalibrationData) -> bool:
+    """Whether an output looks like class scores."""
+    outputs = float_outputs(proto, feeds.take(1), 1)[0]
+    return any(class_scores(value) is not None for value in outputs.values())

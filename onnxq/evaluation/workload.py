@@ -1,0 +1,67 @@
+"""What one run of a network computes and moves: products and bytes, counted from the shapes that a run really has.
+
+    Conv             |y| Cin/g prod(kernel)         multiplications
+    ConvTranspose    |x| Cout/g prod(kernel)
+    Gemm, MatMul     |y| K
+
+|t| is the number of elements of t. Everything else multiplies nothing worth counting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto, NodeProto
+
+from ..data import Feed
+from ..execution.session import Session
+from ..graph.model import extract
+from ..operators.linear import LINEAR_OPS, ONNX_DOMAINS
+
+
+@dataclass(frozen=True)
+class Workload:
+    """products: multiplications by node name, of nodes that have some.  arrays: tensor -> (elements, bytes) of what
+    nodes compute and the model is fed, sequences left out.  rows: how many samples one run takes."""
+
+    products: Mapping[str, int]
+    arrays: Mapping[str, tuple[int, int]]
+    rows: int
+
+    def elements(self, name: str) -> int:
+        """Number of elements of a tensor; 0 where it is no array."""
+        return self.arrays.get(name, (0, 0))[0]
+
+    def bytes(self, name: str) -> int:
+        """Size of a tensor; 0 where it is no array."""
+        return self.arrays.get(name, (0, 0))[1]
+
+
+def workload(proto: ModelProto, feed: Feed) -> Workload:
+    """Runs the model once and holds all its tensors while it does. Raises EngineError."""
+    names = [name for node in proto.graph.node for name in node.output if name]
+    found = {**feed.arrays, **Session(extract(proto, names)).run(feed.arrays)}
+    arrays = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
+    shapes = {name: value.shape for name, value in arrays.items()}
+    shapes |= {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    return Workload(
+        {node.name: count for node in proto.graph.node if (count := _products(node, shapes))},
+        {name: (value.size, value.nbytes) for name, value in arrays.items()},
+        1 if feed.rows is None else next(iter(feed.arrays.values())).shape[0],
+    )
+
+
+def _products(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    if node.op_type not in LINEAR_OPS or node.domain not in ONNX_DOMAINS:
+        return 0
+    x, w = shapes[node.input[0]], shapes[node.input[1]]
+    if node.op_type == "ConvTranspose":
+        return math.prod(x) * math.prod(w[1:])
+    y = math.prod(shapes[node.output[0]])
+    if node.op_type == "Conv":
+        return y * math.prod(w[1:])
+    transposed = any(a.name == "transA" and a.i for a in node.attribute)
+    return y * x[0 if transposed else -1]

@@ -1,0 +1,1 @@
+"""Running models: sessions, networks in part, memory, several processes. Nothing else imports onnxruntime."""

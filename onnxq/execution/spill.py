@@ -1,0 +1,79 @@
+"""Arrays that must be kept for a while: in memory as long as they fit, in files beyond that."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+import weakref
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import OutputError
+
+Array = NDArray[np.generic]
+
+APART = 1 << 16
+"""Bytes of an array from which on its memory is its own, and goes back to the system with it."""
+
+
+class Shelf:
+    """Holds arrays in memory as long as they fit, writes the others to files; both go when nobody refers to them."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder, self._limit, self._count = folder, limit, 0
+        self._lock = threading.RLock()  # the collector may release in the middle of `put`
+        self.held = self.most = self.spilled = 0
+
+    def put(self, array: Array) -> Held:
+        with self._lock:
+            fits = self.held + array.nbytes <= self._limit
+            self._count += 1
+            path = None if fits else self._folder / f"{self._count}.npy"
+            if fits:
+                self.held += array.nbytes
+                self.most = max(self.most, self.held)
+            else:
+                self.spilled += array.nbytes
+        handle = Held(array, path)
+        weakref.finalize(handle, self._release, array.nbytes, path).atexit = False
+        return handle
+
+    def _release(self, size: int, path: Path | None) -> None:
+        if path is not None:
+            path.unlink(missing_ok=True)
+            return
+        with self._lock:
+            self.held -= size
+
+
+class Held:
+    """An array on the shelf."""
+
+    def __init__(self, array: Array, path: Path | None) -> None:
+        self._array = _copied(array) if path is None else None
+        self._path = path
+        if path is not None:
+            try:
+                np.save(path, array)
+            except OSError as error:
+                raise OutputError(
+                    f"activations that --max-memory has no room for cannot be kept in {path.parent.parent}:"
+                    f" {error.strerror or error}; set TMPDIR to a larger disk, or raise --max-memory"
+                ) from None
+
+    def array(self) -> Array:
+        if self._path is None:
+            return np.asarray(self._array)
+        return np.asarray(np.load(self._path))
+
+
+def _copied(array: Array) -> Array:
+    """A copy: what ONNX Runtime gives out keeps all the memory that it sets aside for further runs, and what the
+    allocator gets back in small change it keeps. Together that was twice what is held."""
+    if array.nbytes < APART or array.dtype.hasobject:
+        return np.array(array)
+    copy = np.frombuffer(mmap.mmap(-1, array.nbytes), array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy

@@ -1,0 +1,143 @@
+"""Operators that exporters write in pieces, or as others, put back (white paper section 2.3.2: a non-linearity is one
+step of an accelerator, with a quantizer before and behind it, not in between).
+
+    HardSigmoid           min(max(x + 3, 0), 6) / 6                   older exporters: Add, Clip, Div or Mul
+    HardSwish             x HardSigmoid(x)                            Add, Clip, Mul, Div in any order; HardSigmoid, Mul
+    GlobalAveragePool     ReduceMean over all axes behind the channels
+    LeakyRelu             PRelu with one slope for all channels
+    Conv with pads        Pad with zeros, and Conv
+
+GlobalAveragePool has integer kernels nearly everywhere, ReduceMean has not. OpenVINO runs HardSwish as the end of a
+convolution, but HardSigmoid and Mul apart from it, in float (measured with 2026.4.1).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ..graph import edit
+from ..graph.model import Model
+from ..graph.patterns import PIECES, Composite, find_composites
+from ..operators.linear import is_op, preserves_grid
+from .base import Context, Outcome
+
+HARD_SWISH_OPSET = 14
+HARD_SWISH_IR = 7
+
+
+@dataclass(frozen=True)
+class RestoreOperators:
+    """Write operators that exporters took apart, or replaced by others, as what they are."""
+
+    preserves: ClassVar[bool | None] = True
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        restored = Counter(_join_pieces(model, context.target.max_opset))
+        normalizing = {id(node) for whole in find_composites(model) for node in whole.nodes}
+        for node in [node for node in model.graph.nodes if id(node) not in normalizing]:
+            if _is_global_mean(node):
+                restored["GlobalAveragePool"] += 1
+                _replace(model, [node], *_pooling(model, node))
+            elif is_op(node, "PRelu") and isinstance(node.inputs[1], gs.Constant) and node.inputs[1].values.size == 1:
+                restored["LeakyRelu"] += 1
+                slope = {"alpha": float(node.inputs[1].values.reshape(()))}
+                _replace(model, [node], gs.Node("LeakyRelu", node.name, slope, node.inputs[:1], list(node.outputs)))
+            elif is_op(node, "Conv") and (pads := _pads_before(model, node)) is not None:
+                restored["Conv with pads"] += 1
+                node.inputs[0], node.attrs["pads"] = node.inputs[0].inputs[0].inputs[0], pads
+        edit.drop_dangling(model)
+        edit.name_nodes(model.graph.nodes)
+        return Outcome(restored.total(), notes=tuple(f"{op}: {count}" for op, count in restored.items()))
+
+
+def _join_pieces(model: Model, newest: int | None) -> Iterator[str]:
+    """Replace composites by the operators that they stand for, and name these. newest: operator set for the target."""
+    for whole in find_composites(model, PIECES):
+        attributes = {}
+        if whole.operator == "HardSigmoid":
+            attributes = {"alpha": 1 / 6, "beta": 0.5}
+        elif not _is_hard_swish(whole) or not _raise_opset(model, newest):
+            continue
+        node = gs.Node(whole.operator, whole.nodes[0].name, attributes, [whole.input], [whole.output])
+        _replace(model, whole.nodes, node)
+        yield whole.operator
+
+
+def _is_hard_swish(whole: Composite) -> bool:
+    """Whether the gate, where it is a HardSigmoid, has the slope of HardSwish."""
+    gates = [node.attrs for node in whole.nodes if is_op(node, "HardSigmoid")]
+    return all(abs(gate.get("alpha", 0.2) - 1 / 6) < 1e-5 and gate.get("beta", 0.5) == 0.5 for gate in gates)
+
+
+def _raise_opset(model: Model, newest: int | None) -> bool:
+    """Bring a model to the operator set that has HardSwish; whether it has it now.
+
+    That set changes nothing for the operators of the one before, but for BatchNormalization while training.
+    """
+    graph = model.graph
+    if graph.opset >= HARD_SWISH_OPSET:
+        return True
+    training = any(is_op(node, "BatchNormalization") and len(node.outputs) > 1 for node in graph.nodes)
+    if graph.opset < HARD_SWISH_OPSET - 1 or training or (newest is not None and newest < HARD_SWISH_OPSET):
+        return False
+    model.set_opset(HARD_SWISH_OPSET, HARD_SWISH_IR)
+    return True
+
+
+def _is_global_mean(node: gs.Node) -> bool:
+    """Whether a ReduceMean runs over all axes behind the second one."""
+    if not is_op(node, "ReduceMean") or node.inputs[0].shape is None or len(node.inputs[0].shape) < 3:
+        return False
+    axes = node.inputs[1].values if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant) else None
+    axes = node.attrs.get("axes") if axes is None else axes
+    ndim = len(node.inputs[0].shape)
+    return axes is not None and sorted(int(axis) % ndim for axis in axes) == list(range(2, ndim))
+
+
+def _pooling(model: Model, node: gs.Node) -> Iterable[gs.Node]:
+    """GlobalAveragePool, and a Squeeze where the axes do not stay."""
+    x, y = node.inputs[0], node.outputs[0]
+    if node.attrs.get("keepdims", 1):
+        return (gs.Node("GlobalAveragePool", node.name, {}, [x], [y]),)
+    spatial = range(2, len(x.shape))
+    pooled = gs.Variable(model.unique_name(f"{y.name}_pooled"), y.dtype, [*x.shape[:2], *(1 for _ in spatial)])
+    axes = edit.constant(model, f"{y.name}_axes", np.asarray(spatial, np.int64))
+    return (
+        gs.Node("GlobalAveragePool", node.name, {}, [x], [pooled]),
+        gs.Node("Squeeze", f"{node.name}_squeezed", {}, [pooled, axes], [y]),
+    )
+
+
+def _pads_before(model: Model, conv: gs.Node) -> list[int] | None:
+    """The pads of a Conv and of a Pad with zeros in front of it together; None where there is none, or not for it."""
+    source = conv.inputs[0]
+    pad = source.inputs[0] if source.inputs else None
+    if pad is None or not is_op(pad, "Pad") or not preserves_grid(pad) or source.shape is None:
+        return None
+    alone = conv.attrs.get("auto_pad", "NOTSET") == "NOTSET" and model.sole_consumer(source) is conv
+    zeros = pad.attrs.get("mode", "constant") == "constant" and isinstance(pad.inputs[1], gs.Constant)
+    if not alone or not zeros:
+        return None
+    ndim, added = len(source.shape), [int(p) for p in pad.inputs[1].values]
+    spatial = added[2:ndim] + added[ndim + 2 :]
+    if len(added) != 2 * ndim or min(added) < 0 or sum(spatial) != sum(added) or len(pad.inputs) > 3:
+        return None
+    own = conv.attrs.get("pads", [0] * len(spatial))
+    return [int(a) + b for a, b in zip(own, spatial, strict=True)]
+
+
+def _replace(model: Model, old: Iterable[gs.Node], *new: gs.Node) -> None:
+    """`new` nodes in the place of `old` ones, whose last, listed first, wrote what the new ones write now."""
+    old = list(old)
+    place = next(index for index, node in enumerate(model.graph.nodes) if node is old[0])
+    for node in old:
+        node.inputs.clear()
+        node.outputs.clear()
+    model.graph.nodes[place : place + 1] = new
+    edit.remove(model, old)

@@ -1,0 +1,83 @@
+"""Activation ranges without data (white paper equations 18 and 19).
+
+    lo = min over channels (mean - alpha std)          hi = max over channels (mean + alpha std)
+
+of the moments that `graph.foresight` carries from BatchNorm through Relu, Clip, Add, Concat, pooling and linear layers,
+clipped where an activation clips. A tensor of which some channel is not known cannot be ranged; it stays in float.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from ..graph.batchnorm_statistics import foresee
+from ..graph.model import Model, grid_root
+from ..numeric.channel_statistics import ChannelFacts
+from ..numeric.quant import QuantParams
+from .base import Context, Outcome, Skip
+
+
+@dataclass(frozen=True)
+class ForeseeActivationRanges:
+    """Answer the quantizers of activations from moments.
+
+    alpha: standard deviations that a range spans on each side. inputs: (name, lo, hi) of the model's inputs, of which
+    no moments can tell. Of a tensor that cannot be ranged an answer given before stays; without one it stays in float.
+    """
+
+    alpha: float = 6.0
+    inputs: tuple[tuple[str, float, float], ...] = ()
+    preserves: ClassVar[bool | None] = None
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        known = foresee(model, self.alpha)
+        given = {name: (lo, hi) for name, lo, hi in self.inputs}
+        tensors = model.graph.tensors()
+        activations = {n: q for n, q in model.quantizers.items() if isinstance(tensors[n], gs.Variable)}
+        ranges: dict[str, tuple[float, float] | None] = {}
+        for name, quantizer in activations.items():
+            if quantizer.grid_of is None and not quantizer.given:
+                parts = [given.get(n) or _range(known.get(n)) for n in (name, *quantizer.widened_by)]
+                ranges[name] = quantizer.fixed or _union(parts)
+        skips = []
+        for name, quantizer in activations.items():
+            root = grid_root(activations, name)
+            if (given_params := activations[root].params) is not None and activations[root].given:
+                model.quantizers[name] = quantizer.answered(given_params)
+                continue
+            span = ranges[root]
+            if span is None:
+                if root == name:
+                    skips.append(Skip(name, _unknown(model, name, known.get(name))))
+                if quantizer.params is None:
+                    del model.quantizers[name]
+            else:
+                params = QuantParams.from_range(np.float64(span[0]), np.float64(span[1]), activations[root].spec)
+                model.quantizers[name] = quantizer.answered(params)
+        return Outcome(len(activations) - len(skips), tuple(skips))
+
+
+def _range(facts: ChannelFacts | None) -> tuple[float, float] | None:
+    if facts is None or not (np.isfinite(facts.lo).all() and np.isfinite(facts.hi).all()):
+        return None
+    return float(facts.lo.min(initial=0.0)), float(facts.hi.max(initial=0.0))
+
+
+def _union(parts: list[tuple[float, float] | None]) -> tuple[float, float] | None:
+    spans = [part for part in parts if part is not None]
+    if len(spans) < len(parts):
+        return None
+    return min(lo for lo, _ in spans), max(hi for _, hi in spans)
+
+
+def _unknown(model: Model, name: str, facts: ChannelFacts | None) -> str:
+    if any(name == tensor.name for tensor in model.graph.inputs):
+        return "no range is known of this input: give it, or calibration data"
+    if facts is None:
+        return "no BatchNorm moments lead here: give calibration data"
+    blind = int(np.isnan(facts.lo).sum())
+    return f"no moments are known of {blind} of its {facts.lo.size} channels: give calibration data"

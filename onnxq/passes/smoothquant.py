@@ -1,0 +1,163 @@
+"""Scale migration: large channels behind a LayerNorm become small, and the weights that read them large, as
+cross-layer equalization does between linear layers (SmoothQuant, arXiv:2211.10438, equations 3 and 4).
+
+    y = gamma n + beta      n (..., C) the normalised input; gamma, beta (C,)
+    z = y W + b             of each linear layer that reads y; W (C, M)
+
+For any s > 0, with S = diag(s),
+
+    y W  =  (y S^-1) (S W)          gamma / s,  beta / s,  row j of W times s_j
+
+    s_j  =  max |y_j|^a / max_m |W_jm|^(1 - a)
+
+with the maximum of y over calibration data, and that of W over all layers that read y. a = 1 makes all channels of y
+alike and leaves all outliers to W, a = 0 the other way round. Channels of which either is 0 keep their scale.
+
+Whatever else reads y, a residual as in BERT, would see other values: such a LayerNorm keeps its scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from ..calibration.channel_facts import channel_facts
+from ..graph import edit
+from ..graph.model import Model
+from ..graph.patterns import find_composites
+from ..operators import channels
+from ..operators.linear import LinearLayer, is_op, linear_layer
+from .base import Context, Outcome, Skip
+
+Vector = NDArray[np.float64]
+
+LARGEST = 2.0**20
+"""Of s and 1 / s: keeps float32 weights normal whatever they were."""
+
+
+@dataclass(frozen=True)
+class MigrateScales:
+    """Divide what LayerNormalization and RMSNormalization write, whole or in pieces, by s. alpha: a above, 0 to 1."""
+
+    alpha: float = 0.5
+    preserves: ClassVar[bool | None] = True
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        norms, skips = [], []
+        for norm in _find_norms(model):
+            layers = _readers(model, norm)
+            if isinstance(layers, str):
+                skips.append(Skip(norm.node.name, layers))
+            elif layers:
+                norms.append((norm, layers))
+        facts = channel_facts(model, {norm.output.name: -1 for norm, _ in norms}, context, "measuring channels")
+        notes = []
+        for norm, layers in norms:
+            known = facts.get(norm.output.name)
+            if known is None or not np.isfinite([known.lo, known.hi]).all():
+                skips.append(Skip(norm.node.name, "nothing is known of the values that it writes"))
+                continue
+            largest = np.maximum(np.abs(known.lo), np.abs(known.hi))
+            scale = self._scale(largest, np.max([_rows(layer) for layer in layers], axis=0))
+            _migrate(model, norm, layers, scale)
+            before, after = (_spread(x) for x in (largest, largest / scale))
+            notes.append(f"{norm.node.name}: largest over median channel {before:.3g}, then {after:.3g}")
+        return Outcome(len(notes), tuple(skips), tuple(notes))
+
+    def _scale(self, largest: Vector, weights: Vector) -> Vector:
+        alive = (largest > 0) & (weights > 0)
+        x, w = np.where(alive, largest, 1.0), np.where(alive, weights, 1.0)
+        scale = np.clip(x**self.alpha / w ** (1 - self.alpha), 1 / LARGEST, LARGEST)
+        return np.where(alive, scale, 1.0)
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """node: the last one.  gamma, beta: the nodes that read them, and at which input; None where there is none."""
+
+    node: gs.Node
+    gamma: tuple[gs.Node, int] | None
+    beta: tuple[gs.Node, int] | None
+
+    @property
+    def output(self) -> gs.Tensor:
+        return self.node.outputs[0]
+
+
+def _find_norms(model: Model) -> Iterator[_Norm]:
+    for node in model.graph.nodes:
+        if is_op(node, "LayerNormalization", "RMSNormalization") and len(node.outputs) == 1:
+            yield _Norm(node, *(((node, i) if len(node.inputs) > i and node.inputs[i].name else None) for i in (1, 2)))
+    for whole in find_composites(model):
+        if whole.operator in ("LayerNormalization", "RMSNormalization"):
+            places = (_place(whole.nodes, whole.bound.get(name)) for name in ("gamma", "beta"))
+            yield _Norm(whole.nodes[0], *places)
+
+
+def _place(nodes: tuple[gs.Node, ...], constant: gs.Tensor | None) -> tuple[gs.Node, int] | None:
+    """The node that reads a constant, and at which input."""
+    places = ((node, i) for node in nodes for i, tensor in enumerate(node.inputs) if tensor is constant)
+    return next(places, None) if constant is not None else None
+
+
+def _readers(model: Model, norm: _Norm) -> list[LinearLayer] | str:
+    """The linear layers that read the norm's output, or why its scale is not free; none where no linear layer does."""
+    layers, others = [], []
+    for node in model.consumers(norm.output):
+        layer = linear_layer(node)
+        if isinstance(layer, LinearLayer) and layer.input is norm.output and is_op(node, "MatMul", "Gemm"):
+            layers.append(layer)
+        else:
+            others.append(node.name)
+    if not layers:
+        return []
+    if model.is_output(norm.output):
+        return "what it writes is an output of the model"
+    if others:
+        return f"{others[0]!r} reads what it writes, too, and would see other values (a residual behind the norm)"
+    if any(len(layer.weight.shape) != 2 for layer in layers):
+        return "a weight that reads what it writes is no matrix"
+    for place in (norm.gamma, norm.beta):
+        if place is not None and not isinstance(place[0].inputs[place[1]], gs.Constant):
+            return "its gamma or beta is not constant"
+    return layers
+
+
+def _rows(layer: LinearLayer) -> Vector:
+    """Largest magnitude of the weights that read each input channel, (C,)."""
+    weight = np.asarray(layer.weight.values)
+    ends = weight.max(axis=layer.axis, initial=0.0), -weight.min(axis=layer.axis, initial=0.0)
+    return np.asarray(np.maximum(*ends), np.float64)
+
+
+def _spread(largest: Vector) -> float:
+    return float(largest.max(initial=0.0) / max(np.median(largest), np.finfo(np.float64).tiny))
+
+
+def _migrate(model: Model, norm: _Norm, layers: list[LinearLayer], scale: Vector) -> None:
+    for layer in layers:
+        channels.set_weight(model, layer, channels.scaled(layer, np.ones(layer.channels), scale))
+    for place in (norm.gamma, norm.beta):
+        if place is not None:
+            node, index = place
+            old = node.inputs[index]
+            divided = np.asarray(np.asarray(old.values, np.float64) / scale, old.values.dtype)
+            node.inputs[index] = edit.constant(model, old.name, divided)
+    if norm.gamma is None:  # it was folded into the layers behind, which get it back
+        _multiply(model, norm, 1 / scale)
+
+
+def _multiply(model: Model, norm: _Norm, factor: Vector) -> None:
+    """A new node multiplies what the norm writes; it takes over the tensor's name."""
+    output = norm.output
+    inner = gs.Variable(model.unique_name(f"{output.name}_unscaled"), output.dtype, output.shape)
+    norm.node.outputs[0] = inner
+    gamma = edit.constant(model, f"{output.name}_gamma", np.asarray(factor, np.float32))
+    multiply = gs.Node("Mul", f"{norm.node.name}_gamma", inputs=[inner, gamma], outputs=[output])
+    index = next(i for i, node in enumerate(model.graph.nodes) if node is norm.node)
+    model.graph.nodes.insert(index + 1, multiply)

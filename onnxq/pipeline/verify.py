@@ -1,0 +1,180 @@
+"""Is the written model what it claims to be? Asked before it replaces anything.
+
+The full ONNX checker; loading in ONNX Runtime; running with its optimisations off (the arithmetic as written) and on
+(integer kernels), which must agree; and the distance of its outputs from the float model's, which must be finite.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from ..errors import EngineError, VerificationError
+from ..execution.session import (
+    Session,
+    optimized_graph,
+    parallel_map,
+    runtime_version,
+    without_padding,
+)
+from ..graph import large
+from ..graph.storage import first_line
+from ..numeric.metrics import Sqnr, class_scores, finite
+from ..report import OutputQuality
+
+AGREEMENT_MARGIN_DB = 3.0
+LOW_SQNR_DB = 10.0
+SAMPLES = 32
+
+_BROKEN = "of the float model itself holds infinity or not-a-number: only its finite values were compared"
+
+Feeds = Iterable[tuple[Mapping[str, np.ndarray], int | None]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """quality: of each output that can be compared.  operators: how many nodes of which ONNX Runtime runs."""
+
+    quality: tuple[OutputQuality, ...]
+    operators: Mapping[str, int]
+    warnings: tuple[str, ...]
+
+
+@dataclass
+class _Comparison:
+    """One output, streamed: float against written (`quality`), optimisations off against on (`runtime`)."""
+
+    quality: Sqnr = field(default_factory=Sqnr)
+    runtime: Sqnr = field(default_factory=Sqnr)
+    same_class: int = 0
+    rows: int = 0
+    is_finite: bool = True
+
+    def update(self, reference: np.ndarray, plain: np.ndarray, optimised: np.ndarray) -> None:
+        self.is_finite &= bool(np.isfinite(reference).all())
+        self.quality.update(reference, plain)
+        self.runtime.update(plain, optimised)
+        scores, found = class_scores(reference), class_scores(optimised)
+        if scores is not None and found is not None:
+            self.same_class += int((scores.argmax(-1) == found.argmax(-1)).sum())
+            self.rows += scores.shape[0]
+
+    def record(self, name: str) -> OutputQuality:
+        agreement = self.same_class / self.rows if self.rows else None
+        return OutputQuality(name, finite(self.quality.db), finite(self.runtime.db), agreement)
+
+
+def verify(
+    written: Path,
+    original: ModelProto,
+    feeds: Feeds,
+    threads: int,
+    *,
+    runs_here: bool = True,
+    proto: ModelProto | None = None,
+) -> Verdict:
+    """Check the model file `written` against the float model on some feeds (arrays, rows).
+
+    proto: what was written, if it is at hand: the weights that it maps can be let go between runs.
+    runs_here: whether ONNX Runtime's integer kernels are what will run the model, so that they must agree with it.
+    Raises VerificationError where the model is invalid, does not load or run, gives infinity or not-a-number where
+    the float model does not, or where ONNX Runtime's rewriting changes its outputs by more than quantization did.
+    """
+    _check(written, original)
+    reference = Session(original)
+    try:
+        plain = Session(proto if proto is not None and large.references(proto) else written)
+        optimised, operators, troubles = _optimised(written, runs_here)
+        comparisons = _compare((reference, plain, optimised), feeds, threads)
+    except EngineError as error:
+        raise VerificationError(f"the quantized model does not run, and was not written: {error}") from None
+    for name, comparison in comparisons.items():
+        _refuse_damage(name, comparison, runs_here)
+    quality = tuple(comparison.record(name) for name, comparison in comparisons.items())
+    broken = [f"output {name!r} {_BROKEN}" for name, comparison in comparisons.items() if not comparison.is_finite]
+    return Verdict(quality, operators, (*troubles, *_warnings(reference.outputs, quality), *broken))
+
+
+def _optimised(written: Path, needed: bool) -> tuple[Session, dict[str, int], tuple[str, ...]]:
+    """ONNX Runtime with its optimisations, the operators that it runs, and what is to be said of it.
+
+    Where another tool-chain will run the model, it may go without them if they fail: 1.32 fails on data movement
+    between signed grids at operator set 21 and up. Raises EngineError.
+    """
+    try:
+        operators = Counter(node.op_type for node in optimized_graph(written).node)  # first: it holds the model, too
+        session = Session(written, optimize=True)
+    except EngineError as error:
+        if needed:
+            raise
+        trouble = f"ONNX Runtime runs the model with its optimisations switched off only ({error})"
+        return Session(written), {}, (trouble,)
+    return session, dict(operators.most_common()), ()
+
+
+def _check(written: Path, original: ModelProto) -> None:
+    try:
+        onnx.checker.check_model(str(written), full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise VerificationError(
+            f"the quantized model is not valid ONNX, and was not written: {first_line(error)}"
+        ) from None
+    except onnx.shape_inference.InferenceError as error:
+        if _infers(original):  # models that declare wrong shapes are common, and run
+            raise VerificationError(
+                f"the quantized model's shapes do not fit, so it was not written: {first_line(error)}"
+            ) from None
+
+
+def _infers(proto: ModelProto) -> bool:
+    try:
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    except onnx.shape_inference.InferenceError:
+        return False
+    return True
+
+
+def _compare(sessions: tuple[Session, Session, Session], feeds: Feeds, threads: int) -> dict[str, _Comparison]:
+    comparisons: dict[str, _Comparison] = {}
+    for feed, (reference, plain, optimised) in parallel_map(
+        lambda feed: (feed, [session.run(feed[0]) for session in sessions]), feeds, threads
+    ):
+        for name, x in reference.items():
+            outputs = [without_padding(o, *feed) for o in (x, plain[name], optimised[name])]
+            comparable = all(isinstance(o, np.ndarray) and o.dtype.kind == "f" for o in outputs)
+            if comparable and len({o.shape for o in outputs}) == 1:  # the number of detections may differ
+                comparisons.setdefault(name, _Comparison()).update(*outputs)
+    return comparisons
+
+
+def _warnings(outputs: Iterable[str], quality: Iterable[OutputQuality]) -> Iterable[str]:
+    compared = {output.output: output.sqnr_db for output in quality}
+    for name in outputs:
+        if name not in compared:
+            yield f"output {name!r} was not compared: it holds no floats, or another number of them each time"
+    for name, db in compared.items():
+        if db is not None and db < LOW_SQNR_DB:
+            yield f"output {name!r} is far from the float model's (SQNR {db:.1f} dB): measure the accuracy"
+
+
+def _refuse_damage(output: str, comparison: _Comparison, runs_here: bool) -> None:
+    quality, runtime = comparison.quality, comparison.runtime
+    if not np.isfinite(quality.noise):
+        raise VerificationError(
+            f"output {output!r} of the quantized model holds infinity or not-a-number where the float model's does"
+            " not, so the model was not written"
+        )
+    if runs_here and runtime.db < min(quality.db, 30.0) - AGREEMENT_MARGIN_DB:
+        raise VerificationError(
+            f"output {output!r}: ONNX Runtime's optimised integer kernels do not agree with the model as"
+            f" written (SQNR {runtime.db:.1f} dB between them, {quality.db:.1f} dB against float), so the"
+            " model was not written; some versions of ONNX Runtime have faulty kernels (this is"
+            f" {runtime_version()}), and on CPUs without VNNI products of 8-bit integers saturate: quantize for"
+            " --target ort-no-vnni there"
+        )

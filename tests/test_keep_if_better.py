@@ -1,0 +1,94 @@
+"""Steps are kept where the quantized model does not get worse, and dropped where it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from graphs import feeds, model, wrapped
+
+import onnxq
+from onnxq.data import CalibrationData, Feed, InputSpec
+from onnxq.graph.model import Model
+from onnxq.passes.base import Context, Outcome
+from onnxq.pipeline import job
+from onnxq.pipeline.keep_if_better import Judge, split, try_steps
+from onnxq.report import Step
+
+
+@dataclass(frozen=True)
+class Perturb:
+    """Adds noise to the weight."""
+
+    noise: float
+    preserves: ClassVar[bool | None] = False
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        weight = model.graph.tensors()["w"]
+        weight.values = np.asarray(np.rint(weight.values * 16) / 16 + self.noise, np.float32)
+        return Outcome(1)
+
+
+def rounded(copy: Model) -> object:
+    weight = copy.graph.tensors()["w"]
+    weight.values = np.asarray(np.rint(weight.values * 16) / 16, np.float32)
+    return copy.to_proto()
+
+
+def test_a_step_that_hurts_is_dropped() -> None:
+    proto = model("(float[N,5] x) => (float[N,3] y) <float[5,3] w> { y = Gemm(x, w) }")
+    judge = Judge(proto, [Feed(feeds(proto, seed=i), None, "") for i in range(3)])
+    start = wrapped(proto)
+    result, trials = try_steps(start, [Perturb(0.0), Perturb(1.0)], Context(), rounded, judge)  # type: ignore[arg-type]
+    assert [trial.outcome is not None for trial in trials] == [True, False]
+    assert trials[0].before == trials[0].after == trials[1].before > trials[1].after
+    assert "dropped" in str(trials[1])
+    assert result is not start
+    assert judge.db(proto) == np.inf
+
+
+def test_ranges_come_from_other_samples_than_those_compared() -> None:
+    for count in (1, 2, 7, 200):
+        data = CalibrationData(
+            np.float32(np.arange(5 * count)).reshape(count, 5), [InputSpec("x", np.float32, ("N", 5))]
+        )
+        ranging, compared = split(data)
+        first = {float(feed.arrays["x"][0, 0]) for feed in ranging}
+        second = {float(feed.arrays["x"][0, 0]) for feed in compared}
+        assert len(first) == min(-(-count // 2), 32)
+        assert count == 1 or not first & second
+
+
+NET = """(float[N,4,6] x) => (float[N,5,6] y) <float[8,4,3] w, float[8] b, float[5,8,3] v>
+    { a = Conv<pads=[1,1]>(x, w, b) r = Relu(a) y = Conv<pads=[1,1]>(r, v) }"""
+
+
+def steps(**options: Any) -> dict[str, Step]:
+    proto = model(NET)
+    x = np.concatenate([feeds(proto, seed=i, free=1)["x"] for i in range(12)])
+    return {step.name: step for step in onnxq.quantize(proto, x, every_kernel=True, **options).report.steps}
+
+
+@pytest.mark.parametrize(("clear", "rounded"), [(1000.0, True), (-1000.0, False)])
+def test_at_8_bits_rounding_is_optimised_where_nearest_is_heard(
+    clear: float, rounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "CLEAR_DB", clear)
+    found = steps()
+    assert ("AdaRound" in found) == rounded
+    assert found["CorrectBias"].kept != rounded
+    assert any("dB: descent instead" in note for note in found["CorrectBias"].notes) == rounded
+    assert "AdaRound" not in steps(rounding="nearest")
+
+
+def test_where_nearest_drowns_the_signal_steps_are_compared_with_optimised_rounding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = []
+    for drowned in (-1000.0, 1000.0):
+        monkeypatch.setattr(job, "DROWNED_DB", drowned)
+        compared.append(steps(preset="w3a8")["RemoveDeadChannels"].before_db)
+        assert steps(preset="w3a8", rounding="nearest")["RemoveDeadChannels"].before_db == compared[0]
+    assert compared[1] != compared[0]

@@ -1,0 +1,235 @@
+"""Weights on their grids that keep what layers compute; biases that take the mean error."""
+
+import graphs
+import numpy as np
+import pytest
+from quantized import answered, context
+
+from onnxq.errors import UsageError
+from onnxq.execution.layerwise import planned_layers
+from onnxq.graph.model import Quantizer
+from onnxq.graph.simulate import simulated
+from onnxq.numeric.metrics import sqnr
+from onnxq.numeric.quant import Grid, QuantSpec
+from onnxq.operators.linear import linear_layer
+from onnxq.passes.correct_bias_empirically import CorrectBiasEmpirically
+from onnxq.passes.round_weights import EFFORTS, ROUNDINGS, AdaRound
+from onnxq.passes.set_bias_scales import SetBiasScales
+from onnxq.passes.set_weight_ranges import SetWeightRanges
+
+LAYERS = {
+    "conv": "(float[N,3,9,9] x) => (float[N,8,?,?] y) <float[8,3,3,3] w, float[8] b> "
+    "{ h = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w, b)  y = Relu(h) }",
+    "depthwise": "(float[N,7,9,9] x) => (float[N,7,?,?] y) <float[7,1,3,3] w> "
+    '{ h = Conv<group=7, auto_pad="SAME_UPPER">(x, w)  y = Relu(h) }',
+    "transposed": "(float[N,6,5,5] x) => (float[N,8,?,?] y) <float[6,4,3,3] w> "
+    "{ y = ConvTranspose<group=2, strides=[2,2]>(x, w) }",
+    "gemm": "(float[N,12] x) => (float[N,5] y) <float[5,12] w> { y = Gemm<transB=1>(x, w) }",
+    "matmul": "(float[N,9,12] x) => (float[N,9,5] y) <float[12,5] w, float[5] b> { h = MatMul(x, w)  y = Add(h, b) }",
+}
+TIED = """(float[N,6] x) => (float[N,6] y) <float[6,6] w, float[6,6] v>
+          { a = MatMul(x, w)  b = Relu(a)  c = MatMul(b, v)  d = Relu(c)  y = MatMul(d, w) }"""
+
+
+def spec(bits=3, per_channel=True, **fields):
+    return QuantSpec(Grid(bits, True, True), symmetric=True, per_channel=per_channel, **fields)
+
+
+def correlated(proto, count):
+    """Random walks: neighbours are alike, as in images, which is what makes rounding errors add up."""
+    feeds = []
+    for seed in range(count):
+        feed = graphs.feeds(proto, seed=seed, free=1)
+        feeds.append({name: np.float32(np.cumsum(x, axis=-1) / 3 + 0.3) for name, x in feed.items()})
+    return feeds
+
+
+def prepared(proto, feeds, **fields):
+    """A model whose weights are on grids, those of ConvTranspose too, which the target leaves in float."""
+    model = answered(proto, feeds, weight=spec(**fields))
+    layer = linear_layer(model.graph.nodes[0])
+    if layer.weight.name not in model.quantizers:
+        axis = layer.axis if spec(**fields).per_channel else None
+        quantizer = Quantizer(layer.weight.name, spec(**fields), axis, readers=(layer.node.name,))
+        model.quantizers[layer.weight.name] = quantizer
+        SetWeightRanges("minmax").apply(model, context(proto, feeds))
+    return model
+
+
+def quality(proto, quantized, feeds):
+    """SQNR of the simulated model's output."""
+    both = [[graphs.run(p, feed)["y"] for feed in feeds] for p in (proto, simulated(quantized))]
+    return sqnr(*(np.concatenate(outputs) for outputs in both))
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("text", LAYERS.values(), ids=LAYERS)
+def test_outputs_come_nearer(text, per_channel, rounding):
+    proto = graphs.model(text)
+    feeds = correlated(proto, 60 if "MatMul" in text or "Gemm" in text else 10)
+    unseen = correlated(proto, 80)[60:]
+    model = prepared(proto, feeds, per_channel=per_channel)
+    before = quality(proto, model, unseen)
+    outcome = AdaRound(rounding, effort="low").apply(model, context(proto, feeds))
+    gain = quality(proto, model, unseen) - before
+    # With one scale for all channels, faint ones may gain at the cost of the others.
+    assert gain > (-2.0 if rounding == "nearest" else 1.0)
+    assert outcome.changed == 1
+    (record,) = outcome.rounded
+    assert record.objective < record.nearest
+    assert (record.solver, record.held_back) == (rounding, len(feeds) // 5)
+
+
+def test_weights_lie_on_their_grid_and_scales_go_along():
+    proto = graphs.model(LAYERS["conv"])
+    feeds = correlated(proto, 10)
+    model = prepared(proto, feeds)
+    AdaRound().apply(model, context(proto, feeds))
+    (layer,) = planned_layers(model)
+    params = model.quantizers[layer.weight.name].params
+    np.testing.assert_array_equal(params.fake(layer.weight.values), layer.weight.values)
+    assert params.scale.dtype == np.float32
+
+
+def test_powers_of_two_stay_powers_of_two():
+    proto = graphs.model(LAYERS["conv"])
+    feeds = correlated(proto, 10)
+    model = prepared(proto, feeds, power_of_two=True)
+    AdaRound().apply(model, context(proto, feeds))
+    (layer,) = planned_layers(model)
+    mantissa, _ = np.frexp(model.quantizers[layer.weight.name].params.scale)
+    assert (mantissa == 0.5).all()
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_the_same_whatever_the_threads(effort):
+    proto = graphs.model(LAYERS["conv"])
+    feeds = correlated(proto, 11)
+    results = []
+    for threads in (1, 3):
+        model = prepared(proto, feeds)
+        AdaRound(effort=effort).apply(model, context(proto, feeds, threads=threads))
+        results.append(model.to_proto().SerializeToString())
+    assert results[0] == results[1]
+
+
+def test_nearest_stays_where_nothing_is_better():
+    weight = np.float32(np.eye(4))
+    proto = graphs.model("(float[N,4] x) => (float[N,4] y) <float[4,4] w> { y = MatMul(x, w) }", w=weight)
+    feeds = correlated(proto, 20)
+    model = answered(proto, feeds, activation=None, weight=spec())
+    outcome = AdaRound().apply(model, context(proto, feeds))
+    assert outcome.changed == 0
+    (record,) = outcome.rounded
+    assert "the error would be" in record.kept_nearest_because
+    assert (record.flipped, record.objective) == (0, record.nearest)
+    graphs.assert_same_function(proto, model.to_proto(), 1e-6)
+
+
+def test_samples_held_back_join_the_fit_once_lambda_is_chosen():
+    proto = graphs.model(LAYERS["gemm"])
+    feeds = correlated(proto, 20)
+    model = answered(proto, feeds, activation=None, weight=spec())
+    AdaRound().apply(model, context(proto, feeds))
+    outputs = [np.mean([graphs.run(p, feed)["y"] for feed in feeds], axis=0) for p in (proto, simulated(model))]
+    np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5)  # the bias takes the mean error of all samples
+
+
+def test_a_shared_weight_stays_one():
+    proto = graphs.model(TIED, seed=2)
+    feeds = correlated(proto, 60)
+    model = answered(proto, feeds, weight=spec())
+    before = quality(proto, model, feeds)
+    outcome = AdaRound().apply(model, context(proto, feeds))
+    first, _, last = planned_layers(model)
+    assert first.weight is last.weight
+    assert first.bias is not last.bias
+    assert [len(record.uses) for record in outcome.rounded] == [1, 2]
+    assert quality(proto, model, feeds) > before + 1
+
+
+def test_a_weight_that_is_read_in_two_ways_keeps_nearest():
+    text = "(float[N,4] x) => (float[N,4] y) <float[4,4] w> { a = Gemm(x, w)  b = Relu(a)  y = Gemm<transB=1>(b, w) }"
+    proto = graphs.model(text)
+    feeds = correlated(proto, 20)
+    model = answered(proto, feeds, weight=spec())
+    outcome = AdaRound().apply(model, context(proto, feeds))
+    assert outcome.changed == 0
+    assert "different ways" in outcome.skips[0].reason
+    graphs.assert_same_function(proto, model.to_proto(), 1e-6)
+
+
+@pytest.mark.parametrize("field", ["rounding", "effort"])
+def test_unknown_options(field):
+    with pytest.raises(UsageError, match=f"--{field} 'best' is unknown"):
+        AdaRound(**{field: "best"})
+
+
+@pytest.mark.parametrize("text", LAYERS.values(), ids=LAYERS)
+def test_bias_correction_takes_the_mean_error(text):
+    proto = graphs.model(text.replace("y = Relu(h)", "y = Identity(h)"))
+    feeds = correlated(proto, 10)
+    model = prepared(proto, feeds)
+    CorrectBiasEmpirically().apply(model, context(proto, feeds))
+
+    def mean(p):
+        y = np.float64([graphs.run(p, feed)["y"] for feed in feeds])
+        axis = 2 if "Conv" in text else y.ndim - 1
+        return y.mean(tuple(i for i in range(y.ndim) if i != axis))
+
+    model.quantizers.pop("y", None)  # the output's own grid adds noise that has a mean, too
+    np.testing.assert_allclose(mean(simulated(model)), mean(proto), atol=1e-4)
+
+
+def test_an_interrupted_run_goes_on(tmp_path):
+    proto = graphs.model(TIED, seed=2)
+    feeds = correlated(proto, 30)
+    expected, model = answered(proto, feeds, weight=spec()), answered(proto, feeds, weight=spec())
+    reference = AdaRound().apply(expected, context(proto, feeds))
+
+    def interrupt(label, done, total):
+        if label.startswith("rounding weights: MatMul_c"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        AdaRound(checkpoint=tmp_path).apply(model, context(proto, feeds, progress=interrupt))
+    assert len(list(tmp_path.iterdir())) == 1
+    model = answered(proto, feeds, weight=spec())
+    outcome = AdaRound(checkpoint=tmp_path).apply(model, context(proto, feeds))
+    assert outcome.rounded == reference.rounded
+    assert model.to_proto() == expected.to_proto()
+    other = answered(proto, feeds, weight=spec())
+    AdaRound(checkpoint=tmp_path, effort="low").apply(other, context(proto, feeds))
+    assert len(list(tmp_path.iterdir())) == 4  # results of another effort are of no use
+
+
+def test_no_scale_is_raised_after_its_weights_were_rounded():
+    """The second channel's weights are so small beside its bias that the best scale for them would overflow it."""
+    weight = np.float32(np.random.default_rng(0).standard_normal((12, 2)) * [1, 1e-5])
+    text = "(float[N,12] x) => (float[N,2] y) <float[12,2] w, float[2] b> { y = Gemm(x, w, b) }"
+    proto = graphs.model(text, w=weight, b=np.float32([0.5, 100]))
+    feeds = correlated(proto, 60)
+    for power_of_two in (False, True):
+        model = answered(proto, feeds, weight=spec(power_of_two=power_of_two))
+        AdaRound().apply(model, context(proto, feeds))
+        (layer,) = planned_layers(model)
+        before = quality(proto, model, feeds)
+        rounded = layer.weight.values
+        assert SetBiasScales().apply(model, context(proto, feeds)).changed == 0
+        np.testing.assert_array_equal(model.quantizers["w"].params.fake(rounded), rounded)
+        assert quality(proto, model, feeds) == before
+
+
+@pytest.mark.parametrize("rounding", ["error-feedback", "descent"])
+@pytest.mark.parametrize(("name", "block"), [("conv", 2), ("gemm", 5), ("matmul", 4)])  # the last blocks are shorter
+def test_blocks_keep_their_own_scales(name, block, rounding):
+    proto = graphs.model(LAYERS[name])
+    feeds = correlated(proto, 10 if name == "conv" else 60)
+    model = prepared(proto, feeds, block=block)
+    before, planned = quality(proto, model, feeds), model.quantizers["w"].params.scale
+    assert AdaRound(rounding, effort="low").apply(model, context(proto, feeds)).changed == 1
+    params, (layer,) = model.quantizers["w"].params, planned_layers(model)
+    assert params.scale.shape == planned.shape
+    np.testing.assert_array_equal(params.fake(layer.weight.values), layer.weight.values)
+    assert quality(proto, model, feeds) > before + 0.5
