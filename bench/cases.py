@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxq import CalibrationData, Preprocess
-from onnxq.api import input_specs
+from onnxq.pipeline.open_inputs import input_specs
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "models"

@@ -22,7 +22,6 @@ from scores import Evaluation, outputs
 from tables import head, line
 
 import onnxq
-from onnxq.api import input_specs
 from onnxq.graph.model import Model
 from onnxq.passes.absorb_bias import AbsorbBias
 from onnxq.passes.base import Context, Outcome, Pass
@@ -31,6 +30,7 @@ from onnxq.passes.correct_bias_empirically import CorrectBiasEmpirically
 from onnxq.passes.equalize_layers import EqualizeLayers
 from onnxq.passes.remove_dead_channels import RemoveDeadChannels
 from onnxq.pipeline.job import make_context
+from onnxq.pipeline.open_inputs import input_specs
 from onnxq.pipeline.pipeline import load, lowering, prepare, raised, ranging
 from onnxq.report import Report
 

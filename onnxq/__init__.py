@@ -12,8 +12,7 @@ from .data import CalibrationData, Preprocess
 from .errors import OnnxqError
 from .evaluation.compare import compare
 from .evaluation.evaluate import evaluate
-from .options import Options
-from .passes.apply_overrides import Override
+from .options import Options, Override
 from .report import Report
 from .targets import TARGETS
 

@@ -4,41 +4,35 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from . import encodings as encodings_file
 from .calibration import statistics as statistics_file
 from .calibration.collect import collect_tensors
 from .calibration.statistics import Statistics
-from .data import CalibrationData, InputSpec, Preprocess
-from .errors import DataError, EngineError, ModelError, OutputError, UsageError
+from .data import Preprocess
+from .encodings import read as read_encodings
+from .encodings import to_json as encodings_json
+from .errors import DataError, OutputError, UsageError
 from .execution.distributed import open_workers
-from .execution.session import Session
 from .graph import large, storage
-from .graph.import_model import taken_in
 from .graph.match import class_logits
-from .graph.order import in_order
 from .graph.scratch import scratch_folder
 from .numeric.histogram import Histogram
 from .numeric.logits import Logits
 from .operators.linear import is_float
-from .options import Options, bits
+from .options import Options, bits, with_settings
 from .pipeline.build_report import account
 from .pipeline.collect_report import Notebook
 from .pipeline.job import INVENTED_INPUTS, Job, make_context
+from .pipeline.open_inputs import input_specs, open_data, open_model, open_output, random_inputs, read_statistics
 from .pipeline.pipeline import load, prepare
 from .report import Report
-
-RANDOM_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -47,47 +41,6 @@ class Result:
 
     model: ModelProto
     report: Report
-
-
-def open_model(model: str | os.PathLike[str] | ModelProto, *, quantized: bool = False) -> tuple[ModelProto, str]:
-    """The model as a checked protobuf, and what messages call it. Raises ModelError.
-
-    quantized: whether it may be; then it is handed on as it is, else in the form that `graph.intake` describes.
-    """
-    if isinstance(model, ModelProto):
-        proto, origin = in_order(model), "model"
-        storage.check(proto, origin, quantized=quantized)
-    else:
-        proto, origin = storage.read(model, quantized=quantized), str(model)
-    return (proto if quantized else taken_in(proto, origin)), origin
-
-
-def input_specs(proto: ModelProto) -> list[InputSpec]:
-    """The inputs that must be fed, in order. ModelError where there are none, or some are no tensors."""
-    initializers = {t.name for t in proto.graph.initializer}
-    specs = [_input_spec(value) for value in proto.graph.input if value.name not in initializers]
-    if not specs:
-        raise ModelError("the model has no inputs: it always computes the same, and cannot be calibrated")
-    return specs
-
-
-def _input_spec(value: onnx.ValueInfoProto) -> InputSpec:
-    kind = value.type.tensor_type
-    if not value.type.HasField("tensor_type"):
-        raise ModelError(f"input {value.name!r} is no tensor; such models cannot be calibrated")
-    shape = None
-    if kind.HasField("shape"):
-        shape = tuple(_dimension(d) for d in kind.shape.dim)
-    try:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-    except KeyError:
-        raise ModelError(f"input {value.name!r} is of type {kind.elem_type}, unknown to this version of onnx") from None
-    return InputSpec(value.name, dtype, shape)
-
-
-def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
-    """Old exporters write -1 for a dynamic one."""
-    return dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None
 
 
 def quantize(
@@ -134,12 +87,12 @@ def quantize(
         if options.float_output and encodings_path is None:
             raise UsageError("a float output without its encodings has lost what was found out; name a file for them")
         proto, origin = open_model(model)
-        known = _read_statistics(statistics)
-        given = () if options.from_encodings is None else encodings_file.read(options.from_encodings)
+        known = read_statistics(statistics)
+        given = () if options.from_encodings is None else read_encodings(options.from_encodings)
         if calibration is None:
             if known is None and not options.data_free and options.from_encodings is None:
                 raise UsageError("no calibration data and no statistics are given; without any, quantize data-free")
-            calibration = _random_inputs(proto, known, given, options, origin)
+            calibration = random_inputs(proto, known, given, options, origin)
             where: str | None = INVENTED_INPUTS
         elif options.synthetic:
             raise UsageError("--synthetic makes up calibration data, but some is given")
@@ -160,7 +113,7 @@ def quantize(
         result = quantized
         if encodings_path is not None:
             float_model, found = job.exported()
-            text = encodings_file.to_json(found, options.encodings_version, quantizer_arguments(options))
+            text = encodings_json(found, options.encodings_version, quantizer_arguments(options))
             storage.write_text(text, encodings_path)
             if options.float_output:
                 result = float_model
@@ -230,80 +183,3 @@ def calibrate(
         except OSError as error:
             raise OutputError(f"{output}: cannot be written: {error.strerror}") from None
     return result
-
-
-def with_settings(options: Options | None, settings: Mapping[str, Any]) -> Options:
-    """`options` with single fields replaced. Raises UsageError."""
-    try:
-        return replace(options or Options(), **settings)
-    except TypeError:
-        raise UsageError(f"unknown option among {', '.join(settings)}; known: {', '.join(asdict(Options()))}") from None
-
-
-def open_data(
-    calibration: Any,
-    inputs: Sequence[InputSpec],
-    options: Options,
-    preprocess: Preprocess | None,
-    input_keys: Mapping[str, str] | None,
-) -> CalibrationData:
-    """Data for a model with these inputs, as the options choose from it. Raises DataError or UsageError."""
-    return CalibrationData(
-        calibration,
-        inputs,
-        preprocess=preprocess or Preprocess(),
-        samples=options.samples,
-        keys=input_keys,
-        seed=options.seed,
-    )
-
-
-def _read_statistics(paths: Iterable[str | os.PathLike[str]]) -> Statistics | None:
-    parts = [(os.fspath(path), statistics_file.load(path)) for path in paths]
-    return statistics_file.merge(parts) if parts else None
-
-
-def _random_inputs(
-    proto: ModelProto,
-    known: Statistics | None,
-    encodings: Iterable[encodings_file.Encoding],
-    options: Options,
-    origin: str,
-) -> list[dict[str, np.ndarray]]:
-    """Inputs to verify with where there is no data: uniform over the range that each input is known to take."""
-    ranges = {e.name: e.range for e in encodings if e.bits is not None}
-    ranges |= {name: (lo, hi) for name, lo, hi in options.input_ranges}
-    for spec in input_specs(proto):
-        if known is not None and spec.name in known.tensors:
-            samples = known.tensors[spec.name].samples()
-            ranges.setdefault(spec.name, (float(samples.lo[0]), float(samples.hi[0])))
-        if spec.dtype.kind != "f" or spec.shape is None:
-            raise UsageError(f"{spec} of {origin} is no float tensor of known rank: give calibration data too")
-    random = np.random.default_rng(options.seed)
-    feeds = []
-    for _ in range(RANDOM_SAMPLES):
-        feed = {}
-        for spec in input_specs(proto):
-            lo, hi = ranges.get(spec.name, (-1.0, 1.0))
-            shape = [n if isinstance(n, int) else 1 for n in spec.shape or ()]
-            feed[spec.name] = random.uniform(lo, hi, shape).astype(spec.dtype)
-        feeds.append(feed)
-    if any(not isinstance(n, int) for spec in input_specs(proto) for n in (spec.shape or ())[1:]):
-        try:
-            Session(proto).run(feeds[0])
-        except EngineError as error:
-            raise UsageError(
-                f"{origin} does not run on inputs whose dynamic dimensions are 1: give calibration data too ({error})"
-            ) from None
-    return feeds
-
-
-def open_output(
-    stack: ExitStack, model: str | os.PathLike[str] | ModelProto, output: str | os.PathLike[str] | None
-) -> Path | None:
-    if output is None:
-        return None
-    path = Path(output)
-    if not isinstance(model, ModelProto) and os.path.exists(path) and os.path.exists(model) and path.samefile(model):
-        raise OutputError(f"{path}: the output is the input model itself; choose another name")
-    return stack.enter_context(storage.replacing(path))

@@ -2,20 +2,75 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from .encodings import VERSIONS
 from .errors import UsageError
 from .numeric.quant import Grid, QuantSpec
 from .numeric.ranges import parse_method
-from .passes.apply_overrides import Override
-from .passes.round_weights import EFFORTS, ROUNDINGS
+from .rounding.choose import EFFORTS, ROUNDINGS
 from .targets import find_target
 
 PRESETS = ("w8a8", "w8a16", "w4a8", "w4a16", "w8", "w4")
 """Those worth naming; any of w2 to w16, a2 to a16, alone or together, is understood. Without w or a: left in float."""
+
+
+_TYPES: Mapping[str, tuple[type, str]] = {
+    **dict.fromkeys(("tensor", "node", "method"), (str, "a string")),
+    **dict.fromkeys(("bits", "block"), (int, "a whole number")),
+    **dict.fromkeys(("symmetric", "per_channel", "power_of_two", "keep_float"), (bool, "true or false")),
+}
+
+
+def _is_range(value: Any) -> bool:
+    numbers = isinstance(value, (tuple, list)) and all(isinstance(v, (int, float)) for v in value)
+    return numbers and len(value) == 2 and -math.inf < value[0] < value[1] < math.inf
+
+
+@dataclass(frozen=True)
+class Override:
+    """What to do differently with some tensors; None leaves a thing as it is.
+
+    tensor: glob of tensor names; or node: glob of node names or operator types, for the weights that they read and
+    the activations that they compute. keep_float: no quantizer at all. range: (lo, hi) instead of a method.
+    """
+
+    tensor: str | None = None
+    node: str | None = None
+    bits: int | None = None
+    symmetric: bool | None = None
+    per_channel: bool | None = None
+    power_of_two: bool | None = None
+    block: int | None = None
+    method: str | None = None
+    range: tuple[float, float] | None = None
+    keep_float: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.tensor is None) == (self.node is None):
+            raise UsageError("an override names either a tensor or a node (a glob of names)")
+        for name, (kind, text) in _TYPES.items():
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
+                raise UsageError(f"the override of {self.place}: {name} must be {text}, got {value!r}")
+        if all(getattr(self, f.name) is f.default for f in fields(self) if f.name not in ("tensor", "node")):
+            raise UsageError(f"the override of {self.place} changes nothing")
+        if self.bits is not None and not 2 <= self.bits <= 16:
+            raise UsageError(f"the override of {self.place}: bits must be 2 to 16, got {self.bits}")
+        if self.block is not None and self.block < 1:
+            raise UsageError(f"the override of {self.place}: block must be at least 1, got {self.block}")
+        if self.range is not None and not _is_range(self.range):
+            raise UsageError(f"the override of {self.place}: range must be [lo, hi] with lo < hi, got {self.range}")
+        if self.method is not None:
+            parse_method(self.method)
+
+    @property
+    def place(self) -> str:
+        return f"tensor {self.tensor!r}" if self.tensor is not None else f"node {self.node!r}"
 
 
 @dataclass(frozen=True)
@@ -205,3 +260,11 @@ def bits(preset: str) -> tuple[int | None, int | None]:
 def _one_of(option: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         raise UsageError(f"--{option} {value!r} is unknown; expected one of {', '.join(sorted(known))}")
+
+
+def with_settings(options: Options | None, settings: Mapping[str, Any]) -> Options:
+    """`options` with single fields replaced. Raises UsageError."""
+    try:
+        return replace(options or Options(), **settings)
+    except TypeError:
+        raise UsageError(f"unknown option among {', '.join(settings)}; known: {', '.join(asdict(Options()))}") from None

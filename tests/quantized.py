@@ -11,8 +11,8 @@ import numpy as np
 from onnx import ModelProto
 
 import onnxq
-from onnxq.api import input_specs
 from onnxq.data import CalibrationData
+from onnxq.execution.services import Services
 from onnxq.execution.session import optimized_graph
 from onnxq.graph.model import Model, Quantizer
 from onnxq.options import Options
@@ -22,6 +22,7 @@ from onnxq.passes.normalize import Normalize
 from onnxq.passes.set_activation_ranges import SetActivationRanges
 from onnxq.passes.set_bias_scales import SetBiasScales
 from onnxq.passes.set_weight_ranges import SetWeightRanges
+from onnxq.pipeline.open_inputs import input_specs
 
 PLAIN = {"dead_channels": False, "cle": "off", "absorb": False, "bias_correction": "off", "rounding": "nearest"}
 """Options that leave the float network's weights and biases as they are."""
@@ -33,8 +34,10 @@ def samples(proto: ModelProto, count: int = 4, free: int = 1) -> list[dict[str, 
 
 
 def context(proto: ModelProto, feeds: Any = None, **fields: Any) -> Context:
-    """A context with calibration data for `proto`."""
-    return Context(feeds=CalibrationData(samples(proto) if feeds is None else feeds, input_specs(proto)), **fields)
+    """A context with calibration data for `proto`. fields: of the context, or of its services."""
+    services = {name: fields.pop(name) for name in Services.__dataclass_fields__ if name in fields}
+    data = CalibrationData(samples(proto) if feeds is None else feeds, input_specs(proto))
+    return Context(feeds=data, services=Services(**services), **fields)
 
 
 def planned(proto: ModelProto, **options: Any) -> tuple[Model, Outcome]:

@@ -8,6 +8,7 @@ import pytest
 from graphs import feeds, model, ops, run, weights, wrapped
 from onnx import ModelProto
 
+from onnxq.graph import edit
 from onnxq.graph.model import Model
 from onnxq.operators import channels
 from onnxq.operators.linear import LINEAR_OPS, LinearLayer, linear_layer
@@ -49,7 +50,7 @@ def test_scaling_output_channels(name: str) -> None:
     proto, wrapper, layer = opened(name)
     assert layer.channels == LAYERS[name][2]
     scale = np.arange(1.0, 1 + layer.channels)
-    channels.set_weight(wrapper, layer, np.float64(layer.weight.values) * channels.by_output(layer, scale))
+    edit.set_weight(wrapper, layer, np.float64(layer.weight.values) * channels.by_output(layer, scale))
     before, after = run(proto)["y"], run(wrapper.to_proto(), feeds(proto))["y"]
     np.testing.assert_allclose(after, before * across(layer, scale, before.ndim), rtol=1e-5, atol=1e-5)
 
@@ -59,7 +60,7 @@ def test_scaling_input_channels(name: str) -> None:
     proto, wrapper, layer = opened(name)
     assert channels.input_channels(layer) == LAYERS[name][1]
     scale = np.arange(1.0, 1 + channels.input_channels(layer))
-    channels.set_weight(wrapper, layer, np.float64(layer.weight.values) * channels.by_input(layer, scale))
+    edit.set_weight(wrapper, layer, np.float64(layer.weight.values) * channels.by_input(layer, scale))
     x = feeds(proto)["x"]
     expected = run(proto, {"x": np.float32(x * across(layer, scale, x.ndim))})["y"]
     np.testing.assert_allclose(run(wrapper.to_proto(), {"x": x})["y"], expected, rtol=1e-5, atol=1e-5)
@@ -83,7 +84,7 @@ def test_response_to_a_constant(name: str) -> None:
 def test_a_bias_where_there_is_none_and_then_another(name: str) -> None:
     proto, wrapper, layer = opened(name)
     for bias in (np.arange(1.0, 1 + layer.channels), -np.ones(layer.channels)):
-        channels.set_bias(wrapper, layer, bias)
+        edit.set_bias(wrapper, layer, bias)
         layer = heart_of(wrapper)
         np.testing.assert_array_equal(layer.bias.values, np.float32(bias))
         assert layer.output.name == "y"
@@ -95,14 +96,14 @@ def test_an_empty_bias_is_filled() -> None:
     proto = model(LAYERS["Conv"][0])
     proto.graph.node[0].input.append("")
     wrapper = wrapped(proto)
-    channels.set_bias(wrapper, heart_of(wrapper), np.ones(5))
+    edit.set_bias(wrapper, heart_of(wrapper), np.ones(5))
     assert len(wrapper.graph.nodes[0].inputs) == 3
 
 
 def test_the_bias_of_a_product_stands_right_behind_it() -> None:
     text = LAYERS["MatMul"][0].replace("[2,5] y", "[2,5] z").replace("}", "r = Relu(y) z = Neg(r) }")
     wrapper = wrapped(model(text))
-    channels.set_bias(wrapper, heart_of(wrapper), np.ones(5))
+    edit.set_bias(wrapper, heart_of(wrapper), np.ones(5))
     assert ops(wrapper) == ["MatMul", "Add", "Relu", "Neg"]
     assert ops(wrapper.to_proto()) == ops(wrapper)
 
@@ -111,7 +112,7 @@ def test_a_weight_that_is_read_alone_keeps_its_name_and_clones_keep_theirs() -> 
     _, wrapper, layer = opened("Conv")
     clone = wrapper.clone()
     old = layer.weight.values
-    channels.set_weight(wrapper, layer, np.zeros(old.shape))
+    edit.set_weight(wrapper, layer, np.zeros(old.shape))
     assert list(weights(wrapper.to_proto())) == ["w"]
     np.testing.assert_array_equal(weights(clone.to_proto())["w"], old)
     assert old.any(), "the array itself is never written into"
@@ -128,7 +129,7 @@ def test_a_shared_weight_changes_for_one_layer_only(text: str) -> None:
     proto = model(text)
     wrapper = wrapped(proto)
     layer = heart_of(wrapper)
-    channels.set_weight(wrapper, layer, np.zeros((3, 5)))
+    edit.set_weight(wrapper, layer, np.zeros((3, 5)))
     after = weights(wrapper.to_proto())
     np.testing.assert_array_equal(after["w"], weights(proto)["w"])
     assert not after["w_1"].any()
@@ -189,7 +190,7 @@ def test_scaled_weights_scale_outputs_and_inputs(name: str) -> None:
     expected = run(proto, {"x": np.float32(x * across(layer, up, x.ndim))})["y"]
     new = channels.scaled(layer, down, up)
     assert new.dtype == np.float32
-    channels.set_weight(wrapper, layer, new)
+    edit.set_weight(wrapper, layer, new)
     found = run(wrapper.to_proto(), {"x": x})["y"]
     np.testing.assert_allclose(found, expected * across(layer, down, expected.ndim), rtol=1e-4, atol=1e-5)
 

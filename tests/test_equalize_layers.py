@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from test_scaling_groups import networks, shaped
 
 from onnxq.data import Feed
+from onnxq.execution.services import Services
 from onnxq.graph.model import Moments
 from onnxq.graph.scaling_groups import find_groups
 from onnxq.numeric.equalization import Load, Ranges, in_memory, least_noise
@@ -127,7 +128,8 @@ def test_random_networks_keep_their_function(network: tuple[str, int]) -> None:
 def test_real_networks_keep_their_function(path: Path, method: Literal["range", "noise"]) -> None:
     proto = onnx.load(path)
     equal = wrapped(proto)
-    context = replace(data(proto, 2), threads=2)
+    context = replace(data(proto, 2), services=Services(threads=2))
+
     Normalize().apply(equal, context)
     FoldBatchNorm().apply(equal, context)
     EqualizeLayers(method).apply(equal, context)

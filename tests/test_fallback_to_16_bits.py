@@ -48,7 +48,7 @@ def feeds(a: float = 1.0, b: float = 1.0, count: int = 6) -> list[dict[str, np.n
 def widened(a: float = 1.0, b: float = 1.0, **settings: object) -> tuple[Model, Outcome]:
     proto, data = network(a > 1, b > 1), feeds(a, b)
     model = answered(proto, data, every_kernel=False)
-    return model, WidenActivations().apply(model, replace(context(proto, data), **settings))
+    return model, WidenActivations().apply(model, context(proto, data, **settings))
 
 
 def bits(model: Model) -> dict[str, int]:

@@ -16,9 +16,8 @@ import onnxq
 from onnxq.errors import OutputError
 from onnxq.execution import session as runtime
 from onnxq.execution.session import Session
-from onnxq.graph import external_data, large, storage
+from onnxq.graph import edit, external_data, large, storage
 from onnxq.graph.model import Model
-from onnxq.operators import channels
 from onnxq.operators.linear import LinearLayer, linear_layer
 
 NET = (
@@ -105,7 +104,7 @@ def test_a_layer_that_is_given_a_new_weight_holds_it_in_a_file(net: Path) -> Non
         changed = Model.from_proto(storage.read(net))
         layer = linear_layer(changed.graph.nodes[0])
         assert isinstance(layer, LinearLayer)
-        channels.set_weight(changed, layer, 2 * np.asarray(layer.weight.values, np.float64))
+        edit.set_weight(changed, layer, 2 * np.asarray(layer.weight.values, np.float64))
         assert type(changed.graph.tensors()["u"]._values) is large.StoredValues
         doubled = large.array(large.references(changed.to_proto())[0])
     np.testing.assert_array_equal(doubled, 2 * large.array(model(NET).graph.initializer[0]))

@@ -9,6 +9,7 @@ from quantized import answered, context, samples
 
 from onnxq.errors import DataError
 from onnxq.execution.layerwise import isolate, planned_layers, visit_layers
+from onnxq.execution.services import Services
 from onnxq.graph.model import extract
 from onnxq.graph.simulate import simulated
 from onnxq.operators.linear import LinearLayer, linear_layer
@@ -67,7 +68,8 @@ def visited(proto, halve=False, feeds=None, **fields):
     model = answered(proto, feeds)
     isolate(model)
     before, recorder = model.clone(), Recorder(model, halve)
-    traffic = visit_layers(model, context(proto, feeds, **fields), recorder, "visiting")
+    given = context(proto, feeds, **fields)
+    traffic = visit_layers(model, given.feeds, given.services, recorder, "visiting")
     return recorder, before, model, traffic
 
 
@@ -167,6 +169,5 @@ def test_progress_tells_the_layer_and_counts_its_cost():
 def test_no_data():
     model = answered(graphs.model(CHAIN))
     isolate(model)
-    proto = graphs.model(CHAIN)
     with pytest.raises(DataError, match="at least one sample"):
-        visit_layers(model, type(context(proto))(), Recorder(model), "visiting")
+        visit_layers(model, (), Services(), Recorder(model), "visiting")

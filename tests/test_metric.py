@@ -10,7 +10,6 @@ from graphs import model
 from quantized import quantized, samples
 
 from onnxq import OnnxqError
-from onnxq.api import input_specs
 from onnxq.data import CalibrationData
 from onnxq.evaluation.custom_metric import parse_metric
 from onnxq.evaluation.metric import (
@@ -23,6 +22,7 @@ from onnxq.evaluation.metric import (
 )
 from onnxq.numeric.metrics import class_scores, finite, kl_divergence, ranks
 from onnxq.pipeline.keep_if_better import Judge
+from onnxq.pipeline.open_inputs import input_specs
 
 MLP = """(float[N,3] x) => (float[N,7] y) <float[3,5] w, float[5] b, float[5,7] v>
     { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v) }"""

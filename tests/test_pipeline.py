@@ -9,12 +9,12 @@ from graphs import assert_same_function, model, run
 from quantized import PLAIN, samples
 
 import onnxq
-from onnxq.api import input_specs
 from onnxq.data import Preprocess
 from onnxq.errors import DataError, ModelError, UsageError, VerificationError
 from onnxq.graph import storage
 from onnxq.options import Options
 from onnxq.passes.base import Context, Outcome
+from onnxq.pipeline.open_inputs import input_specs
 from onnxq.pipeline.pipeline import Pipeline, load, prepare
 
 NET = """(float[N,3,H,W] x) => (float[N,?] y)

@@ -16,9 +16,9 @@ torch = pytest.importorskip("torch")
 
 from one_thread import one_thread  # noqa: E402, F401
 
-from onnxq.api import input_specs, open_data  # noqa: E402
 from onnxq.errors import DataError, OnnxqError, UsageError  # noqa: E402
 from onnxq.options import Options  # noqa: E402
+from onnxq.pipeline.open_inputs import input_specs, open_data  # noqa: E402
 from onnxq.qat import Recipe, train  # noqa: E402
 from onnxq.qat import api as qat_api  # noqa: E402
 from onnxq.qat.loss import CrossEntropy, Distillation, agreement, is_scores, load_loss  # noqa: E402

@@ -13,9 +13,10 @@ from onnxq.numeric.metrics import sqnr
 from onnxq.numeric.quant import Grid, QuantSpec
 from onnxq.operators.linear import linear_layer
 from onnxq.passes.correct_bias_empirically import CorrectBiasEmpirically
-from onnxq.passes.round_weights import EFFORTS, ROUNDINGS, AdaRound
+from onnxq.passes.round_weights import AdaRound
 from onnxq.passes.set_bias_scales import SetBiasScales
 from onnxq.passes.set_weight_ranges import SetWeightRanges
+from onnxq.rounding.choose import EFFORTS, ROUNDINGS
 
 LAYERS = {
     "conv": "(float[N,3,9,9] x) => (float[N,8,?,?] y) <float[8,3,3,3] w, float[8] b> "

@@ -5,7 +5,6 @@ import pytest
 from graphs import model, wrapped
 from quantized import answered, context, planned, quantized, reasons, samples
 
-from onnxq.api import input_specs
 from onnxq.data import CalibrationData
 from onnxq.errors import DataError, ModelError
 from onnxq.numeric.quant import Grid, QuantSpec
@@ -16,6 +15,7 @@ from onnxq.passes.base import Context
 from onnxq.passes.set_activation_ranges import SetActivationRanges
 from onnxq.passes.set_bias_scales import SetBiasScales
 from onnxq.passes.set_weight_ranges import SetWeightRanges
+from onnxq.pipeline.open_inputs import input_specs
 
 TWO_LAYERS = """(float[N,3] x) => (float[N,?] y) <float[3,5] w, float[5] b, float[5,7] v>
     { a = Gemm(x, w, b) r = Relu(a) y = Gemm(r, v) }"""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..calibration.context import Context
 from ..graph.batchnorm_statistics import foresee
 from ..graph.model import Model
 from ..numeric.channel_statistics import ChannelFacts, ChannelStatistics
-from ..passes.base import Context
 from .collect import collect_tensors
 from .statistics import graph_hash
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from onnx import ModelProto
 
+from ..calibration.context import Context
 from ..errors import DataError
 from ..execution.distributed import Stage
 from ..execution.session import Session, collect
 from ..graph.model import Model, extract
 from ..graph.shapes import tensor_bytes
 from ..numeric.samples import Statistic, merged
-from ..passes.base import Context
 
 
 def collect_tensors(
@@ -26,12 +26,12 @@ def collect_tensors(
         raise DataError("no calibration data: activation ranges need at least one sample")
     proto = model.to_proto()
     sizes = tensor_bytes(proto, names, first.arrays)
-    parts = list(chunks(sizes, context.max_memory // context.in_flight))
+    parts = list(chunks(sizes, context.services.max_memory // context.services.in_flight))
     statistics: dict[str, Statistic] = {}
     for index, chunk in enumerate(parts, 1):
         part = label if len(parts) == 1 else f"{label}, part {index} of {len(parts)}"
-        prepare = partial(_collector, extract(proto, chunk), make, context.in_flight)
-        statistics.update(merged(context.workers.run(prepare, context.arrays(part), context.threads)))
+        prepare = partial(_collector, extract(proto, chunk), make, context.services.in_flight)
+        statistics.update(merged(context.services.workers.run(prepare, context.arrays(part), context.services.threads)))
     return statistics
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from ..api import open_model
 from ..check import check
 from ..errors import VerificationError
+from ..pipeline.open_inputs import open_model
 from ..targets import find_target
 from .options import config_option
 

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from ..passes.apply_overrides import Override
+from ..options import Override
 
 if sys.version_info >= (3, 11):
     import tomllib

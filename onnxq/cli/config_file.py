@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from ..options import Options
-from ..passes.apply_overrides import Override
+from ..options import Options, Override
 
 _SHORT_FOR = ("no_cle", "no_bias_correction")
 """Flags that say what another option says, too."""

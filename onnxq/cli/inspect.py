@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from ..api import open_model
 from ..evaluation.inspect import inspect
 from ..options import Options
+from ..pipeline.open_inputs import open_model
 from .config import overrides_of
 from .options import config_option, placement_options
 

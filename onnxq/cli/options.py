@@ -12,7 +12,7 @@ from ..data import Preprocess
 from ..encodings import VERSIONS
 from ..errors import OutputError, UsageError
 from ..options import PRESETS, Options
-from ..passes.round_weights import EFFORTS, ROUNDINGS
+from ..rounding.choose import EFFORTS, ROUNDINGS
 from .config import overrides_of, read_config
 
 CALIB = "Calibration data: a folder of images, .npy, .npz or test_data_set_*/*.pb, or one such file."

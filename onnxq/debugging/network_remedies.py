@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from glob import escape
 
 from ..errors import OnnxqError
-from ..options import Options
-from ..passes.apply_overrides import Override
+from ..options import Options, Override
 from ..pipeline.keep_if_better import CLEAR_DB, DROWNED_DB
 from .log import Log
 from .remedies import FIXES, PER_CHANNEL, Fix

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, replace
 from glob import escape
 from typing import Any
 
-from ..options import Options
-from ..passes.apply_overrides import Override
+from ..options import Options, Override
 from ..targets import find_target
 from .root_cause import Kind
 from .trial import Part

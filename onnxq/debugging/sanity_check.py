@@ -48,7 +48,7 @@ def check_bypassed(trial: Trial, log: Log) -> None:
     """Raise VerificationError where the network with all quantizers bypassed is not the float model."""
     study = trial.study
     feeds, references = study.feeds[:JUDGED], study.references[:JUDGED]
-    proto, threads = trial.base.to_proto(), study.job.context.threads
+    proto, threads = trial.base.to_proto(), study.job.context.services.threads
     db = measure(proto, feeds, SqnrMetric(), references, threads)
     score = db if isinstance(study.metric, SqnrMetric) else study.measured(proto)
     if db < PRESERVED_DB:

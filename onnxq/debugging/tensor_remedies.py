@@ -15,8 +15,7 @@ from glob import escape
 
 from ..errors import OnnxqError
 from ..evaluation.sensitivity import Unit
-from ..options import Options
-from ..passes.apply_overrides import Override
+from ..options import Options, Override
 from .log import Log
 from .remedies import METHODS, Rung, ladder
 from .trial import HEARD_DB, Goal, Part, Trial, try_options

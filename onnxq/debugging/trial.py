@@ -115,7 +115,9 @@ class Trial:
         if isinstance(study.metric, SqnrMetric):
             return Standing(score, score)
         feeds, references = study.feeds[:JUDGED], study.references[:JUDGED]
-        return Standing(score, measure(self.quantized, feeds, SqnrMetric(), references, study.job.context.threads))
+        return Standing(
+            score, measure(self.quantized, feeds, SqnrMetric(), references, study.job.context.services.threads)
+        )
 
     @cached_property
     def parts(self) -> Mapping[Part, Standing]:

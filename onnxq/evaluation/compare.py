@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from ..api import open_data, open_model, with_settings
 from ..calibration.collect import chunks
+from ..calibration.context import Context
 from ..data import Preprocess
 from ..errors import DataError, ModelError, OnnxqError
 from ..execution.distributed import Stage, open_workers
@@ -33,9 +33,9 @@ from ..graph.model import extract
 from ..graph.shapes import tensor_bytes
 from ..numeric.distance import EXPLAINED_DB, Distance
 from ..numeric.metrics import comparable, finite, sqnr
-from ..options import Options
-from ..passes.base import Context
+from ..options import Options, with_settings
 from ..pipeline.job import make_context
+from ..pipeline.open_inputs import open_data, open_model
 from ..pipeline.pipeline import load, prepare
 from .comparison import ComparedTensor, Comparison, Jump
 from .matching import Matching, match
@@ -108,15 +108,15 @@ def _distances(proto: ModelProto, found: Matching, pairs: Pairs, context: Contex
     if first is None:
         raise DataError("no data to compare on")
     sizes = {name: 2 * size for name, size in tensor_bytes(proto, pairs, first.arrays).items()}
-    parts = list(chunks(sizes, context.max_memory // context.in_flight))
+    parts = list(chunks(sizes, context.services.max_memory // context.services.in_flight))
     axis = 1 if any(_rank(found, node) == 3 for node in found.reference.nodes) else -1  # of tensors of rank 3
     distances: dict[str, Distance] = {}
     for index, names in enumerate(parts, 1):
         label = "comparing" if len(parts) == 1 else f"comparing, part {index} of {len(parts)}"
         part = {name: pairs[name] for name in names}
         protos = extract(found.reference.proto, part), extract(found.quantized.wiring.proto, part.values())
-        prepare = partial(_comparer, protos, part, set(found.reference.outputs), axis, context.in_flight)
-        for one in context.workers.run(prepare, context.arrays(label), context.threads):
+        prepare = partial(_comparer, protos, part, set(found.reference.outputs), axis, context.services.in_flight)
+        for one in context.services.workers.run(prepare, context.arrays(label), context.services.threads):
             for name, distance in one.items():
                 distances.setdefault(name, Distance()).merge(distance)
     return distances

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ..api import input_specs, open_data, open_model, with_settings
 from ..data import CalibrationData, Feed, Preprocess
 from ..errors import ModelError, UsageError
 from ..execution.session import Session, Source, default_threads, parallel_map
 from ..graph import large
 from ..numeric.metrics import finite
-from ..options import Options
+from ..options import Options, with_settings
+from ..pipeline.open_inputs import input_specs, open_data, open_model
 from ..report import printable
 from .custom_metric import BUILT_IN, parse_metric
 from .labels import read_labels

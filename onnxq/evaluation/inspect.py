@@ -11,12 +11,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from ..api import input_specs
+from ..calibration.context import Context
 from ..data import InputSpec
 from ..graph.model import Model
 from ..operators.linear import LinearLayer, is_float, linear_layer
 from ..options import Options
-from ..passes.base import Context
+from ..pipeline.open_inputs import input_specs
 from ..pipeline.pipeline import load, placement, prepare
 from ..report import FloatNode, printable
 from ..targets import find_target

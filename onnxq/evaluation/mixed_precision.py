@@ -165,7 +165,7 @@ class _Search:
         found: dict[str, dict[int, float]] = {}
         for done, (unit, widths) in enumerate(units.items(), 1):
             found[unit] = {bits: 10 ** (-board.score({unit: group}) / 10) for bits, group in widths.items()}
-            self.study.job.context.progress("measuring widths", done, len(units))
+            self.study.job.context.services.progress("measuring widths", done, len(units))
         return found
 
     def _score(self, place: int) -> float:

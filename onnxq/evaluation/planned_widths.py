@@ -11,8 +11,7 @@ from ..errors import UsageError
 from ..execution.layerwise import isolate
 from ..graph.model import Model
 from ..operators.linear import LinearLayer, linear_layer
-from ..options import Options
-from ..passes.apply_overrides import Override
+from ..options import Options, Override
 from ..pipeline.job import Job
 from ..pipeline.pipeline import placement, raised
 from .bit_allocation import BitCosts, Bits

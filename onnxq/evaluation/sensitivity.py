@@ -190,10 +190,12 @@ def rank(
             yield names
             durations.append(time.perf_counter() - last)
             last = time.perf_counter()
-            context.progress("switching quantizers", done, len(effects))
+            context.services.progress("switching quantizers", done, len(effects))
 
-    of = (study.feeds, study.metric, study.references, context.max_memory)
-    whole, *alone = context.workers.run(partial(_scorer, base.to_proto(), groups, *of), due(), context.threads, most=1)
+    of = (study.feeds, study.metric, study.references, context.services.max_memory)
+    whole, *alone = context.services.workers.run(
+        partial(_scorer, base.to_proto(), groups, *of), due(), context.services.threads, most=1
+    )
     measured = [replace(e, only=one.on, all_but=one.off) for e, one in zip(effects, alone, strict=False)]
     passes = [work for one in alone for work in one.passes if work]
     return SensitivityAnalysis(

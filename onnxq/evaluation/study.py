@@ -10,7 +10,6 @@ from typing import Any
 
 from onnx import ModelProto
 
-from ..api import input_specs, open_data, open_model
 from ..data import CalibrationData, Feed, Preprocess
 from ..errors import UsageError
 from ..execution.distributed import Workers
@@ -19,6 +18,7 @@ from ..graph.model import Model
 from ..numeric.metrics import class_scores
 from ..options import Options
 from ..pipeline.job import Job
+from ..pipeline.open_inputs import input_specs, open_data, open_model
 from .custom_metric import parse_metric
 from .labels import read_labels
 from .metric import Metric, Outputs, float_outputs, measure
@@ -43,7 +43,7 @@ class Study:
     references: list[Outputs] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.references = list(float_outputs(self.job.proto, self.feeds, self.job.context.threads))
+        self.references = list(float_outputs(self.job.proto, self.feeds, self.job.context.services.threads))
 
     @cached_property
     def float_score(self) -> float:
@@ -52,7 +52,7 @@ class Study:
 
     def measured(self, proto: ModelProto) -> float:
         """What the metric says of a model."""
-        return measure(proto, self.feeds, self.metric, self.references, self.job.context.threads)
+        return measure(proto, self.feeds, self.metric, self.references, self.job.context.services.threads)
 
     def planned(self) -> tuple[Model, dict[str, Group]]:
         """The float model, and the switches of everything that the options would quantize in it."""
@@ -66,7 +66,7 @@ class Study:
     ) -> Switchboard:
         """Switches for these groups, on the study's samples or at `most` so many of them."""
         metric, feeds, references = metric or self.metric, self.feeds[:most], self.references[:most]
-        threads, memory = self.job.context.threads, self.job.context.max_memory
+        threads, memory = self.job.context.services.threads, self.job.context.services.max_memory
         return Switchboard(base.to_proto(), groups, feeds, metric, references, threads=threads, max_memory=memory)
 
 

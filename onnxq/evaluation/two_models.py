@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from onnx import ModelProto
 
-from ..api import input_specs
 from ..data import InputSpec
 from ..errors import ModelError
+from ..pipeline.open_inputs import input_specs
 
 
 def common_inputs(first: ModelProto, second: ModelProto, names: tuple[str, str]) -> list[InputSpec]:

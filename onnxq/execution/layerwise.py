@@ -26,14 +26,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from ..data import Feed
 from ..errors import DataError, ModelError
 from ..graph import edit, large
 from ..graph.model import Model, captured
 from ..graph.scratch import scratch_folder
 from ..graph.simulate import simulated
-from ..operators import channels
 from ..operators.linear import LinearLayer, linear_layer
-from ..passes.base import Context
+from .services import Services
 from .session import Session, parallel_map
 from .spill import Held, Shelf
 
@@ -91,7 +91,7 @@ def isolate(model: Model) -> None:
     for layer in planned_layers(model):
         if layer.bias is None or len(layer.bias.outputs) > 1:
             bias = layer.bias_values
-            channels.set_bias(model, layer, bias)
+            edit.set_bias(model, layer, bias)
     for name in dict.fromkeys(layer.weight.name for layer in planned_layers(model)):
         old, quantizer = model.graph.tensors()[name], model.quantizers[name]
         others = [node for node in model.consumers(old) if node.name not in quantizer.readers]
@@ -101,7 +101,7 @@ def isolate(model: Model) -> None:
                 edit.replace_input(node, old, copy)
 
 
-def visit_layers(model: Model, context: Context, visitor: Visitor, label: str) -> Traffic:
+def visit_layers(model: Model, feeds: Iterable[Feed], services: Services, visitor: Visitor, label: str) -> Traffic:
     """Let `visitor` see and change all planned layers of `model`, which `isolate` has prepared, in order.
 
     label: of the progress shown. Raises OnnxqError.
@@ -110,8 +110,8 @@ def visit_layers(model: Model, context: Context, visitor: Visitor, label: str) -
     if not layers:
         return Traffic(0, 0)
     with scratch_folder() as folder:
-        shelf = Shelf(folder, context.max_memory)
-        walk = _Walk(model, context, layers, shelf)
+        shelf = Shelf(folder, services.max_memory)
+        walk = _Walk(model, feeds, services, layers, shelf)
         walk.run(visitor, label)
         return Traffic(shelf.most, shelf.spilled)
 
@@ -121,7 +121,8 @@ class _Walk:
     """Both streams on their way through the layers."""
 
     model: Model
-    context: Context
+    feeds: Iterable[Feed]
+    services: Services
     layers: list[LinearLayer]
     shelf: Shelf
     reference: _Stream = field(init=False)
@@ -138,7 +139,7 @@ class _Walk:
             groups.setdefault(id(layer.weight), []).append(k)
         kept: dict[int, list[_Cut]] = {}
         costs = [max(visitor.cost(layer), 1) for layer in self.layers]
-        self.context.progress(label, 0, sum(costs))
+        self.services.progress(label, 0, sum(costs))
         cuts, k, seen = self._begin(), 0, -1
         while k < len(self.layers):
             name, uses, told = self.layers[k].node.name, groups[id(self.layers[k].weight)], ""
@@ -153,7 +154,7 @@ class _Walk:
                     self._update(use)
                 if len(uses) > 1:  # what comes after its first use goes on with the new values
                     k, cuts = uses[0], kept.pop(uses[0])
-            self.context.progress(f"{label}: {name} {told}", sum(costs[: seen + 1]), sum(costs))
+            self.services.progress(f"{label}: {name} {told}", sum(costs[: seen + 1]), sum(costs))
             k += 1
 
     def _update(self, k: int) -> None:
@@ -167,7 +168,7 @@ class _Walk:
 
     def _begin(self) -> list[_Cut]:
         cuts: list[_Cut] = []
-        for feed in self.context.feeds:
+        for feed in self.feeds:
             batch = max((a.shape[0] for a in feed.arrays.values() if a.ndim), default=1)
             held = {name: self.shelf.put(array) for name, array in feed.arrays.items()}
             streams = ({n: held[n] for n in s.inputs & held.keys()} for s in (self.reference, self.quantized))
@@ -189,7 +190,7 @@ class _Walk:
                 part = visitor.observe(layer, cut.sample, cut.real(x), _with_bias(layer, cut.real(y)))
             return cut, made, quantized_made, part
 
-        for cut, *made, part in parallel_map(step, _drain(cuts), self.context.threads, self.context.in_flight):
+        for cut, *made, part in parallel_map(step, _drain(cuts), self.services.threads, self.services.in_flight):
             if visitor is not None:
                 visitor.take(layer, part)
             behind.append(

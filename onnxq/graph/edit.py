@@ -7,8 +7,13 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
+from ..operators.linear import LinearLayer, is_op
+from . import large
 from .model import Model
+
+Vector = NDArray[np.float64]
 
 
 def bypass(model: Model, node: gs.Node) -> bool:
@@ -84,3 +89,40 @@ def name_nodes(nodes: Iterable[gs.Node]) -> None:
             node.name = next(name for name in candidates if name not in taken)
         taken.add(node.name)
         seen.add(node.name)
+
+
+def set_weight(model: Model, layer: LinearLayer, values: NDArray[np.floating]) -> None:
+    """A new weight for this layer only, under the old name where no one else reads the old one."""
+    old = weight = layer.weight
+    new = np.asarray(values, old.dtype)
+    if model.sole_consumer(old) is layer.node:
+        weight.values = new
+    else:
+        weight = constant(model, old.name, new)
+        replace_input(layer.node, old, weight)
+    if model.is_large:
+        large.keep_aside((weight,))
+
+
+def set_bias(model: Model, layer: LinearLayer, values: Vector) -> None:
+    """A new bias, (Cout,), for this layer only; created where the layer has none."""
+    dtype = layer.weight.dtype
+    stem = layer.bias.name if layer.bias is not None else f"{layer.weight.name}_bias"
+    bias = constant(model, stem, np.asarray(values, dtype))
+    if layer.bias_node is not None:
+        replace_input(layer.bias_node, layer.bias, bias)
+    elif is_op(layer.node, "MatMul"):
+        _add_bias(model, layer, bias)
+    elif len(layer.node.inputs) > 2:  # an empty name stands for the missing bias
+        layer.node.inputs[2] = bias
+    else:
+        layer.node.inputs.append(bias)
+
+
+def _add_bias(model: Model, layer: LinearLayer, bias: gs.Constant) -> None:
+    """MatMul has no bias input: an Add behind it makes its output, which keeps its name."""
+    output = layer.node.outputs[0]
+    product = gs.Variable(model.unique_name(f"{output.name}_product"), output.dtype, output.shape)
+    layer.node.outputs[0] = product
+    add = gs.Node("Add", f"{layer.node.name}_bias", inputs=[product, bias], outputs=[output])
+    model.graph.nodes.insert(1 + next(i for i, n in enumerate(model.graph.nodes) if n is layer.node), add)

@@ -14,8 +14,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from ..graph import edit, large
-from ..graph.model import Model
 from .linear import LinearLayer, is_op
 
 Vector = NDArray[np.float64]
@@ -130,40 +128,3 @@ def _spread(vector: Vector, layer: LinearLayer) -> NDArray[np.float64]:
 def pads(node: gs.Node) -> bool:
     """Whether a Conv reads zeros beyond the border of its input."""
     return node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or any(node.attrs.get("pads", ()))
-
-
-def set_weight(model: Model, layer: LinearLayer, values: NDArray[np.floating]) -> None:
-    """A new weight for this layer only, under the old name where no one else reads the old one."""
-    old = weight = layer.weight
-    new = np.asarray(values, old.dtype)
-    if model.sole_consumer(old) is layer.node:
-        weight.values = new
-    else:
-        weight = edit.constant(model, old.name, new)
-        edit.replace_input(layer.node, old, weight)
-    if model.is_large:
-        large.keep_aside((weight,))
-
-
-def set_bias(model: Model, layer: LinearLayer, values: Vector) -> None:
-    """A new bias, (Cout,), for this layer only; created where the layer has none."""
-    dtype = layer.weight.dtype
-    stem = layer.bias.name if layer.bias is not None else f"{layer.weight.name}_bias"
-    bias = edit.constant(model, stem, np.asarray(values, dtype))
-    if layer.bias_node is not None:
-        edit.replace_input(layer.bias_node, layer.bias, bias)
-    elif is_op(layer.node, "MatMul"):
-        _add_bias(model, layer, bias)
-    elif len(layer.node.inputs) > 2:  # an empty name stands for the missing bias
-        layer.node.inputs[2] = bias
-    else:
-        layer.node.inputs.append(bias)
-
-
-def _add_bias(model: Model, layer: LinearLayer, bias: gs.Constant) -> None:
-    """MatMul has no bias input: an Add behind it makes its output, which keeps its name."""
-    output = layer.node.outputs[0]
-    product = gs.Variable(model.unique_name(f"{output.name}_product"), output.dtype, output.shape)
-    layer.node.outputs[0] = product
-    add = gs.Node("Add", f"{layer.node.name}_bias", inputs=[product, bias], outputs=[output])
-    model.graph.nodes.insert(1 + next(i for i, n in enumerate(model.graph.nodes) if n is layer.node), add)

@@ -22,6 +22,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from ..calibration.channel_facts import channel_facts, has_data, too_few
+from ..graph import edit
 from ..graph.model import Model
 from ..graph.scaling_groups import find_groups
 from ..numeric.channel_statistics import ChannelFacts
@@ -109,11 +110,11 @@ def _reader(node: gs.Node, tensor: gs.Tensor) -> LinearLayer | str:
 
 def _move(model: Model, layer: LinearLayer, readers: list[LinearLayer], c: Vector) -> None:
     bias = layer.bias_values
-    channels.set_bias(model, layer, bias - c)
+    edit.set_bias(model, layer, bias - c)
     moments = model.moments.get(layer.output.name)
     if moments is not None:
         model.moments[layer.output.name] = moments.affine(np.float64(1.0), -c)
     for reader in readers:
         answer = expected_response(reader, c)
         bias = reader.bias_values
-        channels.set_bias(model, reader, bias + answer)
+        edit.set_bias(model, reader, bias + answer)

@@ -6,11 +6,9 @@ ties) has none of its own to change.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
@@ -19,62 +17,9 @@ from ..graph.model import Model, Quantizer, drop_quantizer
 from ..numeric.quant import Grid, QuantSpec
 from ..numeric.ranges import parse_method
 from ..operators.linear import LinearLayer, linear_layer
+from ..options import Override
 from ..targets import Target
 from .base import Context, Outcome
-
-
-@dataclass(frozen=True)
-class Override:
-    """What to do differently with some tensors; None leaves a thing as it is.
-
-    tensor: glob of tensor names; or node: glob of node names or operator types, for the weights that they read and
-    the activations that they compute. keep_float: no quantizer at all. range: (lo, hi) instead of a method.
-    """
-
-    tensor: str | None = None
-    node: str | None = None
-    bits: int | None = None
-    symmetric: bool | None = None
-    per_channel: bool | None = None
-    power_of_two: bool | None = None
-    block: int | None = None
-    method: str | None = None
-    range: tuple[float, float] | None = None
-    keep_float: bool = False
-
-    def __post_init__(self) -> None:
-        if (self.tensor is None) == (self.node is None):
-            raise UsageError("an override names either a tensor or a node (a glob of names)")
-        for name, (kind, text) in _TYPES.items():
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
-                raise UsageError(f"the override of {self.place}: {name} must be {text}, got {value!r}")
-        if all(getattr(self, f.name) is f.default for f in fields(self) if f.name not in ("tensor", "node")):
-            raise UsageError(f"the override of {self.place} changes nothing")
-        if self.bits is not None and not 2 <= self.bits <= 16:
-            raise UsageError(f"the override of {self.place}: bits must be 2 to 16, got {self.bits}")
-        if self.block is not None and self.block < 1:
-            raise UsageError(f"the override of {self.place}: block must be at least 1, got {self.block}")
-        if self.range is not None and not _is_range(self.range):
-            raise UsageError(f"the override of {self.place}: range must be [lo, hi] with lo < hi, got {self.range}")
-        if self.method is not None:
-            parse_method(self.method)
-
-    @property
-    def place(self) -> str:
-        return f"tensor {self.tensor!r}" if self.tensor is not None else f"node {self.node!r}"
-
-
-_TYPES: Mapping[str, tuple[type, str]] = {
-    **dict.fromkeys(("tensor", "node", "method"), (str, "a string")),
-    **dict.fromkeys(("bits", "block"), (int, "a whole number")),
-    **dict.fromkeys(("symmetric", "per_channel", "power_of_two", "keep_float"), (bool, "true or false")),
-}
-
-
-def _is_range(value: Any) -> bool:
-    numbers = isinstance(value, (tuple, list)) and all(isinstance(v, (int, float)) for v in value)
-    return numbers and len(value) == 2 and -math.inf < value[0] < value[1] < math.inf
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from ..calibration.channel_facts import channel_facts
+from ..graph import edit
 from ..graph.model import Model
 from ..graph.scaling_groups import find_groups
 from ..numeric.channel_statistics import ChannelFacts
@@ -56,7 +57,7 @@ class CorrectBias:
                 skips.append(Skip(layer.node.name, f"the means of {blind} of its {size} input channels are not known"))
             shift = _shift(model, layer, known)
             bias = layer.bias_values
-            channels.set_bias(model, layer, bias + shift)
+            edit.set_bias(model, layer, bias + shift)
             largest = max(largest, float(np.abs(shift).max(initial=0.0)))
             changed += 1
         return Outcome(changed, tuple(skips), (f"largest correction {largest:.3g}",))

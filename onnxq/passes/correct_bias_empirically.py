@@ -36,7 +36,7 @@ class CorrectBiasEmpirically:
     def apply(self, model: Model, context: Context) -> Outcome:
         isolate(model)
         corrector = _Corrector(model)
-        traffic = visit_layers(model, context, corrector, "correcting biases")
+        traffic = visit_layers(model, context.feeds, context.services, corrector, "correcting biases")
         return Outcome(len(corrector.notes), notes=(*corrector.notes, str(traffic)))
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..calibration.channel_facts import channel_facts, too_few
-from ..graph import large
+from ..graph import edit, large
 from ..graph.model import Model
 from ..graph.output_sensitivity import contributions, measured_tensors
 from ..graph.scaling_groups import Bound, Scalable, ScalingGroups, find_groups
@@ -157,9 +157,9 @@ def rescale(model: Model, groups: ScalingGroups, u: Vector) -> None:
         down = np.exp(-u[scaled.outputs])
         up = np.ones(channels.input_channels(layer)) if scaled.inputs is None else np.exp(u[scaled.inputs])
         if (down != 1).any() or (up != 1).any():
-            channels.set_weight(model, layer, channels.scaled(layer, down, up))
+            edit.set_weight(model, layer, channels.scaled(layer, down, up))
         if layer.bias is not None and (down != 1).any():
-            channels.set_bias(model, layer, np.asarray(layer.bias.values, np.float64) * down)
+            edit.set_bias(model, layer, np.asarray(layer.bias.values, np.float64) * down)
     for name, moments in model.moments.items():
         if name in groups.tensors:
             model.moments[name] = moments.affine(np.exp(-u[groups.tensors[name][1]]), np.float64(0.0))

@@ -165,21 +165,25 @@ def _real(outputs: Mapping[str, np.ndarray], feed: Feed) -> dict[str, np.ndarray
 
 def _alone(model: Model, groups: Sequence[Group], feeds: Sequence[Feed], context: Context) -> dict[Group, float]:
     """-10 log10 n_i of each group."""
-    network = _Switched(model, feeds, context.threads, [root for group in groups for root in group], constants=False)
+    network = _Switched(
+        model, feeds, context.services.threads, [root for group in groups for root in group], constants=False
+    )
     references, found = network.references(), {}
     for done, group in enumerate(groups, 1):
-        context.progress("activations one by one", done, len(groups))
+        context.services.progress("activations one by one", done, len(groups))
         found[group] = network.db(references, [other for other in groups if other != group])
     return found
 
 
 def _curve(model: Model, ranked: Sequence[Group], feeds: Sequence[Feed], context: Context, worth: float) -> list[float]:
     """-10 log10 N_k for k = 0, 1, ..., up to where no further exception can pay."""
-    network = _Switched(model, feeds, context.threads, [root for group in ranked for root in group], constants=True)
+    network = _Switched(
+        model, feeds, context.services.threads, [root for group in ranked for root in group], constants=True
+    )
     references, price = network.references(), worth / len(ranked)
     ceiling, curve, best = network.db(references, ranked), [], -np.inf
     for k in range(len(ranked) + 1):
-        context.progress("activations together", k, len(ranked))
+        context.services.progress("activations together", k, len(ranked))
         curve.append(network.db(references, ranked[:k]))
         best = max(best, curve[-1] - k * price)
         if ceiling - (k + 1) * price <= best:

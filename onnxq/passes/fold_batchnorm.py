@@ -97,9 +97,9 @@ def _fold_behind(model: Model, node: gs.Node) -> str | None:
         return "folded weights would not be finite in float32"
     known = model.moments.pop(layer.output.name, None)
     moments = affine.moments or (known and known.affine(affine.a, affine.c))
-    channels.set_weight(model, layer, weight)
+    edit.set_weight(model, layer, weight)
     if layer.bias is not None or affine.c.any():
-        channels.set_bias(model, layer, bias)
+        edit.set_bias(model, layer, bias)
     end = x.inputs[0]
     edit.take_over(node, end, x)
     if moments is not None:
@@ -139,9 +139,9 @@ def _fold_before(model: Model, node: gs.Node) -> str | None:
     bias = shift if layer.bias is None else np.asarray(layer.bias.values, np.float64) + shift
     if not _fits_float32(weight, bias):
         return "folded weights would not be finite in float32"
-    channels.set_weight(model, layer, weight)
+    edit.set_weight(model, layer, weight)
     if shift.any():
-        channels.set_bias(model, layer, bias)
+        edit.set_bias(model, layer, bias)
     edit.replace_input(layer.node, node.outputs[0], x)
     return None
 

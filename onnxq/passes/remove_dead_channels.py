@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..calibration.channel_facts import channel_facts, too_few
+from ..graph import edit
 from ..graph.batchnorm_statistics import foresee
 from ..graph.model import Model, Moments
 from ..graph.scaling_groups import find_groups
@@ -92,8 +93,8 @@ def _empty_rows(model: Model, layer: LinearLayer, facts: ChannelFacts, threshold
     still &= channels.pairs(layer).any(axis=(2, 3)).reshape(-1)  # those without weights need none of this
     if still.any():
         kept = np.asarray(~still, np.float64)
-        channels.set_weight(model, layer, channels.scaled(layer, kept, np.ones(channels.input_channels(layer))))
-        channels.set_bias(model, layer, value)
+        edit.set_weight(model, layer, channels.scaled(layer, kept, np.ones(channels.input_channels(layer))))
+        edit.set_bias(model, layer, value)
         known = model.moments.get(layer.output.name)
         if known is not None:
             moments = Moments(np.where(still, value, known.mean), np.where(still, 0.0, known.std))
@@ -109,9 +110,9 @@ def _fold_columns(model: Model, layer: LinearLayer, inputs: ChannelFacts) -> tup
         value = np.where(foldable, inputs.mean, 0.0)
         bias = _bias(layer) + expected_response(layer, value)
         kept = np.asarray(~foldable, np.float64)
-        channels.set_weight(model, layer, channels.scaled(layer, np.ones(layer.channels), kept))
+        edit.set_weight(model, layer, channels.scaled(layer, np.ones(layer.channels), kept))
         if value.any():
-            channels.set_bias(model, layer, bias)
+            edit.set_bias(model, layer, bias)
     return int(foldable.sum()), int(others.sum())
 
 

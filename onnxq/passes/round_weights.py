@@ -71,7 +71,7 @@ class AdaRound:
         feed = next((dict(arrays) for arrays, _ in context.arrays()), {})
         sizes = tensor_bytes(model.to_proto(), (layer.node.outputs[0].name for layer in planned_layers(model)), feed)
         rounder = _Rounder(model, self, samples, sizes, self._checkpoint(model, context))
-        traffic = visit_layers(model, context, rounder, "rounding weights")
+        traffic = visit_layers(model, context.feeds, context.services, rounder, "rounding weights")
         changed = sum(record.kept_nearest_because is None for record in rounder.records)
         return Outcome(changed, tuple(rounder.skips), (*rounder.notes(), str(traffic)), tuple(rounder.records))
 

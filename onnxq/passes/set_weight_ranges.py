@@ -46,7 +46,7 @@ class SetWeightRanges:
         def answer(constant: gs.Constant) -> tuple[str, QuantParams]:
             return constant.name, self._params(np.asarray(constant.values), model.quantizers[constant.name], context)
 
-        for name, params in parallel_map(answer, constants, context.threads):
+        for name, params in parallel_map(answer, constants, context.services.threads):
             model.quantizers[name] = model.quantizers[name].answered(params)
         return Outcome(len(constants))
 

@@ -141,7 +141,7 @@ def _spread(largest: Vector) -> float:
 
 def _migrate(model: Model, norm: _Norm, layers: list[LinearLayer], scale: Vector) -> None:
     for layer in layers:
-        channels.set_weight(model, layer, channels.scaled(layer, np.ones(layer.channels), scale))
+        edit.set_weight(model, layer, channels.scaled(layer, np.ones(layer.channels), scale))
     for place in (norm.gamma, norm.beta):
         if place is not None:
             node, index = place

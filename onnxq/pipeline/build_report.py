@@ -49,7 +49,9 @@ def account(
     target = job.context.target
     requirements = checked(job, quantized)
     feeds = [(f.arrays, f.rows) for f in compared]
-    verdict = verify(written, job.proto, feeds, job.context.threads, runs_here=target.runs_here, proto=quantized)
+    verdict = verify(
+        written, job.proto, feeds, job.context.services.threads, runs_here=target.runs_here, proto=quantized
+    )
     placed = job.placed()
     nodes = {node.name: node.op for node in job.planned.graph.nodes}
     unranged = _unranged(job)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from ..calibration.collect import chunks
+from ..calibration.context import Context
 from ..execution.session import Session, parallel_map, without_padding
 from ..graph.model import Model, Quantizer, extract, grid_root
 from ..graph.shapes import tensor_bytes
@@ -28,7 +29,6 @@ from ..numeric.quant import QuantParams
 from ..numeric.samples import Samples
 from ..operators.channels import pairs
 from ..operators.linear import LinearLayer, linear_layer
-from ..passes.base import Context
 from ..report import Box, ChannelRanges, Distribution, Layer
 
 BARS = 64
@@ -170,13 +170,13 @@ def _compare(
     """
     found = {name: _Compared() for name in names}
     sizes = tensor_bytes(reference, names, next(iter(context.feeds)).arrays)
-    for part in chunks(sizes, context.max_memory // (2 * context.in_flight)):
+    for part in chunks(sizes, context.services.max_memory // (2 * context.services.in_flight)):
         sessions = Session(extract(reference, part)), Session(extract(quantized, [names[name] for name in part]))
         runs = parallel_map(
             lambda feed, both=sessions: (feed, [session.run(feed[0]) for session in both]),  # type: ignore[misc]
             context.arrays("comparing layers"),
-            context.threads,
-            context.in_flight,
+            context.services.threads,
+            context.services.in_flight,
         )
         for (arrays, rows), (x, y) in runs:
             batch = max((a.shape[0] for a in arrays.values() if a.ndim), default=1)

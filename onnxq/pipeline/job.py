@@ -11,10 +11,11 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from ..calibration.statistics import Statistics
-from ..data import CalibrationData
+from ..data import CalibrationData, Feed
 from ..encodings import Encoding, encoding_of
 from ..errors import NothingToQuantizeError, UsageError
 from ..execution.distributed import Here, Workers
+from ..execution.services import Services, no_progress
 from ..execution.session import default_threads
 from ..graph.model import Model
 from ..options import Options
@@ -54,16 +55,14 @@ def make_context(
 ) -> Context:
     """What passes may use, as the options say."""
     threads = options.threads or default_threads()
-    context = Context(
-        target=find_target(options.target),
-        feeds=feeds,
-        statistics=known,
+    services = Services(
         threads=threads,
         in_flight=options.batch_size or 2 * threads,
         max_memory=options.max_memory * 2**20,
         workers=workers or Here(),
+        progress=progress or no_progress,
     )
-    return context if progress is None else replace(context, progress=progress)
+    return Context(target=find_target(options.target), feeds=feeds, statistics=known, services=services)
 
 
 @dataclass
@@ -196,8 +195,8 @@ class Job:
             return steps
         some, compared = split(self.feeds)
         copy = model.clone()
-        CorrectBias().apply(copy, replace(self.context, feeds=some, progress=Context().progress))
-        db = Judge(self.proto, compared, self.context.threads).db(self._lowered(copy))
+        CorrectBias().apply(copy, self._quietly(some))
+        db = Judge(self.proto, compared, self.context.services.threads).db(self._lowered(copy))
         if db >= CLEAR_DB:
             return steps
         self.steps += (_not_run(steps[0], f"rounded to nearest, outputs would be at {db:.1f} dB: descent instead"),)
@@ -210,7 +209,7 @@ class Job:
         if self.invented or self.options.data_free:
             self.steps += Pipeline(tuple(passes)).run(model, replace(self.learning, feeds=()))
             return model
-        judge = Judge(self.proto, split(self.feeds)[1], self.context.threads)
+        judge = Judge(self.proto, split(self.feeds)[1], self.context.services.threads)
         model, trials = try_steps(model, passes, self.context, finish, judge)
         for trial in trials:
             outcome = trial.outcome or Outcome()
@@ -225,13 +224,13 @@ class Job:
         says nothing about them: there weights are rounded by the quickest of the optimising methods."""
         if self.options.optimised_rounding is None or self.invented:
             return CorrectBias()
-        judge = Judge(self.proto, split(self.feeds)[1], self.context.threads)
+        judge = Judge(self.proto, split(self.feeds)[1], self.context.services.threads)
         clear = judge.db(self._ranged_and_lowered(model.clone(), CorrectBias())) >= DROWNED_DB
         return CorrectBias() if clear else AdaRound("error-feedback", "low", self.options.seed)
 
     def _ranged_and_lowered(self, model: Model, correction: Pass) -> ModelProto:
         """What becomes of a float model, by a few samples and a quick correction: good enough to compare steps."""
-        few = replace(self.context, feeds=split(self.feeds)[0], progress=Context().progress)
+        few = self._quietly(split(self.feeds)[0])
         ranging(self.options).run(model, few)
         model = raised(model, self.options)
         if self.options.weight is not None:
@@ -242,6 +241,10 @@ class Job:
         model = raised(model, self.options)
         lowering().run(model, replace(self.context, feeds=()))
         return model.to_proto()
+
+    def _quietly(self, feeds: Sequence[Feed]) -> Context:
+        """The context for a trial on some feeds, which shows no progress of its own."""
+        return replace(self.context, feeds=feeds, services=replace(self.context.services, progress=no_progress))
 
     def placed(self) -> Step:
         """The record of where quantizers went."""

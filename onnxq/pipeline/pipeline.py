@@ -61,7 +61,7 @@ class Pipeline:
         before = {} if feed is None else Session(original or model.to_proto()).run(feed)
         for index, step in enumerate(self.passes):
             name = type(step).__name__
-            context.progress(name, index, len(self.passes))
+            context.services.progress(name, index, len(self.passes))
             start = time.perf_counter()
             outcome = step.apply(model, context)
             if step.preserves and outcome.changed:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from onnx import ModelProto
 
-from ..api import input_specs, open_data, open_model, open_output, with_settings
 from ..calibration.checkpoint import Checkpoint, key_of
+from ..calibration.context import Context
 from ..data import InputSpec, Preprocess
 from ..data.inputs import batch_size
 from ..errors import EngineError, UsageError
@@ -27,11 +27,11 @@ from ..graph import storage
 from ..graph.model import Model
 from ..graph.scratch import scratch_folder
 from ..numeric.metrics import OutputSqnr, class_scores
-from ..options import Options
-from ..passes.base import Context
+from ..options import Options, with_settings
 from ..pipeline.build_report import account
 from ..pipeline.collect_report import Notebook
 from ..pipeline.job import Job
+from ..pipeline.open_inputs import input_specs, open_data, open_model, open_output
 from ..pipeline.pipeline import load, lowering
 from ..pipeline.pipeline import prepare as preparation
 from ..report import Measure, Report, Step
@@ -146,7 +146,7 @@ def train(
         quantized = job.finished()
         path = path or stack.enter_context(scratch_folder()) / "model.onnx"
         storage.write(quantized, path)
-        db, same, compared = _held_against(training, path, job.context.threads)
+        db, same, compared = _held_against(training, path, job.context.services.threads)
         report = account(job, quantized, path, output, time.perf_counter() - begin)
         report = _completed(report, training, recipe, db, same, compared)
     return QatResult(quantized, report, training.student, db, same, compared)
@@ -212,7 +212,7 @@ def _training(job: Job, samples: Samples, recipe: Recipe) -> Training:
     training = Training(
         student, teacher.to(device), loss, recipe, kept, held, Augmentation.of(recipe.augment, specs), wanted, rows
     )
-    training.progress = job.context.progress
+    training.progress = job.context.services.progress
     if job.options.checkpoint is not None:
         training.checkpoint = Checkpoint(Path(job.options.checkpoint), _key(job, recipe, samples))
     return training

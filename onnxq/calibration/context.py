@@ -1,0 +1,47 @@
+"""What a pass may use beside the model: calibration data, the target, and how work is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sized
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..data import Feed
+from ..execution.services import Services
+from ..numeric.channel_statistics import ChannelFacts
+from ..numeric.quant import QuantParams
+from ..numeric.ranges import Range
+from ..numeric.samples import Samples
+from ..targets import ORT, Target
+from .statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Context:
+    """What passes may use beside the model.
+
+    feeds: calibration feeds, iterable again and again; each pass over it reads the data anew.
+    statistics: of activations, where they were collected before.
+    services: how work is run.
+    ranged: called with (tensor, statistics, the grid chosen for them), where somebody wants to show them.
+    weight_ranges: those found before, by spec and a hash of the values, which alone decide them: steps are tried on
+        copies that share most weights.
+    measured: what `channel_facts` has measured, by graph, tensor and axis; `replace` makes a context without it.
+    """
+
+    target: Target = ORT
+    feeds: Iterable[Feed] = ()
+    statistics: Statistics | None = None
+    services: Services = field(default_factory=Services)
+    ranged: Callable[[str, Samples, QuantParams], None] | None = None
+    weight_ranges: dict[tuple[str, bytes], Range] = field(default_factory=dict, repr=False)
+    measured: dict[str, dict[tuple[str, int], ChannelFacts]] = field(init=False, default_factory=dict, repr=False)
+
+    def arrays(self, label: str = "") -> Iterable[tuple[Mapping[str, np.ndarray], int | None]]:
+        """(arrays, rows) of every feed, with progress reported under `label`."""
+        total = len(self.feeds) if isinstance(self.feeds, Sized) else 0
+        for done, feed in enumerate(self.feeds, 1):
+            yield feed.arrays, feed.rows
+            if label:
+                self.services.progress(label, done, total)
