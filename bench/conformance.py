@@ -228,7 +228,7 @@ def kind_of(reason: str) -> str:
     """A message without what is particular to its model: names, numbers, shapes."""
     short = re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason.split(";")[0])
     short = re.sub(r"^(\w+): model: ", r"\1: ", short)
-    short = re.sub(r"Load model from \S+ failed:\s*|/\S+/|\(\w*onnxruntime\w*\.py:\d+\)", "", short)
+    short = re.sub(r"LayerSensitivity model from \S+ failed:\s*|/\S+/|\(\w*onnxruntime\w*\.py:\d+\)", "", short)
     return re.sub(r"\d+", "#", short)[:120]
 
 

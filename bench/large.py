@@ -199,7 +199,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "quantized.onnx"
             settings = {"preset": args.preset, "effort": args.effort, "threads": args.threads}
-            result = onnxq.quantize(model, images, output=output, every_kernel=True, progress=_log(start), **settings)
+            result = onnxq.quantize(
+                model, images, output=output, force_int_kernels=True, progress=_log(start), **settings
+            )
     finally:  # after Ctrl-C too
         seconds, busy = time.perf_counter() - start, time.process_time() - busy
         print(f"\n{seconds:.0f} s, {busy:.0f} s of processors")

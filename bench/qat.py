@@ -92,7 +92,7 @@ class Subject:
 
     def row(self, preset: str, recipe: Recipe, **settings: Any) -> Row:
         """Quantize and train. settings: of `onnxq.quantize`."""
-        given: dict[str, Any] = {"preset": preset, "every_kernel": True, "preprocess": IMAGENET, **settings}
+        given: dict[str, Any] = {"preset": preset, "force_int_kernels": True, "preprocess": IMAGENET, **settings}
         start = onnxq.quantize(self.case.model, self.images, samples=CALIBRATION, **given)
         before = outputs(start.model.SerializeToString(), self.evaluation.x)[0]
         begin = time.perf_counter()
@@ -153,8 +153,8 @@ def variants(recipe: Recipe) -> Iterator[tuple[str, Recipe, dict[str, Any]]]:
 TEXT = f"""Cells: top-1 % ± standard error of its difference from float, on the same images, by ONNX Runtime. *After
 quantization*: what `onnxq.quantize` makes with all defaults, calibrated on {CALIBRATION} of the training images, where
 training starts. *After training*: `onnxq qat` by distillation from the float model's outputs. All layers take part
-(`every_kernel`), the first and the last too. *Same class*, *SQNR*: the network as it was simulated in training against
-the written model in ONNX Runtime, over all evaluation images. *Seconds*: of `onnxq qat` as a whole, with the
+(`force_int_kernels`), the first and the last too. *Same class*, *SQNR*: the network as it was simulated in training
+against the written model in ONNX Runtime, over all evaluation images. *Seconds*: of `onnxq qat` as a whole, with the
 quantization that it starts from and verification.
 """
 

@@ -73,7 +73,7 @@ class Subject:
             output=output,
             statistics=[self.statistics(preset)],
             preset=preset,
-            every_kernel=True,
+            force_int_kernels=True,
             **{**RANGES_ALONE, **settings},
         )
         found = outputs(output, self.evaluation.x)
@@ -139,10 +139,10 @@ def logit_table(subject: Subject) -> Iterator[str]:
     for method in ("minmax", "mse", "cross-entropy"):
         cells = []
         for bits in LOGIT_WIDTHS:
-            wish = onnxq.Options(preset=f"a{bits}").activation
-            assert wish is not None
-            low, high = set_range(method, samples, wish)
-            rounded = QuantParams.from_range(low[0], high[0], wish).fake(logits)
+            spec = onnxq.Options(preset=f"a{bits}").activation
+            assert spec is not None
+            low, high = set_range(method, samples, spec)
+            rounded = QuantParams.from_range(low[0], high[0], spec).fake(logits)
             entropy = -(truth * _log_softmax(rounded)).sum(axis=1).mean()
             cells.append(f"{top1(rounded):.2f}, {entropy:.3f} [{low[0]:.1f}, {high[0]:.1f}]")
         yield line(method, *cells)
@@ -232,7 +232,7 @@ def cost(repeats: int, scratch: Path) -> Iterator[str]:
 
 
 TEXT = """Cells: top-1 % (SQNR in dB of the output against the float model's, over the evaluation images). All layers
-take part (`every_kernel`), the first and the last too; nothing else is done for accuracy (no equalization,
+take part (`force_int_kernels`), the first and the last too; nothing else is done for accuracy (no equalization,
 no bias correction, no AdaRound). Weights symmetric, activations asymmetric and per tensor; widths that
 ONNX Runtime does not have are simulated exactly. Classes that tie for the first place share the hit.
 """

@@ -31,7 +31,7 @@ from onnxq.options import Options
 from onnxq.pipeline.pipeline import load
 
 SLOW = "adaround"
-SOLVERS = ("nearest", "error-feedback", "descent", SLOW)
+SOLVERS = ("nearest", "gptq", "coordinate-descent", SLOW)
 PRESETS = ("w8a8", "w4a8", "w3a8")
 GRANULARITIES = {"per tensor": False, "per channel": True}
 MIXED = "descent; first, last and depthwise layers at 8 bits"
@@ -76,13 +76,13 @@ class Subject:
             return Cell("-", "-", "-")
         settings: dict[str, Any] = {"rounding": row}
         if row == MIXED:
-            settings = {"rounding": "descent", "overrides": self.at_8_bits()}
+            settings = {"rounding": "coordinate-descent", "overrides": self.at_8_bits()}
         if row == SLOW:
             settings["effort"] = "low"
         begin = time.process_time()
         try:
             made = onnxq.quantize(
-                self.proto, self.calibration, preset=preset, per_channel=per_channel, every_kernel=True, **settings
+                self.proto, self.calibration, preset=preset, per_channel=per_channel, force_int_kernels=True, **settings
             )
         except onnxq.OnnxqError as error:
             return Cell("failed", failure=str(error))
@@ -119,7 +119,7 @@ def measured(subject: Subject, solvers: Sequence[str], presets: Sequence[str], f
     labelled = subject.evaluation.labels is not None
     yield from head("top-1 % (SQNR, dB)" if labelled else "SQNR of the worst output, dB", *titles)
     for row in subject.rows:
-        if row in solvers or (row == MIXED and "descent" in solvers):
+        if row in solvers or (row == MIXED and "coordinate-descent" in solvers):
             cells[row] = [subject.cell(row, preset, GRANULARITIES[name]) for preset, name in columns]
             yield line(row, *(cell.accuracy for cell in cells[row]))
     yield ""
@@ -138,9 +138,10 @@ def measured(subject: Subject, solvers: Sequence[str], presets: Sequence[str], f
     failures += told
 
 
-TEXT = """Cells: what `onnxq.quantize` makes with `--rounding` set, everything else by default: steps before it as the
-judge leaves them; `nearest` with analytic bias correction, the others re-centre biases by themselves. All layers take
-part (`every_kernel`), the first and the last too. Activations are uint8. Run by ONNX Runtime, its optimisations on.
+TEXT = """Cells: what `onnxq.quantize` makes with `--rounding` set, everything else by default: steps before it are kept
+where the result is no worse; `nearest` with analytic bias correction, the others re-centre biases by themselves. All
+layers take part (`force_int_kernels`), the first and the last too. Activations are uint8. Run by ONNX Runtime, its
+optimisations on.
 
 - *Error on samples held back*: squared error of a layer's output in percent of its variance, mean over channels, then
   over layers; one sample in five is held back while the rounding is chosen. *Nearest* is not what rounding to nearest

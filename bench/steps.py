@@ -58,7 +58,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "data-free": {"data_free": True},
     "data-free, synthetic": {"data_free": True, "synthetic": True},
 }
-STEPS = ("RemoveDeadChannels", "EqualizeLayers", "AbsorbBias", "CorrectBias", "AdaRound")
+STEPS = ("RemoveDeadChannels", "EqualizeLayers", "AbsorbBias", "CorrectBias", "RoundWeights")
 NAMES = ("mobilenet_v1_025_imagenet", "mobilenet_digits", "resnet_digits")
 
 
@@ -85,7 +85,7 @@ class Subject:
         """Cells of a row of `ROWS`, and what became of its adjustments."""
         adjustments, corrections = ROWS[name]
         feeds = onnxq.CalibrationData(self.calibration, input_specs(self.proto))
-        options = {column: onnxq.Options(every_kernel=True, **settings) for column, settings in COLUMNS.items()}
+        options = {column: onnxq.Options(force_int_kernels=True, **settings) for column, settings in COLUMNS.items()}
         some = next(iter(options.values()))
         context = make_context(some, feeds, None)
         model = load(self.proto, self.case.name, some)
@@ -103,7 +103,7 @@ class Subject:
             calibration = self.calibration
         for column in COLUMNS.values():
             try:
-                made = onnxq.quantize(self.proto, calibration, every_kernel=True, **settings, **column)
+                made = onnxq.quantize(self.proto, calibration, force_int_kernels=True, **settings, **column)
             except onnxq.OnnxqError as error:
                 yield "-", str(error)
             else:
@@ -166,7 +166,7 @@ def told(name: str, column: str, report: Report | str) -> str:
             )
             verdicts.append(f"{step.name}: " + note.removeprefix(f"{step.name}: "))
     activations = sum(tensor.kind == "activation" for tensor in report.tensors)
-    blind = sum(len(step.skips) for step in report.steps if step.name == "ForeseeActivationRanges")
+    blind = sum(len(step.skips) for step in report.steps if step.name == "SetDataFreeRanges")
     missing = f", {blind} tensors without moments" if blind else ""
     return f"- {name}, {column}: {activations} activations on a grid{missing}. " + ". ".join(verdicts)
 
@@ -193,7 +193,7 @@ def label(step: Pass) -> str:
 
 
 TEXT = """Cells: top-1 % ± standard error of its difference from float, on the same images (SQNR in dB of the output
-against the float model's). All layers take part (`every_kernel`). Rows without `default` or `data-free`
+against the float model's). All layers take part (`force_int_kernels`). Rows without `default` or `data-free`
 apply the named steps and no others, without the judge; steps measure on the calibration samples.
 Activations: mse; data-free: moments. Weights per tensor: mse weighted by contribution, or min-max, as in
 the paper; per channel: mse. Run by ONNX Runtime, its optimisations on.

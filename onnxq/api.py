@@ -28,7 +28,7 @@ from .numeric.logits import Logits
 from .operators.linear import is_float
 from .options import Options, bits, with_settings
 from .pipeline.build_report import account
-from .pipeline.collect_report import Notebook
+from .pipeline.collect_report import ReportCollector
 from .pipeline.job import INVENTED_INPUTS, Job, make_context
 from .pipeline.open_inputs import input_specs, open_data, open_model, open_output, random_inputs, read_statistics
 from .pipeline.pipeline import load, prepare
@@ -103,7 +103,7 @@ def quantize(
             raise DataError(
                 f"{where or 'the calibration data'} holds samples that the statistics were not collected on"
             )
-        notebook = Notebook() if details else None
+        notebook = ReportCollector() if details else None
         job = Job(proto, origin, feeds, options, progress, input_keys or {}, where, known, notebook, given)
         quantized = job.quantize()
         quantized_path = target_path

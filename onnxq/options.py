@@ -79,15 +79,15 @@ class Options:
 
     target: a key of `TARGETS`, or a TOML file that describes one. preset: bits of weights and activations, `w8a8`; one
         alone leaves the other in float.
-    per_channel: one weight scale per output channel. every_kernel: also integer kernels slower than float ones.
+    per_channel: one weight scale per output channel. force_int_kernels: also integer kernels slower than float ones.
     symmetric_activations: zero point 0, unsigned where a tensor has no negative values (7, 8b).
     asymmetric_weights: weights with zero points. power_of_two: all scales. block_size: weights in blocks.
     dead_channels, cle, absorb, bias_correction: the steps of sections 3.2 and 3.3. cle: `noise`, `range` (the paper's
         criterion) or `off`. bias_correction: `analytic`, `empirical` or `off`. With calibration data a step that makes
         the result worse is dropped.
-    migrate_scales: how much of the outliers behind LayerNorm goes to the weights that read them, 0 to 1 (SmoothQuant's
+    smoothquant: how much of the outliers behind LayerNorm goes to the weights that read them, 0 to 1 (SmoothQuant's
         alpha); None: the step is left out. Dropped like those above.
-    wide_activations: `auto` finds activations for which the preset's width costs the outputs too much and gives them
+    a16_fallback: `auto` finds activations for which the preset's width costs the outputs too much and gives them
         16 bits; `off`.
     rounding: how weights are rounded (section 3.4), a key of `ROUNDINGS`; `auto`: by descent below 8 bits, and
         at 8 where rounding to nearest leaves the outputs below `judge.CLEAR_DB`; else to nearest. effort: time for
@@ -112,7 +112,7 @@ class Options:
     target: str = "ort"
     preset: str = "w8a8"
     per_channel: bool = True
-    every_kernel: bool = False
+    force_int_kernels: bool = False
     symmetric_activations: bool = False
     asymmetric_weights: bool = False
     power_of_two: bool = False
@@ -121,8 +121,8 @@ class Options:
     cle: str = "noise"
     absorb: bool = True
     bias_correction: str = "analytic"
-    migrate_scales: float | None = None
-    wide_activations: str = "off"
+    smoothquant: float | None = None
+    a16_fallback: str = "off"
     rounding: str = "auto"
     effort: str = "medium"
     checkpoint: str | None = None
@@ -158,11 +158,11 @@ class Options:
             _one_of("tie", op, ("Add", "Concat"))
         _one_of("cle", self.cle, ("noise", "range", "off"))
         _one_of("bias-correction", self.bias_correction, ("analytic", "empirical", "off"))
-        _one_of("wide-activations", self.wide_activations, ("off", "auto"))
-        if self.migrate_scales is not None and not 0 <= self.migrate_scales <= 1:
-            raise UsageError(f"migrate-scales must be from 0 to 1, got {self.migrate_scales}")
-        if self.wide_activations == "auto" and self.data_free:
-            raise UsageError("--wide-activations auto needs calibration data: it tries what each grid costs")
+        _one_of("a16-fallback", self.a16_fallback, ("off", "auto"))
+        if self.smoothquant is not None and not 0 <= self.smoothquant <= 1:
+            raise UsageError(f"smoothquant must be from 0 to 1, got {self.smoothquant}")
+        if self.a16_fallback == "auto" and self.data_free:
+            raise UsageError("--a16-fallback auto needs calibration data: it tries what each grid costs")
         _one_of("rounding", self.rounding, ("auto", *ROUNDINGS))
         _one_of("effort", self.effort, EFFORTS)
         _one_of("encodings-version", self.encodings_version, VERSIONS)
@@ -225,7 +225,7 @@ class Options:
             return None
         if self.rounding != "auto":
             return self.rounding
-        return "descent" if self.weight.grid.bits < 8 else None
+        return "coordinate-descent" if self.weight.grid.bits < 8 else None
 
     @property
     def weight_method(self) -> str:

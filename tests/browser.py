@@ -84,7 +84,7 @@ class Browser:
         return answer["result"]
 
     def open(self, path: Path) -> None:
-        """Load a file and wait until all of it is there."""
+        """LayerSensitivity a file and wait until all of it is there."""
         self._loaded = False
         self.call("Page.navigate", url=path.as_uri())
         while not self._loaded:

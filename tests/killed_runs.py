@@ -22,13 +22,13 @@ import onnx
 
 from onnxq.calibration.checkpoint import Checkpoint
 from onnxq.cli import main
-from onnxq.execution.spill import Shelf
+from onnxq.execution.spill import SpillCache
 from onnxq.graph import large
 
 QUICK = ["--activation-range", "minmax", "--cle", "off", "--no-dead-channels", "--bias-correction", "off"]
 QUANTIZE = ["quantize", "net.onnx", "out.onnx", "--calib", "calib.npy", *QUICK, "-q"]
 REPORTED = [*QUANTIZE, "--report", "report.json", "--encodings", "encodings.json"]
-ROUNDED = [*QUANTIZE, "--rounding", "descent", "--preset", "w4a8"]
+ROUNDED = [*QUANTIZE, "--rounding", "coordinate-descent", "--preset", "w4a8"]
 OUTPUTS = ("out.onnx", "report.json", "encodings.json")
 
 Harm = Callable[[], None]
@@ -151,8 +151,8 @@ def full_disk(*limits: str) -> object:
     def limited(limit: int) -> Harm:
         return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    put = Shelf.__init__
-    Shelf.__init__ = lambda self, folder, _: put(self, folder, 0)  # type: ignore[method-assign, misc]
+    put = SpillCache.__init__
+    SpillCache.__init__ = lambda self, folder, _: put(self, folder, 0)  # type: ignore[method-assign, misc]
     commands = {
         "quantize": REPORTED,
         "calibrate": ["calibrate", "net.onnx", "out.onnx", "--calib", "calib.npy", "-q"],

@@ -42,10 +42,10 @@ def context(proto: ModelProto, feeds: Any = None, **fields: Any) -> Context:
 
 def planned(proto: ModelProto, **options: Any) -> tuple[Model, Outcome]:
     """The model with quantizers placed wherever there is a kernel, and what `AddQuantizers(**options)` says of it."""
-    wishes = {"activation": Options().activation, "weight": Options().weight, "every_kernel": True}
+    specs = {"activation": Options().activation, "weight": Options().weight, "force_int_kernels": True}
     model = graphs.wrapped(proto)
     Normalize().apply(model, Context())
-    return model, AddQuantizers(**{**wishes, **options}).apply(model, Context())
+    return model, AddQuantizers(**{**specs, **options}).apply(model, Context())
 
 
 def plan(proto: ModelProto, **options: Any) -> dict[str, Quantizer]:
@@ -68,7 +68,7 @@ def answered(proto: ModelProto, feeds: Any = None, **options: Any) -> Model:
 
 def quantized(proto: ModelProto, feeds: Any = None, **settings: Any) -> ModelProto:
     """What `onnxq.quantize` makes of it wherever there is a kernel, verification included."""
-    settings = {"every_kernel": True, "weight_range": "minmax", "activation_range": "minmax", **PLAIN, **settings}
+    settings = {"force_int_kernels": True, "weight_range": "minmax", "activation_range": "minmax", **PLAIN, **settings}
     return onnxq.quantize(proto, samples(proto) if feeds is None else feeds, **settings).model
 
 

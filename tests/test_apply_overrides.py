@@ -34,7 +34,7 @@ def changed(*overrides, text=NET):
 
 
 def quantize(proto, *overrides, **options):
-    return onnxq.quantize(proto, samples(proto), every_kernel=True, overrides=overrides, **PLAIN, **options)
+    return onnxq.quantize(proto, samples(proto), force_int_kernels=True, overrides=overrides, **PLAIN, **options)
 
 
 # --- who is matched ---------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ ELSEWHERE = {
     "fixed-encoding": ("Sigmoid and Mul", "qnn", {"Sigmoid": OpRule("elementwise")}, {"preset": "w8a16"}),
     "one-width": ("residual", "qnn", {}, {"overrides": (Override(tensor="r", bits=16),)}),
     "whole-operators": ("Conv-Relu", "generic-int8", {"Conv": OpRule("linear", "free")}, {}),
-    "residual-add": ("residual", "tensorrt", {"Add": OpRule("elementwise", "free")}, {"every_kernel": True}),
+    "residual-add": ("residual", "tensorrt", {"Add": OpRule("elementwise", "free")}, {"force_int_kernels": True}),
 }
 """Requirement -> what a placement that does not know of it writes: family, target, its other rules or fields."""
 

@@ -221,12 +221,12 @@ def test_all_options_in_a_file(place):
         include = ["Conv", "Add"]
         exclude = "*_b"
         tie = ["Add"]
-        every-kernel = true
+        force-int-kernels = true
         dead-channels = false
         cle = "range"
         absorb = false
-        migrate-scales = 0.25
-        wide-activations = "auto"
+        smoothquant = 0.25
+        a16-fallback = "auto"
         no-bias-correction = true
         rounding = "nearest"
         effort = "low"
@@ -265,8 +265,8 @@ def test_all_options_in_a_file(place):
     override = {**dict.fromkeys(Override.__dataclass_fields__), "node": "Conv_a", "bits": 7, "keep_float": False}
     assert options == {
         "target": "ort", "preset": "w8a8", "per_channel": False, "include": ["Conv", "Add"], "exclude": ["*_b"],
-        "tie": ["Add"], "every_kernel": True, "dead_channels": False, "cle": "range", "absorb": False,
-        "migrate_scales": 0.25, "wide_activations": "auto",
+        "tie": ["Add"], "force_int_kernels": True, "dead_channels": False, "cle": "range", "absorb": False,
+        "smoothquant": 0.25, "a16_fallback": "auto",
         "bias_correction": "off", "rounding": "nearest", "effort": "low",
         "checkpoint": None, "data_free": False, "synthetic": False, "input_ranges": [],
         "symmetric_activations": True, "asymmetric_weights": True,

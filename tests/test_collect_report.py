@@ -9,7 +9,7 @@ from graphs import model, wrapped
 
 import onnxq
 from onnxq.options import Options
-from onnxq.pipeline.collect_report import Notebook
+from onnxq.pipeline.collect_report import ReportCollector
 
 NET = """(float[N,4,9,8] x) => (float[N,?] y)
     <float[6,4,3,3] w, float[6] b, float[6,1,3,3] u, float[6,6,1,1] v, float[10,7] m, float[7] c,
@@ -76,7 +76,7 @@ def test_noise_of_weights_is_that_of_the_rounding_that_was_chosen(net, data):
     """Layer-wise rounding serves the output: single weights may go the farther way."""
     nearest, descent = (
         onnxq.quantize(net, data, details=True, preset="w3", cle="off", rounding=r).report.layers[1].weight_sqnr_db
-        for r in ("nearest", "descent")
+        for r in ("nearest", "coordinate-descent")
     )
     assert nearest > descent + 0.1
 
@@ -173,7 +173,7 @@ def test_a_judged_step_says_what_it_was_worth(report):
 
 def test_a_step_that_is_dropped_says_so(net, data, monkeypatch):
     worse = itertools.count(-100, -1)
-    monkeypatch.setattr("onnxq.pipeline.keep_if_better.Judge.db", lambda judge, model: float(next(worse)))
+    monkeypatch.setattr("onnxq.pipeline.keep_if_better.QualityMeasure.db", lambda judge, model: float(next(worse)))
     steps = {s.name: s for s in onnxq.quantize(net, data).report.steps}
     assert not steps["EqualizeLayers"].kept
     assert steps["EqualizeLayers"].after_db < steps["EqualizeLayers"].before_db
@@ -181,7 +181,7 @@ def test_a_step_that_is_dropped_says_so(net, data, monkeypatch):
 
 
 def test_the_reference_stays_as_it_was(net):
-    adjusted, notebook = wrapped(net), Notebook()
+    adjusted, notebook = wrapped(net), ReportCollector()
     notebook.adjusted(adjusted)
     adjusted.graph.nodes.clear()
     assert len(notebook.reference.graph.nodes) == len(net.graph.node)

@@ -27,7 +27,7 @@ NET = """(float[N,3,8,8] x) => (float[N,4,8,8] y) <float[5,3,3,3] a, float[5] ab
          u = Conv(r, p, pb)  q = Relu(u)  y = Conv(q, c) }"""
 
 BARE = Options(
-    every_kernel=True, per_channel=False, cle="off", dead_channels=False, absorb=False, weight_range="minmax",
+    force_int_kernels=True, per_channel=False, cle="off", dead_channels=False, absorb=False, weight_range="minmax",
     bias_correction="off", rounding="nearest", activation_range="minmax",
 )  # fmt: skip
 """W8A8 per tensor, with nothing done for accuracy."""
@@ -65,7 +65,7 @@ def debugged(*faults: str, options: Options = BARE, without: tuple[str, ...] = (
 
 def named(found: Debugged) -> dict[str, set[Kind]]:
     """Culprits, and what was found in them."""
-    return {culprit.name: {finding.kind for finding in culprit.findings} for culprit in found.culprits}
+    return {culprit.name: {finding.kind for finding in culprit.findings} for culprit in found.sensitive_quantizers}
 
 
 def score(proto: ModelProto, options: Options) -> float:
@@ -90,7 +90,7 @@ def test_a_sound_model_is_left_alone() -> None:
     found = debugged()
     assert found.reached
     assert found.options == BARE
-    assert found.culprits == ()
+    assert found.sensitive_quantizers == ()
     assert found.ranking is None
     assert "nothing to repair" in told(found, "Quantized as asked for")
 
@@ -98,9 +98,9 @@ def test_a_sound_model_is_left_alone() -> None:
 def test_a_layer_with_an_outlier_channel() -> None:
     found = debugged("weights")
     assert named(found) == {"d": {"uneven channels"}}
-    assert "channel 2 reaches" in found.culprits[0].findings[0].text
+    assert "channel 2 reaches" in found.sensitive_quantizers[0].findings[0].text
     assert "To blame: weights." in told(found, "Weights or activations")
-    assert found.culprits[0].repaired_by == "empty channels that carry a constant"
+    assert found.sensitive_quantizers[0].repaired_by == "empty channels that carry a constant"
     assert found.options == replace(BARE, dead_channels=True)
 
 
@@ -108,15 +108,15 @@ def test_an_activation_with_an_extreme_range() -> None:
     found = debugged("range")
     assert named(found) == {"t": {"extreme range"}}
     assert "To blame: activations." in told(found, "Weights or activations")
-    assert found.culprits[0].repaired_by == "16 bits"
+    assert found.sensitive_quantizers[0].repaired_by == "16 bits"
     assert found.options == replace(BARE, overrides=(Override("t", bits=16),))
 
 
 def test_a_broken_bias() -> None:
     found = debugged("bias")
     assert named(found) == {"p": {"bias beyond 32 bits"}}
-    assert "-1e+08 in channel 1" in found.culprits[0].findings[0].text
-    assert found.culprits[0].repaired_by == "empty channels that carry a constant"
+    assert "-1e+08 in channel 1" in found.sensitive_quantizers[0].findings[0].text
+    assert found.sensitive_quantizers[0].repaired_by == "empty channels that carry a constant"
     assert found.options == replace(BARE, dead_channels=True)
 
 
@@ -124,7 +124,7 @@ def test_all_of_them_at_once() -> None:
     found = debugged("weights", "range", "bias")
     assert named(found) == {"p": {"bias beyond 32 bits"}, "d": {"uneven channels"}, "t": {"extreme range"}}
     assert "To blame: weights and activations." in told(found, "Weights or activations")
-    assert all(culprit.repaired_by for culprit in found.culprits)
+    assert all(culprit.repaired_by for culprit in found.sensitive_quantizers)
     assert found.options == replace(BARE, dead_channels=True, overrides=(Override("t", bits=16),))
 
 
@@ -174,7 +174,7 @@ def test_a_range_method_is_tried_before_bits() -> None:
     assert named(found) == {"q": {"clipped values"}}
     assert [o.bits for o in found.options.overrides] == [None, None]
     assert found.options.overrides[-1].method in ("mse", "minmax")
-    assert "range by" in found.culprits[0].repaired_by
+    assert "range by" in found.sensitive_quantizers[0].repaired_by
 
 
 # --- what it is measured by -------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_labels_decide_where_there_are_some() -> None:
     proto, data, labels = classifier("weights")
     found = debug(proto, data, labels=labels, options=BARE, target=ALLOWED)
     assert (found.metric, found.float_score) == ("top-1 accuracy", 100.0)
-    assert [culprit.name for culprit in found.culprits] == ["d"]
+    assert [culprit.name for culprit in found.sensitive_quantizers] == ["d"]
     assert 85.0 <= found.score <= 100.0
     assert (found.measures[0].reference, found.measures[0].result) == (100.0, found.score)
     assert "measured this, too" in found.text
@@ -268,7 +268,7 @@ def test_a_bypassed_network_that_is_not_the_float_model_stops_it(monkeypatch: py
     monkeypatch.setattr(sanity, "PRESERVED_DB", np.inf)
     proto = net()
     with pytest.raises(VerificationError, match="a step that prepares the network"):
-        debug(proto, samples(proto), options=Options(per_channel=False, every_kernel=True), target=TARGET)
+        debug(proto, samples(proto), options=Options(per_channel=False, force_int_kernels=True), target=TARGET)
 
 
 def test_unknown_fixes_are_refused() -> None:

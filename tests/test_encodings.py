@@ -61,9 +61,9 @@ def test_scales_and_zero_points_come_back_bit_by_bit(found, version):
         path = Path(folder, "model.encodings")
         path.write_text(to_json([encoding_of("w", found, constant=True)], version, ARGUMENTS))
         (entry,) = read(path)
-    wish = QuantSpec(found.grid, symmetric=False, per_channel=found.axis is not None)
+    spec = QuantSpec(found.grid, symmetric=False, per_channel=found.axis is not None)
     shape = () if found.axis is None else (found.scale.size, 3)
-    answer = entry.answer(shape, 0, 1, wish)
+    answer = entry.answer(shape, 0, 1, spec)
     assert (answer.grid, answer.axis, answer.block) == (found.grid, found.axis, None)
     for got, expected in ((answer.scale, found.scale), (answer.zero_point, found.zero_point)):
         assert got.dtype == expected.dtype
@@ -86,7 +86,7 @@ def test_offsets_are_those_of_the_unsigned_grid(zero_point):
 def test_the_target_chooses_how_integers_are_stored(zero_point):
     entry = encoding_of("x", params(0.5, zero_point, Grid(8, signed=False)), constant=False)
     values = np.linspace(-200, 200, 801, dtype=np.float32)
-    unsigned, signed = (entry.answer((), None, None, wish) for wish in (UINT8, INT8))
+    unsigned, signed = (entry.answer((), None, None, spec) for spec in (UINT8, INT8))
     assert (unsigned.zero_point, signed.zero_point) == (zero_point, zero_point - 128)
     np.testing.assert_array_equal(unsigned.fake(values), signed.fake(values))
 

@@ -63,7 +63,7 @@ def test_the_float_model_is_that_which_was_quantized(net, tmp_path):
     """Steps that change weights are in it, and each encoding names one of its tensors."""
     uneven = weights(net)["w"] * np.float32([1, 9, 1, 1]).reshape(4, 1, 1, 1)
     net.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(uneven, "w"))
-    _, floats, path = export(net, tmp_path, preset="w4a8", every_kernel=True)
+    _, floats, path = export(net, tmp_path, preset="w4a8", force_int_kernels=True)
     assert "QuantizeLinear" not in ops(floats)
     assert np.any(weights(floats)["w"] != weights(net)["w"])
     found = json.loads(path.read_text())
@@ -84,10 +84,12 @@ def test_what_the_arguments_say(net, tmp_path):
 
 def test_raised_weight_scales_are_written_as_they_end_up(tmp_path):
     net = model("(float[1,4] x) => (float[1,2] y) <float[4,2] w, float[2] b> { y = Gemm(x, w, b) }", w=1e-12, b=50.0)
-    quantized, floats, path = export(net, tmp_path, every_kernel=True, **PLAIN)
+    quantized, floats, path = export(net, tmp_path, force_int_kernels=True, **PLAIN)
     (entry,) = (e for e in json.loads(path.read_text())["param_encodings"] if e["name"] == "w")
     np.testing.assert_array_equal(np.float32(entry["scale"]), weights(quantized)["w_scale"])
-    assert bytes_of(onnxq.quantize(floats, from_encodings=str(path), every_kernel=True).model) == bytes_of(quantized)
+    assert bytes_of(onnxq.quantize(floats, from_encodings=str(path), force_int_kernels=True).model) == bytes_of(
+        quantized
+    )
 
 
 # --- files of others --------------------------------------------------------------------------------------------
@@ -119,10 +121,10 @@ def test_tensors_that_the_file_does_not_name_stay_in_float_without_data(net, tmp
 
 
 def test_with_data_the_rest_is_ranged(net, tmp_path):
-    result = given(net, tmp_path, [enc("r", 0.25)], samples(net), activation_range="minmax", every_kernel=True)
+    result = given(net, tmp_path, [enc("r", 0.25)], samples(net), activation_range="minmax", force_int_kernels=True)
     found, plain = (
         grids(result),
-        grids(onnxq.quantize(net, samples(net), activation_range="minmax", every_kernel=True, **PLAIN)),
+        grids(onnxq.quantize(net, samples(net), activation_range="minmax", force_int_kernels=True, **PLAIN)),
     )
     assert found["r"] == ("uint8", 0.25, 0)
     assert set(found) == set(plain)
@@ -140,7 +142,7 @@ def test_float_entries_keep_a_tensor_in_float(net, tmp_path):
 def test_steps_that_would_change_the_network_do_not_run(net, tmp_path):
     result = given(net, tmp_path, [enc("w", dtype="int8"), enc("x")], samples(net), preset="w4a8")
     notes = {s.name: s.notes for s in result.report.steps}
-    for step in ("EqualizeLayers", "AbsorbBias", "RemoveDeadChannels", "AdaRound"):
+    for step in ("EqualizeLayers", "AbsorbBias", "RemoveDeadChannels", "RoundWeights"):
         assert "not run" in notes[step][0], step
 
 

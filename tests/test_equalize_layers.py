@@ -18,11 +18,14 @@ from onnxq.data import Feed
 from onnxq.execution.services import Services
 from onnxq.graph.model import Moments
 from onnxq.graph.scaling_groups import find_groups
-from onnxq.numeric.equalization import Load, Ranges, in_memory, least_noise
+from onnxq.numeric.equalization import LayerSensitivity, Ranges, in_memory, least_noise
+from onnxq.options import Options
 from onnxq.passes.base import Context
 from onnxq.passes.equalize_layers import LARGEST, EqualizeLayers
 from onnxq.passes.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.normalize import Normalize
+from onnxq.pipeline.open_inputs import open_model
+from onnxq.pipeline.pipeline import load
 
 MODELS = Path(__file__).parent.parent / "models"
 REAL = Path(__file__).parents[2] / "shared" / "realmodels"
@@ -126,8 +129,8 @@ def test_random_networks_keep_their_function(network: tuple[str, int]) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.parent.name)
 @pytest.mark.parametrize("method", ["range", "noise"])
 def test_real_networks_keep_their_function(path: Path, method: Literal["range", "noise"]) -> None:
-    proto = onnx.load(path)
-    equal = wrapped(proto)
+    proto, origin = open_model(path)
+    equal = load(proto, origin, Options())
     context = replace(data(proto, 2), services=Services(threads=2))
 
     Normalize().apply(equal, context)
@@ -135,6 +138,8 @@ def test_real_networks_keep_their_function(path: Path, method: Literal["range", 
     EqualizeLayers(method).apply(equal, context)
     for feed in context.feeds:
         expected, got = run(proto, feed.arrays), run(equal.to_proto(), feed.arrays)
+        if not all(np.isfinite(value).all() for value in expected.values()):
+            pytest.skip("the float network itself computes no numbers from random inputs of these shapes")
         for name, value in expected.items():
             assert_close(got[name], value, 1e-4, name)
 
@@ -160,8 +165,8 @@ def test_powers_that_are_kept_as_float32_lead_to_the_same_scales() -> None:
     second = np.abs(rng.standard_normal((1, 4, 6))) / sizes
     ids, outer = np.arange(6), np.arange(6, 10)
     layers = [
-        (Ranges(in_memory(first), ids, None), Load(np.ones(5), sizes**-2, 1)),
-        (Ranges(in_memory(second), outer, ids), Load(sizes**2, np.ones(4), 1)),
+        (Ranges(in_memory(first), ids, None), LayerSensitivity(np.ones(5), sizes**-2, 1)),
+        (Ranges(in_memory(second), outer, ids), LayerSensitivity(sizes**2, np.ones(4), 1)),
     ]
     bounds = np.where(np.arange(10) < 6, -LARGEST, 0.0), np.where(np.arange(10) < 6, LARGEST, 0.0)
     expected = least_noise(layers, [], *bounds, (127.0, 255.0))

@@ -61,7 +61,7 @@ def test_targets_take_them(name: str, target: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_in_float_but_what_has_no_kernel(name: str) -> None:
     proto = written(name)
-    report = onnxq.quantize(proto, samples(proto), every_kernel=True, **PLAIN).report
+    report = onnxq.quantize(proto, samples(proto), force_int_kernels=True, **PLAIN).report
     found = {node.op for node in report.float_nodes}
     assert FLOAT[name] <= found, "fewer than before: update the list"
     assert found - FLOAT[name] <= ELEMENTWISE

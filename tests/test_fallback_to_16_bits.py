@@ -14,7 +14,7 @@ import onnxq
 from onnxq.graph.model import Model
 from onnxq.numeric.metrics import sqnr
 from onnxq.passes.base import Context, Outcome
-from onnxq.passes.fallback_to_16_bits import WidenActivations
+from onnxq.passes.fallback_to_16_bits import FallbackTo16Bits
 from onnxq.targets import TARGETS
 
 RANDOM = np.random.default_rng(0)
@@ -47,8 +47,8 @@ def feeds(a: float = 1.0, b: float = 1.0, count: int = 6) -> list[dict[str, np.n
 
 def widened(a: float = 1.0, b: float = 1.0, **settings: object) -> tuple[Model, Outcome]:
     proto, data = network(a > 1, b > 1), feeds(a, b)
-    model = answered(proto, data, every_kernel=False)
-    return model, WidenActivations().apply(model, context(proto, data, **settings))
+    model = answered(proto, data, force_int_kernels=False)
+    return model, FallbackTo16Bits().apply(model, context(proto, data, **settings))
 
 
 def bits(model: Model) -> dict[str, int]:
@@ -81,7 +81,7 @@ def test_tensors_that_help_only_together_are_found() -> None:
     [((10.0, 15.0), 3, 0), ((10.0, 18.0), 3, 1), ((10.0, 11.0, 31.0), 4, 2), ((10.0, 10.5), 100, 0)],
 )
 def test_exceptions_pay_their_share_of_20_db_together(curve: tuple[float, ...], total: int, count: int) -> None:
-    assert WidenActivations()._count(curve, total) == count
+    assert FallbackTo16Bits()._count(curve, total) == count
 
 
 def test_a_target_without_16_bits_keeps_them_in_float() -> None:
@@ -104,7 +104,7 @@ def test_inputs_of_an_operator_go_together_where_widths_must_not_mix(target: str
     loud = weight(False) * np.where(np.arange(16) == 0, 500.0, 1.0)
     proto, data = graphs.model(text, v=loud, w=weight(False), u=weight(True)), feeds()
     model = answered(proto, data)
-    WidenActivations().apply(model, context(proto, data, target=TARGETS[target]))
+    FallbackTo16Bits().apply(model, context(proto, data, target=TARGETS[target]))
     assert bits(model) == {"a": 8, "b": 8, "c": 16, "d": width, "e": 16}
 
 
@@ -112,37 +112,37 @@ def test_what_keeps_the_grid_follows() -> None:
     text = "(float[N,2,8] a) => (float[N,16] y) <float[16,16] v, int64[2] to> { r = Reshape(a, to)  y = MatMul(r, v) }"
     proto = graphs.model(text, v=weight(True), to=np.array([-1, 16]))
     data = [{"a": feed["a"].reshape(1, 2, 8)} for feed in feeds(500.0)]
-    model = answered(proto, data, every_kernel=False)
-    WidenActivations(worth=10.0).apply(model, context(proto, data))
+    model = answered(proto, data, force_int_kernels=False)
+    FallbackTo16Bits(worth=10.0).apply(model, context(proto, data))
     assert bits(model) == {"a": 16, "r": 16}
     assert model.quantizers["r"].params is model.quantizers["a"].params
 
 
 def test_grids_that_were_given_stay() -> None:
     proto, data = network(True, False), feeds(500.0)
-    model = answered(proto, data, every_kernel=False)
+    model = answered(proto, data, force_int_kernels=False)
     model.quantizers["a"] = replace(model.quantizers["a"], given=True)
-    WidenActivations().apply(model, context(proto, data))
+    FallbackTo16Bits().apply(model, context(proto, data))
     assert bits(model)["a"] == 8
 
 
 def test_without_data_nothing_is_tried() -> None:
     model = answered(network(True, False), feeds(500.0))
-    assert WidenActivations().apply(model, Context()).notes == ("not run: there are no calibration data",)
+    assert FallbackTo16Bits().apply(model, Context()).notes == ("not run: there are no calibration data",)
 
 
 def test_threads_and_repetition_change_nothing() -> None:
     proto, data = network(True, True), feeds(300.0, 40.0)
     found = []
     for threads in (1, 3):
-        model = answered(proto, data, every_kernel=False)
-        found.append((WidenActivations().apply(model, context(proto, data, threads=threads)), bits(model)))
+        model = answered(proto, data, force_int_kernels=False)
+        found.append((FallbackTo16Bits().apply(model, context(proto, data, threads=threads)), bits(model)))
     assert found[0] == found[1]
 
 
 def test_the_whole_model_gains_and_runs() -> None:
     proto, data = network(True, False), feeds(500.0)
-    plain, wide = (quantized(proto, data, wide_activations=choice) for choice in ("off", "auto"))
+    plain, wide = (quantized(proto, data, a16_fallback=choice) for choice in ("off", "auto"))
     assert [o.version for o in wide.opset_import if o.domain == ""] == [21]
     before, after = (
         sqnr(*(np.concatenate([graphs.run(m, feed)["y"] for feed in data]) for m in (proto, other)))
@@ -152,5 +152,5 @@ def test_the_whole_model_gains_and_runs() -> None:
 
 
 def test_data_free_refuses() -> None:
-    with pytest.raises(onnxq.OnnxqError, match="--wide-activations auto needs calibration data"):
-        onnxq.quantize(network(False, False), data_free=True, wide_activations="auto")
+    with pytest.raises(onnxq.OnnxqError, match="--a16-fallback auto needs calibration data"):
+        onnxq.quantize(network(False, False), data_free=True, a16_fallback="auto")

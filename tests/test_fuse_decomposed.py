@@ -11,7 +11,7 @@ from onnx import ModelProto
 
 from onnxq.graph.model import Model
 from onnxq.passes.base import Context, Outcome
-from onnxq.passes.fuse_decomposed import RestoreOperators
+from onnxq.passes.fuse_decomposed import FuseDecomposedOperators
 from onnxq.passes.normalize import Normalize
 from onnxq.targets import ORT
 
@@ -56,7 +56,7 @@ def written(nodes: str, outputs: str = "float[N,?,?,?] y", opset: int = 13, **va
 def restored(proto: ModelProto, **fields: object) -> tuple[Model, Outcome]:
     made = wrapped(proto)
     Normalize().apply(made, Context())
-    outcome = RestoreOperators().apply(made, Context(**fields))
+    outcome = FuseDecomposedOperators().apply(made, Context(**fields))
     return made, outcome
 
 

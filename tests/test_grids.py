@@ -20,7 +20,7 @@ TYPES = onnx.TensorProto
 
 
 def quantize(proto, feeds=None, **options):
-    options = {"weight_range": "minmax", "activation_range": "minmax", "every_kernel": True, **PLAIN, **options}
+    options = {"weight_range": "minmax", "activation_range": "minmax", "force_int_kernels": True, **PLAIN, **options}
     return onnxq.quantize(proto, samples(proto) if feeds is None else feeds, **options)
 
 

@@ -14,7 +14,7 @@ from onnxq.data import CalibrationData, Feed, InputSpec
 from onnxq.graph.model import Model
 from onnxq.passes.base import Context, Outcome
 from onnxq.pipeline import job
-from onnxq.pipeline.keep_if_better import Judge, split, try_steps
+from onnxq.pipeline.keep_if_better import QualityMeasure, keep_if_better, split
 from onnxq.report import Step
 
 
@@ -39,9 +39,9 @@ def rounded(copy: Model) -> object:
 
 def test_a_step_that_hurts_is_dropped() -> None:
     proto = model("(float[N,5] x) => (float[N,3] y) <float[5,3] w> { y = Gemm(x, w) }")
-    judge = Judge(proto, [Feed(feeds(proto, seed=i), None, "") for i in range(3)])
+    judge = QualityMeasure(proto, [Feed(feeds(proto, seed=i), None, "") for i in range(3)])
     start = wrapped(proto)
-    result, trials = try_steps(start, [Perturb(0.0), Perturb(1.0)], Context(), rounded, judge)  # type: ignore[arg-type]
+    result, trials = keep_if_better(start, [Perturb(0.0), Perturb(1.0)], Context(), rounded, judge)  # type: ignore[arg-type]
     assert [trial.outcome is not None for trial in trials] == [True, False]
     assert trials[0].before == trials[0].after == trials[1].before > trials[1].after
     assert "dropped" in str(trials[1])
@@ -68,7 +68,7 @@ NET = """(float[N,4,6] x) => (float[N,5,6] y) <float[8,4,3] w, float[8] b, float
 def steps(**options: Any) -> dict[str, Step]:
     proto = model(NET)
     x = np.concatenate([feeds(proto, seed=i, free=1)["x"] for i in range(12)])
-    return {step.name: step for step in onnxq.quantize(proto, x, every_kernel=True, **options).report.steps}
+    return {step.name: step for step in onnxq.quantize(proto, x, force_int_kernels=True, **options).report.steps}
 
 
 @pytest.mark.parametrize(("clear", "rounded"), [(1000.0, True), (-1000.0, False)])
@@ -77,10 +77,10 @@ def test_at_8_bits_rounding_is_optimised_where_nearest_is_heard(
 ) -> None:
     monkeypatch.setattr(job, "CLEAR_DB", clear)
     found = steps()
-    assert ("AdaRound" in found) == rounded
+    assert ("RoundWeights" in found) == rounded
     assert found["CorrectBias"].kept != rounded
     assert any("dB: descent instead" in note for note in found["CorrectBias"].notes) == rounded
-    assert "AdaRound" not in steps(rounding="nearest")
+    assert "RoundWeights" not in steps(rounding="nearest")
 
 
 def test_where_nearest_drowns_the_signal_steps_are_compared_with_optimised_rounding(
@@ -88,7 +88,7 @@ def test_where_nearest_drowns_the_signal_steps_are_compared_with_optimised_round
 ) -> None:
     compared = []
     for drowned in (-1000.0, 1000.0):
-        monkeypatch.setattr(job, "DROWNED_DB", drowned)
+        monkeypatch.setattr(job, "NOISE_FLOOR_DB", drowned)
         compared.append(steps(preset="w3a8")["RemoveDeadChannels"].before_db)
         assert steps(preset="w3a8", rounding="nearest")["RemoveDeadChannels"].before_db == compared[0]
     assert compared[1] != compared[0]

@@ -113,7 +113,7 @@ def test_a_layer_that_is_given_a_new_weight_holds_it_in_a_file(net: Path) -> Non
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"per_channel": False},
-    {"preset": "w4a8", "rounding": "descent"},
+    {"preset": "w4a8", "rounding": "coordinate-descent"},
     {"preset": "w8a16"},
     {"data_free": True, "input_ranges": (("x", -3.0, 3.0),)},
     {"bias_correction": "empirical"},

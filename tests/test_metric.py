@@ -21,7 +21,7 @@ from onnxq.evaluation.metric import (
     measure,
 )
 from onnxq.numeric.metrics import class_scores, finite, kl_divergence, ranks
-from onnxq.pipeline.keep_if_better import Judge
+from onnxq.pipeline.keep_if_better import QualityMeasure
 from onnxq.pipeline.open_inputs import input_specs
 
 MLP = """(float[N,3] x) => (float[N,7] y) <float[3,5] w, float[5] b, float[5,7] v>
@@ -41,7 +41,7 @@ def test_sqnr_is_what_steps_are_judged_by():
     proto = model(MLP)
     given, other = feeds(proto), quantized(proto, samples(proto, 6))
     value = measure(other, given, SqnrMetric(), float_outputs(proto, given, 1), 2)
-    assert value == Judge(proto, given).db(other)
+    assert value == QualityMeasure(proto, given).db(other)
     assert 20 < value < 70
 
 

@@ -28,7 +28,7 @@ NET = """(float[N,3,8,8] x) => (float[N,4,8,8] y) <float[5,3,3,3] a, float[5,5,3
          t = Add(s, r)  y = Conv(t, c) }"""
 
 PLAIN = Options(
-    every_kernel=True, rounding="nearest", bias_correction="off", cle="off", dead_channels=False, absorb=False
+    force_int_kernels=True, rounding="nearest", bias_correction="off", cle="off", dead_channels=False, absorb=False
 )
 
 
@@ -124,7 +124,7 @@ def test_the_users_own_overrides_stay() -> None:
 
 def test_weights_below_8_bits_are_rounded_by_descent_in_the_end() -> None:
     found = chosen("w4,w8", Limits(size=0.0), replace(PLAIN, rounding="auto"), closest=True)
-    assert found.options.rounding == "descent"
+    assert found.options.rounding == "coordinate-descent"
     assert chosen("w8", Limits(drop=60.0), replace(PLAIN, rounding="auto")).options.rounding == "auto"
 
 
@@ -167,16 +167,25 @@ def test_the_file_gives_the_same_bytes(place: Path) -> None:
     (place / "mine.toml").write_text(
         'samples = 7\nactivation-range = "minmax"\n[[override]]\ntensor = "x"\nbits = 12\n'
     )
-    wish = ["--auto-mixed", "w4,w8,a8,a16", "--target-drop", "22", "--metric", "sqnr", "--every-kernel", "--no-cle"]
-    wish += ["--config", str(place / "mine.toml"), "--write-config", str(place / "mixed.toml")]
-    result = quantize(place, "one.onnx", *wish, "--report", str(place / "report.json"))
+    spec = [
+        "--auto-mixed",
+        "w4,w8,a8,a16",
+        "--target-drop",
+        "22",
+        "--metric",
+        "sqnr",
+        "--force-int-kernels",
+        "--no-cle",
+    ]
+    spec += ["--config", str(place / "mine.toml"), "--write-config", str(place / "mixed.toml")]
+    result = quantize(place, "one.onnx", *spec, "--report", str(place / "report.json"))
     assert result.exit_code == 0, result.output
     assert "bits on average" in result.output
     again = quantize(place, "two.onnx", "--config", str(place / "mixed.toml"))
     assert again.exit_code == 0, again.output
     assert (place / "one.onnx").read_bytes() == (place / "two.onnx").read_bytes()
     text = (place / "mixed.toml").read_text()
-    assert {"samples = 7", 'activation-range = "minmax"', 'cle = "off"', 'rounding = "descent"'} <= set(
+    assert {"samples = 7", 'activation-range = "minmax"', 'cle = "off"', 'rounding = "coordinate-descent"'} <= set(
         text.split("\n")
     )
     assert 'tensor = "b[[]0]"' in text
@@ -184,12 +193,12 @@ def test_the_file_gives_the_same_bytes(place: Path) -> None:
 
 
 def test_nothing_is_written_where_the_limits_cannot_be_kept(place: Path) -> None:
-    wish = ["--auto-mixed", "w4,a8", "--max-bops", "0", "--rounding", "nearest", "--no-cle", "--no-absorb"]
-    result = quantize(place, "one.onnx", *wish, "--write-config", str(place / "m"))
+    spec = ["--auto-mixed", "w4,a8", "--max-bops", "0", "--rounding", "nearest", "--no-cle", "--no-absorb"]
+    result = quantize(place, "one.onnx", *spec, "--write-config", str(place / "m"))
     assert result.exit_code == 5
     assert "cannot keep the limits" in result.output
     assert {p.name for p in place.iterdir()} == {"in.onnx", "calib.npy"}
-    assert quantize(place, "one.onnx", *wish, "--closest").exit_code == 0
+    assert quantize(place, "one.onnx", *spec, "--closest").exit_code == 0
 
 
 @pytest.mark.parametrize(

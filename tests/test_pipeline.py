@@ -288,7 +288,7 @@ def test_the_report_is_strict_json(report):
     assert found["options"]["exclude"] == ["Gemm"]
     assert found["options"]["preprocess"]["layout"] == "auto"
     assert [step["name"] for step in found["steps"]] == [
-        "Normalize", "RestoreOperators", "FoldBatchNorm", "RemoveDeadChannels", "EqualizeLayers", "AbsorbBias",
+        "Normalize", "FuseDecomposedOperators", "FoldBatchNorm", "RemoveDeadChannels", "EqualizeLayers", "AbsorbBias",
         "AddQuantizers", "SetWeightRanges", "SetActivationRanges", "CorrectBias", "SetBiasScales",
         "FuseActivation", "LowerToQdq",
     ]  # fmt: skip

@@ -116,7 +116,7 @@ def images(count: int = 12, seed: int = 5) -> np.ndarray:
 ])  # fmt: skip
 def test_the_planned_network_is_the_written_model(settings: dict[str, object]) -> None:
     """Scales of vitis-ai are powers of two, so that ties are common, and its biases, of 8 bits, stay in float here."""
-    network = prepare(model(RESIDUAL), images(), every_kernel=True, **settings)
+    network = prepare(model(RESIDUAL), images(), force_int_kernels=True, **settings)
     found = network(torch.from_numpy(images())).detach().numpy()
     written = finish(network)
     onnx.checker.check_model(written, full_check=True)
@@ -142,7 +142,7 @@ float[6,5] u> {
 def test_means_in_the_middle_of_two_integers_are_rounded_as_onnx_runtime_does(preset: str, target: str) -> None:
     """Of 4 integers, one mean in four is a tie; they stay on their grid, whose scale training moves."""
     x = np.asarray(np.random.default_rng(5).normal(0, 1, (64, 3, 8, 8)), np.float32)
-    network = prepare(model(AVERAGED), x, every_kernel=True, preset=preset, target=target)
+    network = prepare(model(AVERAGED), x, force_int_kernels=True, preset=preset, target=target)
     with torch.no_grad():
         for quantizer in network.quantizers.values():
             quantizer.growth += 0.0123
@@ -157,7 +157,7 @@ def test_a_trained_mobilenet_is_the_written_model(preset: str) -> None:
     off = {"rounding": "nearest", "cle": "off", "absorb": False, "bias_correction": "off", "dead_channels": False}
     coarse = {"weight_range": "minmax", "activation_range": "minmax", "logits_range": "minmax"}
     proto = onnx.load(folder / "model.onnx")
-    network = prepare(proto, images, every_kernel=True, preset=preset, **off, **coarse)
+    network = prepare(proto, images, force_int_kernels=True, preset=preset, **off, **coarse)
     wanted = torch.from_numpy(run(proto, {"image": images})["logits"])
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     for _ in range(5):
@@ -173,7 +173,7 @@ def test_a_trained_mobilenet_is_the_written_model(preset: str) -> None:
 
 
 def test_changes_count_in_steps_of_the_grids() -> None:
-    network = prepare(model(RESIDUAL), images(), every_kernel=True, preset="w4a8")
+    network = prepare(model(RESIDUAL), images(), force_int_kernels=True, preset="w4a8")
     units, weight, bias = network.units(), network.weights[key("w")].detach(), network.weights[key("b")].detach()
     assert set(units) == set(network.weights)
     steps = network.quantizers[key("w")].scale().detach()
@@ -183,7 +183,7 @@ def test_changes_count_in_steps_of_the_grids() -> None:
 
 
 def test_what_is_trained_goes_back_by_name() -> None:
-    network = prepare(model(RESIDUAL), images(), every_kernel=True, preset="w8a8", rounding="nearest")
+    network = prepare(model(RESIDUAL), images(), force_int_kernels=True, preset="w8a8", rounding="nearest")
     with torch.no_grad():
         network.weights[key("u")] += 0.5
         bias = next(name for name in network.weights if name.startswith(key("d")))  # corrected, under another name
@@ -199,14 +199,14 @@ def test_what_is_trained_goes_back_by_name() -> None:
 
 
 def test_tensors_that_share_a_grid_share_its_parameters() -> None:
-    network = prepare(model(RESIDUAL), images(), every_kernel=True, preset="w8a8", tie=("Add",))
+    network = prepare(model(RESIDUAL), images(), force_int_kernels=True, preset="w8a8", tie=("Add",))
     shared = network.model.quantizers
     assert any(q.grid_of is not None for q in shared.values())
     assert {key(n) for n, q in shared.items() if q.grid_of is None} == set(network.quantizers)
 
 
 def test_every_parameter_gets_a_gradient() -> None:
-    network = prepare(model(RESIDUAL), images(), every_kernel=True, preset="w4a4")
+    network = prepare(model(RESIDUAL), images(), force_int_kernels=True, preset="w4a4")
     network(torch.from_numpy(images())).square().sum().backward()
     idle = [n for n, p in network.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert not idle
@@ -218,7 +218,7 @@ def test_the_start_rounds_to_what_post_training_quantization_rounds_to() -> None
     from onnxq.pipeline.job import Job
     from onnxq.qat.start import planned
 
-    options, proto = Options(preset="w4a4", every_kernel=True), model(RESIDUAL)
+    options, proto = Options(preset="w4a4", force_int_kernels=True), model(RESIDUAL)
     job = Job(proto, "x", open_data(images(), input_specs(proto), options, None, None), options, None, {}, None, None)
     _, start = planned(job)
     moved = 0.0

@@ -38,7 +38,7 @@ LAST = 0.02 * np.random.default_rng(7).standard_normal((96, 5))
 
 SHORT = Recipe(steps=48, batch=16, evaluations=4, lr=1e-3, scale_lr=2e-2, augment=())
 WIDE = {"cle": "off", "absorb": False, "dead_channels": False, "activation_range": "minmax"}
-OPTIONS = Options(preset="w8a3", every_kernel=True, threads=1, **WIDE)
+OPTIONS = Options(preset="w8a3", force_int_kernels=True, threads=1, **WIDE)
 """Ranges far too wide: what training finds out serves all samples, even of noise."""
 
 

@@ -196,7 +196,7 @@ def prepared(proto):
     model_ = wrapped(proto)
     Normalize().apply(model_, Context())
     FoldBatchNorm().apply(model_, Context())
-    plan = Options(every_kernel=True)
+    plan = Options(force_int_kernels=True)
     onnxq.pipeline.pipeline.placement(plan).run(model_, Context())
     return model_
 

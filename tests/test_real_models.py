@@ -73,7 +73,7 @@ def test_every_linear_layer_runs_in_integers_but_for_named_exceptions(result, na
 @pytest.mark.parametrize("name", CALIBRATION)
 def test_with_every_kernel_there_are_no_exceptions(name):
     data, options = CALIBRATION[name]
-    options = {**options, "samples": 20, "every_kernel": True, "activation_range": "minmax"}
+    options = {**options, "samples": 20, "force_int_kernels": True, "activation_range": "minmax"}
     answer = onnxq.quantize(REAL / name / "model.onnx", data, preprocess=PREPROCESS[name], **options)
     assert not linear_in_float(answer.report.runtime_operators)
 

@@ -9,7 +9,7 @@ from graphs import assert_close, feeds, model, run
 from test_scaling_groups import shaped
 
 from onnxq.data import Feed
-from onnxq.graph.batchnorm_statistics import foresee
+from onnxq.graph.batchnorm_statistics import propagate_batchnorm_statistics
 from onnxq.graph.model import Model, Moments
 from onnxq.passes import remove_dead_channels
 from onnxq.passes.base import Context, Outcome
@@ -110,7 +110,9 @@ def test_constants_run_through_any_number_of_layers_in_one_pass(monkeypatch: pyt
     """And the network is foretold once, not for each layer: in deep networks that takes long."""
     calls = []
     monkeypatch.setattr(
-        remove_dead_channels, "foresee", lambda model, **given: calls.append(model) or foresee(model, **given)
+        remove_dead_channels,
+        "propagate_batchnorm_statistics",
+        lambda model, **given: calls.append(model) or propagate_batchnorm_statistics(model, **given),
     )
     first = np.eye(6) * (np.arange(6) > 1)
     after, outcome = remove(stack(5, w0=first, **{f"w{i}": np.eye(6) for i in range(1, 5)}))

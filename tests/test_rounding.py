@@ -14,7 +14,7 @@ from onnxq.rounding.adaround import (
     inverse_rectified_sigmoid,
     rectified_sigmoid,
 )
-from onnxq.rounding.gptq import ErrorFeedback, Lattice, descend, enumerate_all, fit_scale
+from onnxq.rounding.gptq import Gptq, Lattice, descend, enumerate_all, fit_scale
 from onnxq.rounding.gram import Gram
 
 
@@ -55,7 +55,7 @@ def test_enumeration_is_the_optimum(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_descent_is_near_the_optimum_and_below_its_start(seed):
     form, lattice, W, *_ = problem(seed)
-    start = ErrorFeedback(form).round(lattice)
+    start = Gptq(form).round(lattice)
     q = descend(form, lattice, start)
     error = form.error(lattice.scale * q)
     assert (error <= form.error(lattice.scale * start) + 1e-9).all()
@@ -86,7 +86,7 @@ def test_error_feedback_is_the_textbook_recursion():
         solution = dict(zip(free, np.linalg.solve(G[np.ix_(free, free)], right), strict=True))
         q[j] = np.clip(np.rint(solution[j] / s[j]), -3, 3)
         fixed.append(j)
-    np.testing.assert_array_equal(ErrorFeedback(form).round(lattice)[0, 0], q)
+    np.testing.assert_array_equal(Gptq(form).round(lattice)[0, 0], q)
 
 
 def test_nearest_rounds_as_quantize_linear_does():
@@ -121,7 +121,7 @@ def errors(form, grids, q):
 
 def test_error_feedback_knows_what_it_costs():
     form, lattice, *_ = problem(3, inputs=40)
-    feedback = ErrorFeedback(form)
+    feedback = Gptq(form)
     grids = Lattice.stacked([lattice, lattice.scaled(np.full((2, 3), 0.7))])
     q, excess = feedback.solve(grids)
     found = errors(form, grids, q)
@@ -132,7 +132,7 @@ def test_error_feedback_knows_what_it_costs():
 def test_power_of_two_scales_change_by_octaves():
     form, lattice, *_ = problem(2)
     wide, units = lattice.scaled(np.full((2, 3), 5.0)), np.arange(6).reshape(2, 3)
-    factor = fit_scale(lambda grids: ErrorFeedback(form).solve(grids)[1], wide, units, octaves=True)
+    factor = fit_scale(lambda grids: Gptq(form).solve(grids)[1], wide, units, octaves=True)
     assert (np.log2(factor) == np.rint(np.log2(factor))).all()
 
 
@@ -163,7 +163,7 @@ def test_adaround_finds_what_descent_finds(activation, seed):
     form, lattice, W, x, y = problem(seed, groups=1, rows=8, inputs=40, columns=600)
     loss = Quadratic(form) if activation is None else Columns(x, y, np.zeros((1, 8)), *activation)
     q = adaround(loss, lattice, W, 1500, seed=1)
-    other = descend(form, lattice, ErrorFeedback(form).round(lattice))
+    other = descend(form, lattice, Gptq(form).round(lattice))
     assert loss.value(lattice.scale * q) < 1.2 * loss.value(lattice.scale * other)
     assert loss.value(lattice.scale * q) < 0.7 * loss.value(lattice.scale * lattice.nearest(W))
     assert (np.abs(q - W / lattice.scale) < 1).all()

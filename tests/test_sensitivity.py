@@ -25,7 +25,7 @@ NET = """(float[N,3,8,8] x) => (float[N,4] y) <float[5,3,3,3] a, float[5,1,3,3] 
          u = Conv(t, p)  q = Relu(u)  g = GlobalAveragePool(q)  v = Flatten(g)  y = Gemm(v, f) }"""
 
 PLAIN = Options(
-    every_kernel=True,
+    force_int_kernels=True,
     per_channel=False,
     rounding="nearest",
     cle="off",
@@ -123,7 +123,7 @@ def test_the_command_prints_a_table_or_json(tmp_path: Any) -> None:
     proto = uneven()
     storage.write(proto, tmp_path / "in.onnx")
     np.save(tmp_path / "calib.npy", np.concatenate([feed["x"] for feed in samples(proto, 6)]))
-    plain = ["--every-kernel", "--per-tensor", "--no-cle", "--no-dead-channels", "--no-absorb", "--quiet"]
+    plain = ["--force-int-kernels", "--per-tensor", "--no-cle", "--no-dead-channels", "--no-absorb", "--quiet"]
     plain += ["--weight-range", "minmax", "--rounding", "nearest"]
     command = ["sensitivity", str(tmp_path / "in.onnx"), "--calib", str(tmp_path / "calib.npy"), *plain]
     table = CliRunner().invoke(cli.main, [*command, "--top", "2"])

@@ -6,11 +6,11 @@ import numpy as np
 from graphs import model
 from test_scaling_groups import shaped
 
-from onnxq.graph.batchnorm_statistics import foresee
+from onnxq.graph.batchnorm_statistics import propagate_batchnorm_statistics
 from onnxq.graph.model import Model, Moments, Quantizer
 from onnxq.numeric.quant import Grid, QuantSpec
 from onnxq.passes.base import Context
-from onnxq.passes.set_data_free_ranges import ForeseeActivationRanges
+from onnxq.passes.set_data_free_ranges import SetDataFreeRanges
 
 SPEC = QuantSpec(Grid(8, signed=False), symmetric=False)
 TEXT = (
@@ -37,18 +37,18 @@ def span(model: Model, name: str) -> tuple[float, float]:
 
 def test_ranges_from_moments() -> None:
     result = planned("a", "b", "c", "p")
-    outcome = ForeseeActivationRanges(alpha=2).apply(result, Context())
+    outcome = SetDataFreeRanges(alpha=2).apply(result, Context())
     assert outcome.skips == ()
     np.testing.assert_allclose(span(result, "a"), (-4, 4), atol=0.05)
     np.testing.assert_allclose(span(result, "b"), (0, 4), atol=0.05)
-    facts = foresee(result, 2)["c"]
+    facts = propagate_batchnorm_statistics(result, 2)["c"]
     np.testing.assert_allclose(span(result, "c"), (facts.lo.min(), facts.hi.max()), atol=0.2)
     np.testing.assert_allclose(span(result, "p"), span(result, "c"))
 
 
 def test_a_linear_layer_passes_moments_on() -> None:
     result = planned()
-    known = foresee(result)
+    known = propagate_batchnorm_statistics(result)
     z = np.random.default_rng(0).normal(result.moments["a"].mean, result.moments["a"].std, (200_000, 4))
     c = np.clip(z, 0, 6) @ np.float64(result.graph.tensors()["v"].values)[:, :, 0, 0].T
     np.testing.assert_allclose(known["c"].mean, c.mean(axis=0), atol=0.05)
@@ -58,10 +58,10 @@ def test_a_linear_layer_passes_moments_on() -> None:
 def test_what_cannot_be_ranged_stays_in_float_and_is_named() -> None:
     result = planned("x", "a", "y")
     result.moments.clear()
-    outcome = ForeseeActivationRanges(inputs=(("x", -1.0, 1.0),)).apply(result, Context())
+    outcome = SetDataFreeRanges(inputs=(("x", -1.0, 1.0),)).apply(result, Context())
     assert list(result.quantizers) == ["x"]
     np.testing.assert_allclose(span(result, "x"), (-1, 1), atol=0.02)
     assert {s.where for s in outcome.skips} == {"a", "y"}
     assert all("give calibration data" in s.reason for s in outcome.skips)
-    outcome = ForeseeActivationRanges().apply(planned("x"), Context())
+    outcome = SetDataFreeRanges().apply(planned("x"), Context())
     assert "no range is known of this input" in outcome.skips[0].reason

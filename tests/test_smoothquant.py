@@ -10,7 +10,7 @@ from quantized import context, quantized
 
 import onnxq
 from onnxq.passes.base import Outcome
-from onnxq.passes.smoothquant import MigrateScales
+from onnxq.passes.smoothquant import SmoothQuant
 
 GAMMA = np.where(np.arange(8) == 3, 50.0, 1.0)
 NORMS = {
@@ -37,7 +37,7 @@ def network(norm: str, readers: str = "q = MatMul(y, wq)  k = MatMul(y, wk)  z =
 
 def migrated(proto: ModelProto, alpha: float = 0.5) -> tuple[ModelProto, Outcome]:
     model = graphs.wrapped(proto)
-    outcome = MigrateScales(alpha).apply(model, context(proto))
+    outcome = SmoothQuant(alpha).apply(model, context(proto))
     return model.to_proto(), outcome
 
 
@@ -106,8 +106,8 @@ def test_dead_channels_keep_their_scale() -> None:
 def test_the_quantized_model_gains_and_the_judge_says_so() -> None:
     proto = network("whole")
     data = [graphs.feeds(proto, seed=seed) for seed in range(1, 9)]
-    result = onnxq.quantize(proto, data, every_kernel=True, migrate_scales=0.5)
-    (step,) = [step for step in result.report.steps if step.name == "MigrateScales"]
+    result = onnxq.quantize(proto, data, force_int_kernels=True, smoothquant=0.5)
+    (step,) = [step for step in result.report.steps if step.name == "SmoothQuant"]
     assert "; kept" in step.notes[0]
     plain = quantized(proto, data)
     noise = {}
@@ -117,5 +117,5 @@ def test_the_quantized_model_gains_and_the_judge_says_so() -> None:
 
 
 def test_alpha_is_a_share() -> None:
-    with pytest.raises(onnxq.OnnxqError, match="migrate-scales must be from 0 to 1, got 2"):
-        onnxq.Options(migrate_scales=2.0)
+    with pytest.raises(onnxq.OnnxqError, match="smoothquant must be from 0 to 1, got 2"):
+        onnxq.Options(smoothquant=2.0)

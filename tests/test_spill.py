@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxq.execution.spill import APART, Shelf
+from onnxq.execution.spill import APART, SpillCache
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 30])
@@ -18,7 +18,7 @@ from onnxq.execution.spill import APART, Shelf
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.bool_, np.int64])
 def test_an_array_comes_back_as_it_was(tmp_path: Path, limit: int, shape: tuple[int, ...], dtype: type) -> None:
     array = np.asarray(np.random.default_rng(0).integers(0, 2, shape), dtype)
-    shelf = Shelf(tmp_path, limit)
+    shelf = SpillCache(tmp_path, limit)
     handle, expected = shelf.put(array.T), array.T.copy()
     array[...] = 1
     np.testing.assert_array_equal(handle.array(), expected)
@@ -26,7 +26,7 @@ def test_an_array_comes_back_as_it_was(tmp_path: Path, limit: int, shape: tuple[
 
 
 def test_what_does_not_fit_goes_to_files_and_both_go_with_their_handles(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, 1000)
+    shelf = SpillCache(tmp_path, 1000)
     handles = [shelf.put(np.zeros(100, np.float32)) for _ in range(5)]
     assert (shelf.held, shelf.most, shelf.spilled, len(os.listdir(tmp_path))) == (800, 800, 1200, 3)
     del handles
@@ -37,7 +37,7 @@ def test_what_does_not_fit_goes_to_files_and_both_go_with_their_handles(tmp_path
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read as Linux tells it")
 def test_memory_goes_back_to_the_system_in_whatever_order_arrays_go(tmp_path: Path) -> None:
     """An allocator would keep what lies between arrays that are still there."""
-    shelf = Shelf(tmp_path, 1 << 30)
+    shelf = SpillCache(tmp_path, 1 << 30)
     before = _resident()
     handles = [shelf.put(np.ones(APART, np.float32)) for _ in range(400)]
     full = _resident() - before

@@ -21,7 +21,7 @@ NET = """(float[N,3,8,8] x) => (float[N,4] y, float[N,5,8,8] side) <float[5,3,3,
          u = Conv(t, p)  w = Add(u, r)  side = Mul(w, half)  m = MaxPool<kernel_shape=[2,2], strides=[2,2]>(w)
          g = GlobalAveragePool(m)  v = Flatten(g)  y = MatMul(v, f) }"""
 
-EVERYTHING = {"every_kernel": True, "preset": "w4a8", "cle": "off", "dead_channels": False, "absorb": False}
+EVERYTHING = {"force_int_kernels": True, "preset": "w4a8", "cle": "off", "dead_channels": False, "absorb": False}
 
 
 def study(text: str = NET, count: int = 4, **settings: Any) -> Study:
@@ -45,7 +45,7 @@ def whole(given: Study, base: Model, names: set[str]) -> float:
 def test_all_off_is_the_float_model_even_where_biases_and_weights_were_changed() -> None:
     given = study()
     _, _, board = switchboard(given)
-    assert given.job.options.optimised_rounding == "descent"
+    assert given.job.options.optimised_rounding == "coordinate-descent"
     assert board.hold({}) == np.inf
     assert given.float_score == np.inf
 

@@ -30,7 +30,7 @@ def test_the_start_of_a_separable_network_stays_in_float_but_for_every_kernel():
     found = kernels(result.model)
     assert found["QLinearConv"] == 2
     assert found["Conv"] + found["FusedConv"] + found["NhwcFusedConv"] == 2, found
-    every = of_default(proto, every_kernel=True)
+    every = of_default(proto, force_int_kernels=True)
     assert not every.report.float_nodes
     assert kernels(every.model)["QLinearConv"] == 4
 
@@ -57,7 +57,7 @@ def test_products_of_activations_stay_in_float_but_for_every_kernel():
     assert slow == {"MatMul_s", "MatMul_o"}
     others = {n.op for n in result.report.float_nodes} - {"MatMul"}
     assert others == {"Mul", "Softmax"}
-    every = of_default(proto, every_kernel=True)
+    every = of_default(proto, force_int_kernels=True)
     assert not any(n.op == "MatMul" for n in every.report.float_nodes)
     assert not {"MatMul", "FusedMatMul"} & set(kernels(every.model))
 
@@ -67,7 +67,7 @@ def test_elementwise_operators_behind_a_kernel_that_writes_float():
     text = "(float[2,3] x) => (float[2,?] y) <float[3,5] w, float[5,7] v> {{ a = {} s = Sigmoid(a) y = MatMul(s, v) }}"
     proto = model(text.format("MatMul(x, w)"))
     assert [n.op for n in of_default(proto).report.float_nodes] == ["Sigmoid"]
-    assert not of_default(proto, every_kernel=True).report.float_nodes
+    assert not of_default(proto, force_int_kernels=True).report.float_nodes
     conv = model(
         "(float[1,3,4,4] x) => (float[?,?,?,?] y) <float[5,3,1,1] w, float[2,5,1,1] v>"
         " { a = Conv(x, w) s = Sigmoid(a) y = Conv(s, v) }"
@@ -98,7 +98,7 @@ def test_a_float_layer_between_grids_really_runs_with_float_weights(case):
     values *= 10.0 ** -np.arange(4).reshape((1, 4) + (1,) * (len(shape) - 2))
     proto = model(BETWEEN[case], check=False, lo=-1, hi=1, w=values)
     kept = {"overrides": (Override(tensor="r", range=(-1, 4)),)} if "kept" in case else {}  # below Relu's bound
-    result = of_default(proto, every_kernel=True, exclude=("MatMul" if "MatMul" in case else "*_m",), **kept)
+    result = of_default(proto, force_int_kernels=True, exclude=("MatMul" if "MatMul" in case else "*_m",), **kept)
     assert ("Relu" in ops(result.model)) == bool(kept)
     layers = ("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul")
     found = kernels(result.model)

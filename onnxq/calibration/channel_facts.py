@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..calibration.context import Context
-from ..graph.batchnorm_statistics import foresee
+from ..graph.batchnorm_statistics import propagate_batchnorm_statistics
 from ..graph.model import Model
 from ..numeric.channel_statistics import ChannelFacts, ChannelStatistics
 from .collect import collect_tensors
@@ -24,7 +24,7 @@ def channel_facts(
     Tensors that this context has measured in this very graph are not measured again.
     """
     if not has_data(context):
-        known = foresee(model, deviations)
+        known = propagate_batchnorm_statistics(model, deviations)
         return {name: known[name] for name in tensors if name in known}
     measured = context.measured.setdefault(graph_hash(model.to_proto()), {})
     missing = [name for name, axis in tensors.items() if (name, axis) not in measured]

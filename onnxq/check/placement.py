@@ -56,12 +56,12 @@ def shared_grid(graph: QdqGraph, target: Target) -> Iterator[Finding]:
 def fixed_encoding(graph: QdqGraph, target: Target) -> Iterator[Finding]:
     for node, rule in _ruled(graph, target):
         pair = graph.pair_of(node.outputs[0])
-        for wish in rule.encodings:
-            if pair is None or pair.encoding.type != wish.type:
+        for spec in rule.encodings:
+            if pair is None or pair.encoding.type != spec.type:
                 continue
             scale, zero_point = float(pair.encoding.scale.reshape(-1)[0]), int(pair.encoding.zero_point.reshape(-1)[0])
-            if (scale, zero_point) != (wish.scale, wish.zero_point):
-                expected = f"{wish.type} with scale {wish.scale:g} and zero point {wish.zero_point}"
+            if (scale, zero_point) != (spec.scale, spec.zero_point):
+                expected = f"{spec.type} with scale {spec.scale:g} and zero point {spec.zero_point}"
                 yield Finding(label(node), pair.tensor.name, expected, str(pair.encoding))
 
 

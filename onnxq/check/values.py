@@ -150,8 +150,8 @@ def _bias_input(graph: QdqGraph, node: gs.Node) -> tuple[int, gs.Node | None]:
     return 0, None
 
 
-def _zero_point(encoding: Encoding, wish: str) -> str | None:
-    asked = wish == "zero" or (wish == "signed zero" and not encoding.type.startswith("u"))
+def _zero_point(encoding: Encoding, spec: str) -> str | None:
+    asked = spec == "zero" or (spec == "signed zero" and not encoding.type.startswith("u"))
     if asked and encoding.zero_point.any():
         return f"{encoding.type} with zero point {encoding.zero_point[encoding.zero_point != 0].reshape(-1)[0]}"
     return None

@@ -18,7 +18,7 @@ from .options import (
     CALIB,
     config_option,
     data_options,
-    judging_options,
+    evaluation_options,
     options,
     parse,
     placement_options,
@@ -67,7 +67,7 @@ target_options = options(
 @click.argument("model", type=click.Path(readable=False))
 @click.option("--calib", required=True, type=click.Path(readable=False), help=CALIB)
 @click.option("-o", "--output", type=click.Path(readable=False), help="Write the accepted model here.")
-@judging_options
+@evaluation_options
 @target_options
 @data_options
 @placement_options

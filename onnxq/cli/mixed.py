@@ -12,7 +12,7 @@ from ..data import Preprocess
 from ..errors import UsageError
 from ..evaluation.mixed_precision import Limits, MixedPrecision, auto_mixed
 from ..options import Options
-from .options import judging_options, options
+from .options import evaluation_options, options
 
 mixed_options = options(
     click.option(
@@ -37,7 +37,7 @@ mixed_options = options(
         type=click.Path(dir_okay=False),
         help="Write what --auto-mixed chose as a file for --config, which gives the same model.",
     ),
-    judging_options,
+    evaluation_options,
 )
 
 NAMES = ("auto_mixed", "target_drop", "max_bops", "max_size", "closest", "write_config", "labels", "metric", "judged")
@@ -80,7 +80,7 @@ class MixedWish:
 
 
 def take_wish(given: dict[str, Any], calib: str | None, stats: Sequence[str]) -> tuple[MixedWish | None, str | None]:
-    """The wish, if there is one, and the file to write; their options are taken out of `given`."""
+    """The spec, if there is one, and the file to write; their options are taken out of `given`."""
     taken = {name: given.pop(name) for name in NAMES}
     if taken["auto_mixed"] is None:
         idle = [name for name, value in taken.items() if value not in (None, False)]
@@ -92,5 +92,5 @@ def take_wish(given: dict[str, Any], calib: str | None, stats: Sequence[str]) ->
     size = None if taken["max_size"] is None else taken["max_size"] * 2**20
     bops = None if taken["max_bops"] is None else taken["max_bops"] * 1e9
     limits = Limits(taken["target_drop"], bops, size)
-    wish = MixedWish(taken["auto_mixed"], limits, *(taken[n] for n in ("closest", "labels", "metric", "judged")))
-    return wish, taken["write_config"]
+    spec = MixedWish(taken["auto_mixed"], limits, *(taken[n] for n in ("closest", "labels", "metric", "judged")))
+    return spec, taken["write_config"]

@@ -132,7 +132,7 @@ placement_options = options(
     click.option("--power-of-two", is_flag=True, help="All scales are powers of two."),
     click.option("--block-size", type=click.IntRange(min=1), help="One weight scale for each N weights of a channel."),
     click.option(
-        "--every-kernel", is_flag=True, help="Use integer kernels even where they are slower than float ones."
+        "--force-int-kernels", is_flag=True, help="Use integer kernels even where they are slower than float ones."
     ),
     click.option(
         "--include", multiple=True, metavar="GLOB", help="Quantize only these nodes or operators; repeatable."
@@ -157,13 +157,13 @@ step_options = options(
     click.option("--no-cle", is_flag=True, help="The same as --cle off."),
     click.option("--absorb/--no-absorb", default=True, help="Absorb high biases [on]."),
     click.option(
-        "--migrate-scales",
+        "--smoothquant",
         type=click.FloatRange(0, 1),
         metavar="ALPHA",
         help="Move outliers behind LayerNorm into the weights that read them, as SmoothQuant does; 0.5 is usual [off].",
     ),
     click.option(
-        "--wide-activations",
+        "--a16-fallback",
         type=click.Choice(["off", "auto"]),
         default="off",
         show_default=True,
@@ -201,7 +201,7 @@ data_free_options = options(
     click.option("--synthetic", is_flag=True, help="With --data-free: range what BatchNorm cannot on random inputs."),
 )
 
-judging_options = options(
+evaluation_options = options(
     click.option(
         "--labels",
         type=click.Path(readable=False),

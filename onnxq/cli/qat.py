@@ -139,10 +139,10 @@ def qat_command(
     """
     from ..qat import Recipe, train  # torch is slow to import, and need not be there
 
-    wish = {name: given.pop(name) for name in RECIPE}
-    wish["augment"] = tuple(kind for kind in wish["augment"] if kind != "none")
+    spec = {name: given.pop(name) for name in RECIPE}
+    spec["augment"] = tuple(kind for kind in spec["augment"] if kind != "none")
     preprocess, keys, options = parse(given)
-    recipe = Recipe(**wish, seed=options.seed)
+    recipe = Recipe(**spec, seed=options.seed)
     refuse_same_files(output, None, model, data, *([labels] if labels is not None else []))
     with ExitStack() as stack:
         write_report = stack.enter_context(writing(reports, model, output, data, labels))

@@ -69,7 +69,7 @@ def quantize_command(
     """Quantize MODEL with calibration data and write the verified result to OUTPUT."""
     if calib is None and not stats and not given["data_free"] and given["from_encodings"] is None:
         raise click.UsageError("Missing option '--calib' (or '--stats', '--data-free', '--from-encodings').")
-    wish, config = take_wish(given, calib, stats)
+    spec, config = take_wish(given, calib, stats)
     preprocess, keys, options = parse(dict(given))
     refuse_same_files(output, None, model, *stats, *([calib] if calib is not None else []))
     refuse_overwriting("--encodings", encodings, model, output, calib, options.from_encodings, *stats)
@@ -79,7 +79,7 @@ def quantize_command(
         write_report = stack.enter_context(writing(reports, *files))
         config_file = None if config is None else stack.enter_context(replacing(config))
         progress = stack.enter_context(Progress(enabled=not quiet))
-        found = None if wish is None else wish.search(model, str(calib), options, preprocess, keys, progress)
+        found = None if spec is None else spec.search(model, str(calib), options, preprocess, keys, progress)
         options = options if found is None else found.options
 
         def finish(result: Result) -> None:

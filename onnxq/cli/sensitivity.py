@@ -11,7 +11,7 @@ from .options import (
     CALIB,
     config_option,
     data_options,
-    judging_options,
+    evaluation_options,
     parse,
     placement_options,
     range_options,
@@ -25,7 +25,7 @@ from .progress import Progress
 @click.command("sensitivity")
 @click.argument("model", type=click.Path(readable=False))
 @click.option("--calib", required=True, type=click.Path(readable=False), help=CALIB)
-@judging_options
+@evaluation_options
 @click.option(
     "--by",
     type=click.Choice(["quantizer", "layer"]),

@@ -2,7 +2,7 @@
 
 A fix is kept if the quantized model is better for it, or its part is (weights or activations alone on their grids) and
 the model is no worse; but not if the other part, which had reached the target, then misses it. Where noise drowns the
-outputs, and scores tell nothing either, what counts is how the culprits do, each alone on its grid.
+outputs, and scores tell nothing either, what counts is how the sensitive_quantizers do, each alone on its grid.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from glob import escape
 
 from ..errors import OnnxqError
 from ..options import Options, Override
-from ..pipeline.keep_if_better import CLEAR_DB, DROWNED_DB
+from ..pipeline.keep_if_better import CLEAR_DB, NOISE_FLOOR_DB
 from .log import Log
 from .remedies import FIXES, PER_CHANNEL, Fix
-from .sensitive_quantizers import Culprit, mean_alone, note_repairs
-from .trial import HEARD_DB, Goal, Part, Trial, try_options
+from .sensitive_quantizers import SensitiveQuantizer, mean_alone, note_repairs
+from .trial import ABOVE_NOISE_DB, Goal, Part, Trial, try_options
 
 TRIES = 2
 """Of each fix."""
@@ -32,7 +32,7 @@ class NetworkRepair:
     goal: Goal
     log: Log
     without: Collection[str]
-    culprits: Sequence[Culprit]
+    sensitive_quantizers: Sequence[SensitiveQuantizer]
 
     @property
     def reached(self) -> bool:
@@ -64,13 +64,13 @@ class NetworkRepair:
         if not (self.reached and self.trial.options.per_channel and not start.per_channel):
             return
         fewer = replace(self.trial.options, per_channel=False)
-        cured = [culprit.name for culprit in self.culprits if culprit.repaired_by == PER_CHANNEL.title]
+        cured = [culprit.name for culprit in self.sensitive_quantizers if culprit.repaired_by == PER_CHANNEL.title]
         some = tuple(Override(escape(name), per_channel=True) for name in cured)
-        wishes = {"one weight scale for each layer": fewer}
+        specs = {"one weight scale for each layer": fewer}
         if some:
             only = f"one weight scale for each channel only for {', '.join(cured)}"
-            wishes[only] = replace(fewer, overrides=(*fewer.overrides, *some))
-        for title, options in wishes.items():
+            specs[only] = replace(fewer, overrides=(*fewer.overrides, *some))
+        for title, options in specs.items():
             tried = try_options(self.trial.study, options)
             holds = self.goal.accepts(tried)
             verdict = "taken back" if holds else "the target would be missed: not taken back"
@@ -84,7 +84,7 @@ class NetworkRepair:
         then what costs nothing."""
         parts = self.goal.worse_first(self.trial)
         missed = [part for part in parts if not self.goal.reached(self.trial.parts[part])] or parts
-        found = {finding.kind for culprit in self.culprits for finding in culprit.findings}
+        found = {finding.kind for culprit in self.sensitive_quantizers for finding in culprit.findings}
         left = [f for f in FIXES if f in waiting and f.name not in self.without and f.applies(self.trial.options)]
         left = [fix for fix in left if set(fix.parts) & set(missed) and not (fix.costs and self.reached)]
         left.sort(key=lambda fix: (missed[0] not in fix.parts, not fix.cures & found, fix.costs))
@@ -109,7 +109,7 @@ class NetworkRepair:
         ]
         if kept:
             self.trial = after
-            lines += note_repairs(after, self.goal, self.culprits, fix.title)
+            lines += note_repairs(after, self.goal, self.sensitive_quantizers, fix.title)
             lines.append(self.log.objection(self.goal, after))
         self.log.write(title, *lines)
         return kept
@@ -124,10 +124,13 @@ class NetworkRepair:
         ]
         if spoilt:
             return False, f"it spoils the {' and '.join(spoilt)}: "
-        drowned = max(before.whole.db, after.whole.db) < DROWNED_DB
+        drowned = max(before.whole.db, after.whole.db) < NOISE_FLOOR_DB
         if drowned and abs(before.whole.score - after.whole.score) <= self.goal.noise:
-            gain = mean_alone(after, self.culprits) - mean_alone(before, self.culprits)
-            return gain > HEARD_DB, f"that is chance, but the culprits alone gain {gain:.1f} dB on average: "
+            gain = mean_alone(after, self.sensitive_quantizers) - mean_alone(before, self.sensitive_quantizers)
+            return (
+                gain > ABOVE_NOISE_DB,
+                f"that is chance, but the sensitive quantizers alone gain {gain:.1f} dB on average: ",
+            )
         if self.goal.accepts(before) and not self.goal.accepts(after):
             return False, "the target would be missed: "
         no_worse = not better(before.whole, after.whole)

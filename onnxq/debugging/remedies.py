@@ -4,7 +4,7 @@ A fix is an edit of the options, so that whatever helps can be written down as a
 run time; others take scales, bits, or integer arithmetic, and are the later resort:
 
     network    dead channels, equalization, range methods, bias correction, rounding, then one scale a channel
-    tensor     another range method; then one scale a channel, 16 bits, float: the rungs of a ladder
+    tensor     another range method; then one scale a channel, 16 bits, float: the fallbacks of a fallback_order
 """
 
 from __future__ import annotations
@@ -89,7 +89,13 @@ FIXES = (
         _cures("uneven channels", "coarse grid"),
         {"bias_correction": "analytic"},
     ),
-    Fix("rounding", "weights rounded by descent", ("weights",), _cures("coarse grid"), {"rounding": "descent"}),
+    Fix(
+        "rounding",
+        "weights rounded by descent",
+        ("weights",),
+        _cures("coarse grid"),
+        {"rounding": "coordinate-descent"},
+    ),
     Fix(
         "activation-range",
         "activation ranges by least squared error",
@@ -105,11 +111,11 @@ FIXES = (
         {"activation_range": "minmax"},
     ),
     Fix(
-        "migrate-scales",
+        "smoothquant",
         "outliers behind LayerNorm moved into weights",
         ("activations",),
         _cures("extreme range"),
-        {"migrate_scales": 0.5},
+        {"smoothquant": 0.5},
     ),
     PER_CHANNEL,
 )
@@ -123,15 +129,15 @@ NAMES = (*dict.fromkeys(fix.name for fix in FIXES), "tensor-range", "tensor-per-
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One step up the ladder for a tensor."""
+class Fallback:
+    """One step up the fallback_order for a tensor."""
 
     name: str
     title: str
     override: Override
 
 
-def ladder(unit: str, part: Part, options: Options, channels: bool, without: Collection[str]) -> list[Rung]:
+def fallback_order(unit: str, part: Part, options: Options, channels: bool, without: Collection[str]) -> list[Fallback]:
     """What one tensor can be given, the cheapest first.
 
     channels: whether it may get one scale a channel, and has one in all. without: names of fixes not to be used.
@@ -139,12 +145,12 @@ def ladder(unit: str, part: Part, options: Options, channels: bool, without: Col
     target, tensor = find_target(options.target), escape(unit)
     types = target.weight_types if part == "weights" else target.activation_types
     spec = options.weight if part == "weights" else options.activation
-    rungs = []
+    fallbacks = []
     if channels and target.weight.per_channel:
-        rungs.append(
-            Rung("tensor-per-channel", "one scale for each output channel", Override(tensor, per_channel=True))
+        fallbacks.append(
+            Fallback("tensor-per-channel", "one scale for each output channel", Override(tensor, per_channel=True))
         )
     if spec is not None and spec.grid.bits < WIDE and {f"int{WIDE}", f"uint{WIDE}"} & set(types):
-        rungs.append(Rung("tensor-16-bit", f"{WIDE} bits", Override(tensor, bits=WIDE)))
-    rungs.append(Rung("float", "float", Override(tensor, keep_float=True)))
-    return [rung for rung in rungs if rung.name not in without]
+        fallbacks.append(Fallback("tensor-16-bit", f"{WIDE} bits", Override(tensor, bits=WIDE)))
+    fallbacks.append(Fallback("float", "float", Override(tensor, keep_float=True)))
+    return [fallback for fallback in fallbacks if fallback.name not in without]

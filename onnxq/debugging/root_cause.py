@@ -99,16 +99,16 @@ def _bias(trial: Trial, name: str) -> Finding | None:
     grown = float(np.max(np.asarray(after.scale, np.float64) / np.asarray(before.scale, np.float64)))
     if grown <= 1.0:
         return None
-    wishes = {}
+    specs = {}
     for node, layer in layers.items():
         s_x = input_scale(trial.planned, layer)
         if s_x is not None and layer.bias is not None:
-            wishes[node] = (lowest_scales(layer.bias.values, s_x), np.asarray(layer.bias.values, np.float64))
-    node = max(wishes, key=lambda each: float(wishes[each][0].max()))
-    channel = int(wishes[node][0].argmax())
+            specs[node] = (lowest_scales(layer.bias.values, s_x), np.asarray(layer.bias.values, np.float64))
+    node = max(specs, key=lambda each: float(specs[each][0].max()))
+    channel = int(specs[node][0].argmax())
     return Finding(
         "bias beyond 32 bits",
-        f"the bias of {node}, {wishes[node][1][channel]:.4g} in channel {channel}, does not fit 32 bits beside its"
+        f"the bias of {node}, {specs[node][1][channel]:.4g} in channel {channel}, does not fit 32 bits beside its"
         f" products: the weight's scale had to grow {grown:.4g} times",
     )
 

@@ -10,7 +10,7 @@ from onnx import ModelProto
 from ..data import Feed
 from ..errors import DataError, VerificationError
 from ..evaluation.metric import AccuracyMetric, SqnrMetric, measure
-from ..evaluation.study import JUDGED, Study
+from ..evaluation.study import EVALUATION_SAMPLES, Study
 from ..execution.session import Session
 from ..graph.model import extract
 from ..numeric.metrics import class_scores
@@ -47,7 +47,7 @@ def check_float(study: Study, log: Log) -> None:
 def check_bypassed(trial: Trial, log: Log) -> None:
     """Raise VerificationError where the network with all quantizers bypassed is not the float model."""
     study = trial.study
-    feeds, references = study.feeds[:JUDGED], study.references[:JUDGED]
+    feeds, references = study.feeds[:EVALUATION_SAMPLES], study.references[:EVALUATION_SAMPLES]
     proto, threads = trial.base.to_proto(), study.job.context.services.threads
     db = measure(proto, feeds, SqnrMetric(), references, threads)
     score = db if isinstance(study.metric, SqnrMetric) else study.measured(proto)

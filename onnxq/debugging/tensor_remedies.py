@@ -2,8 +2,9 @@
 
 suspects    the fewest tensors, from the top of the ranking, that must leave their grids for the target to be
             reached, by simulation; each that may stay after all is let go again
-ladders     another range method, which is free; then all suspects go up one rung after the other (`fixes.ladder`)
-            until the quantized model reaches the target. Where the tops do not suffice, there are more suspects.
+ladders     another range method, which is free; then all suspects go up one fallback after the other
+            (`remedies.fallback_order`) until the quantized model reaches the target. Where the tops do not suffice,
+            there are more suspects.
 back        what was given is taken back or made cheaper, one by one, as long as the target holds
 """
 
@@ -17,8 +18,8 @@ from ..errors import OnnxqError
 from ..evaluation.sensitivity import Unit
 from ..options import Options, Override
 from .log import Log
-from .remedies import METHODS, Rung, ladder
-from .trial import HEARD_DB, Goal, Part, Trial, try_options
+from .remedies import METHODS, Fallback, fallback_order
+from .trial import ABOVE_NOISE_DB, Goal, Part, Trial, try_options
 
 PART: Mapping[str, Part] = {"weights": "weights", "activation": "activations"}
 
@@ -26,7 +27,7 @@ PART: Mapping[str, Part] = {"weights": "weights", "activation": "activations"}
 @dataclass
 class TensorRepair:
     """trial: the best so far.  options: of the network, without what is given to single tensors here.
-    methods: range methods, by unit.  heights: rungs that units stand on; those that are not there stand on the ground.
+    methods: range methods, by unit.  heights: fallbacks of units; those that are not there have none.
     """
 
     trial: Trial
@@ -36,7 +37,7 @@ class TensorRepair:
     options: Options = field(init=False)
     methods: dict[str, str] = field(default_factory=dict)
     heights: dict[str, int] = field(default_factory=dict)
-    ladders: dict[str, list[Rung]] = field(default_factory=dict)
+    ladders: dict[str, list[Fallback]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.options = self.trial.options
@@ -68,8 +69,12 @@ class TensorRepair:
         for name in reversed(list(self.heights)):
             for height in range(-1, self.heights[name]):
                 fewer = {n: h for n, h in self.heights.items() if n != name} | ({name: height} if height >= 0 else {})
-                rung = self.ladders[name][self.heights[name]].title
-                given = f"{self.ladders[name][height].title} instead of {rung}" if height >= 0 else f"without {rung}"
+                fallback = self.ladders[name][self.heights[name]].title
+                given = (
+                    f"{self.ladders[name][height].title} instead of {fallback}"
+                    if height >= 0
+                    else f"without {fallback}"
+                )
                 title = f"Take back: {name}, {given}"
                 if self._attempt(title, fewer, must_reach=True):
                     break
@@ -111,7 +116,7 @@ class TensorRepair:
             for unit in units if tried is not None else ():
                 assert tried is not None
                 db = tried.db_alone(unit.name)
-                if db > best[unit.name] + HEARD_DB:
+                if db > best[unit.name] + ABOVE_NOISE_DB:
                     best[unit.name], self.methods[unit.name] = db, method
         if not self.methods:
             self.log.write("Other range methods", "None serves any of these tensors better than the one that it has.")
@@ -123,7 +128,7 @@ class TensorRepair:
     # --- more precision ---------------------------------------------------------------------------------------
 
     def _climb(self, suspects: Sequence[Unit], others: Sequence[Unit]) -> None:
-        """Give all suspects the lowest rung, then the next ones; then others the highest."""
+        """Give all suspects the lowest fallback, then the next ones; then others the highest."""
         rest, level = list(others), 0
         last: dict[str, int] = {}
         while not self.reached and suspects:
@@ -142,10 +147,10 @@ class TensorRepair:
     def _told(self, heights: Mapping[str, int]) -> list[str]:
         return [f"{name}: {self.ladders[name][height].title}." for name, height in heights.items()]
 
-    def _ladder(self, unit: Unit) -> list[Rung]:
+    def _ladder(self, unit: Unit) -> list[Fallback]:
         params = self.trial.planned.quantizers[unit.name].params if unit.name in self.trial.planned.quantizers else None
         whole = unit.kind == "weights" and params is not None and params.axis is None and params.block is None
-        return ladder(unit.name, PART[unit.kind], self.options, whole, self.without)
+        return fallback_order(unit.name, PART[unit.kind], self.options, whole, self.without)
 
     # --- trying -----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from ..evaluation.metric import SqnrMetric, measure
 from ..evaluation.sensitivity import Unit, units_of
-from ..evaluation.study import JUDGED, Study
+from ..evaluation.study import EVALUATION_SAMPLES, Study
 from ..evaluation.switchboard import Group, Switchboard, groups_of
 from ..execution.layerwise import isolate
 from ..graph.model import Model
@@ -25,7 +25,7 @@ Part = Literal["weights", "activations"]
 TINY = 1e-9
 """What a share in % may be off by arithmetic."""
 
-HEARD_DB = 0.5
+ABOVE_NOISE_DB = 0.5
 """Differences of SQNR below it are not worth another option."""
 
 
@@ -75,7 +75,7 @@ class Goal:
         """Whether `one` is better than `other` by more than chance."""
         if abs(one.score - other.score) > self.noise + TINY:
             return one.score > other.score
-        return one.db > other.db + HEARD_DB
+        return one.db > other.db + ABOVE_NOISE_DB
 
     def worse_first(self, trial: Trial) -> list[Part]:
         """Weights and activations, in the order in which they are to blame."""
@@ -114,7 +114,7 @@ class Trial:
         score = study.measured(self.quantized)
         if isinstance(study.metric, SqnrMetric):
             return Standing(score, score)
-        feeds, references = study.feeds[:JUDGED], study.references[:JUDGED]
+        feeds, references = study.feeds[:EVALUATION_SAMPLES], study.references[:EVALUATION_SAMPLES]
         return Standing(
             score, measure(self.quantized, feeds, SqnrMetric(), references, study.job.context.services.threads)
         )
@@ -142,7 +142,7 @@ class Trial:
 
     @cached_property
     def _distances(self) -> Switchboard:
-        return self.study.switchboard(self.base, (), SqnrMetric(), JUDGED)
+        return self.study.switchboard(self.base, (), SqnrMetric(), EVALUATION_SAMPLES)
 
 
 def try_options(study: Study, options: Options) -> Trial:

@@ -2,7 +2,7 @@
 
     1. Sanity: the float model is sound, and with all quantizers bypassed the network is the float model (`sanity`).
     2. Weights alone on their grids, activations alone: which are to blame.
-    3. Every quantizer alone on, and alone off: the culprits, and what is wrong with them (`findings`).
+    3. Every quantizer alone on, and alone off: the sensitive_quantizers, and what is wrong with them (`findings`).
     4. Fixes for the whole network, for the part that is worse, those first that match the findings (`repair_network`).
     5. Where these do not suffice, single tensors get another range method, then more precision (`repair_tensors`).
     6. What costs something at run time is taken back, one by one, as long as the target holds.
@@ -32,9 +32,9 @@ from .log import Log, Say, score_text
 from .network_remedies import NetworkRepair
 from .remedies import NAMES
 from .sanity_check import check_bypassed, check_float, samples_of
-from .sensitive_quantizers import Culprit, name_culprits, tell_fates
+from .sensitive_quantizers import SensitiveQuantizer, find_sensitive_quantizers, tell_fates
 from .tensor_remedies import TensorRepair
-from .trial import HEARD_DB, Gate, Goal, Trial, try_options
+from .trial import ABOVE_NOISE_DB, Gate, Goal, Trial, try_options
 
 LEAST_DB = 20.0
 """The target for SQNR, unless one is given: noise of a tenth of the outputs' magnitude."""
@@ -58,7 +58,7 @@ class Limit:
 @dataclass(frozen=True)
 class Debugged:
     """options: to quantize with.  score, float_score: by `metric`, of what they give and of the float model.
-    reached: whether that is within the target, also on other data.  culprits: what was named, with what was found.
+    reached: whether that is within the target, also on other data.  sensitive_quantizers: with what was found.
     ranking: of the model as it was quantized at first; None where there was no need for one.  text: the verdict.
     """
 
@@ -67,7 +67,7 @@ class Debugged:
     score: float
     float_score: float
     reached: bool
-    culprits: tuple[Culprit, ...]
+    sensitive_quantizers: tuple[SensitiveQuantizer, ...]
     log: tuple[LogEntry, ...]
     measures: tuple[Measure, ...]
     ranking: SensitivityRanking | None
@@ -143,7 +143,7 @@ class _Walk:
     trial: Trial = field(init=False)
     goal: Goal = field(init=False)
     ranking: SensitivityAnalysis | None = None
-    culprits: list[Culprit] = field(default_factory=list)
+    sensitive_quantizers: list[SensitiveQuantizer] = field(default_factory=list)
 
     def run(self) -> Debugged:
         check_float(self.study, self.log)
@@ -160,9 +160,9 @@ class _Walk:
         if not self.reached:
             self._blame()
             self.ranking = self._rank()
-            self.culprits = name_culprits(self.trial, self.goal, self.ranking, self.log)
+            self.sensitive_quantizers = find_sensitive_quantizers(self.trial, self.goal, self.ranking, self.log)
             self._repair()
-            tell_fates(self.trial, self.culprits, self.log)
+            tell_fates(self.trial, self.sensitive_quantizers, self.log)
         return self._result()
 
     @property
@@ -171,7 +171,7 @@ class _Walk:
 
     def _goal(self) -> Goal:
         """Shares of few samples are off by chance, here by one standard error at the most."""
-        noise = {"%": 50 / math.sqrt(samples_of(self.study)), "dB": HEARD_DB}.get(self.study.metric.unit, 0.0)
+        noise = {"%": 50 / math.sqrt(samples_of(self.study)), "dB": ABOVE_NOISE_DB}.get(self.study.metric.unit, 0.0)
         held_out = self.held_out
         gate = None if held_out is None else Gate(held_out, self.target.needed(held_out.float_score))
         return Goal(self.target.needed(self.study.float_score), noise, gate)
@@ -191,7 +191,7 @@ class _Walk:
         return rank(self.study, trial.base, trial.groups, trial.units, self.budget)
 
     def _repair(self) -> None:
-        network = NetworkRepair(self.trial, self.goal, self.log, self.without, self.culprits)
+        network = NetworkRepair(self.trial, self.goal, self.log, self.without, self.sensitive_quantizers)
         network.run()
         self.trial = network.trial
         if not self.reached:
@@ -208,7 +208,7 @@ class _Walk:
         repair.run(ranking)
         repair.take_back()
         self.trial = repair.trial
-        for culprit in self.culprits:
+        for culprit in self.sensitive_quantizers:
             culprit.repaired_by = culprit.repaired_by or repair.given(culprit.name)
 
     def _result(self) -> Debugged:
@@ -229,7 +229,7 @@ class _Walk:
             score=whole.score,
             float_score=study.float_score,
             reached=reached,
-            culprits=tuple(self.culprits),
+            sensitive_quantizers=tuple(self.sensitive_quantizers),
             log=tuple(self.log.entries),
             measures=tuple(m for m in measures if math.isfinite(m.reference) and math.isfinite(m.result)),
             ranking=None if self.ranking is None else self.ranking.ranking,

@@ -52,19 +52,19 @@ class Encoding:
         last = 2**self.bits - 1
         return float(np.min(-self.zero_point * scale)), float(np.max((last - self.zero_point) * scale))
 
-    def answer(self, shape: tuple[int, ...], axis: int | None, blocks: int | None, wish: QuantSpec) -> QuantParams:
-        """The parameters, stored as the target wishes: signed or not, and without the lowest integer.
+    def answer(self, shape: tuple[int, ...], axis: int | None, blocks: int | None, spec: QuantSpec) -> QuantParams:
+        """The parameters, stored as the target specs: signed or not, and without the lowest integer.
 
         shape: of the tensor.  axis, blocks: its axes of output channels and of input channels, None where it has none.
         Raises UsageError where the encoding does not fit the tensor.
         """
         assert self.bits is not None
-        signed = wish.grid.signed and not (wish.symmetric and wish.one_tailed and not self.zero_point.any())
-        grid = replace(wish.grid, bits=self.bits, signed=signed, narrow=wish.grid.narrow and self.symmetric)
+        signed = spec.grid.signed and not (spec.symmetric and spec.one_tailed and not self.zero_point.any())
+        grid = replace(spec.grid, bits=self.bits, signed=signed, narrow=spec.grid.narrow and self.symmetric)
         scale: NDArray[Any] = self.scale
         zero_point: NDArray[Any] = self.zero_point
         along = None
-        if wish.per_channel and not scale.ndim and axis is not None and shape[axis] == 1:
+        if spec.per_channel and not scale.ndim and axis is not None and shape[axis] == 1:
             scale, zero_point = scale.reshape(1), zero_point.reshape(1)  # 0.6.1 cannot tell one channel from a tensor
         if self.block is not None:
             along = self._axis(shape, blocks)

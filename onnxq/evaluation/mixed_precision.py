@@ -31,7 +31,7 @@ from ..report import ParetoFront, ParetoPoint
 from .bit_allocation import Bits, Cost, path
 from .metric import SqnrMetric
 from .planned_widths import Candidates, PlannedWidths, chosen_options, plan
-from .study import JUDGED, Labels, Study, open_study
+from .study import EVALUATION_SAMPLES, Labels, Study, open_study
 from .switchboard import Switchboard
 
 SHOWN = 9
@@ -160,7 +160,7 @@ class _Search:
         """N_u(b) of all units with all their bits."""
         units = self.planned.groups
         groups = [group for widths in units.values() for group in widths.values()]
-        board = self.study.switchboard(self.planned.base, groups, SqnrMetric(), JUDGED)
+        board = self.study.switchboard(self.planned.base, groups, SqnrMetric(), EVALUATION_SAMPLES)
         board.hold({})
         found: dict[str, dict[int, float]] = {}
         for done, (unit, widths) in enumerate(units.items(), 1):

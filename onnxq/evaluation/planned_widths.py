@@ -114,12 +114,12 @@ def _with_widths(options: Options, units: Mapping[str, bool], weight: int | None
     widths = {name: weight if is_weight else activation for name, is_weight in units.items()}
     overrides = tuple(Override(tensor=escape(name), bits=width) for name, width in widths.items() if width is not None)
     options = replace(options, overrides=(*overrides, *options.overrides))
-    if weight is not None and is_rounded_by_descent(options, weight):
-        return replace(options, rounding="descent", effort="low")
+    if weight is not None and is_rounded_by_coordinate_descent(options, weight):
+        return replace(options, rounding="coordinate-descent", effort="low")
     return options
 
 
-def is_rounded_by_descent(options: Options, weight_bits: int) -> bool:
+def is_rounded_by_coordinate_descent(options: Options, weight_bits: int) -> bool:
     """Whether weights of so few bits call for optimised rounding, and the options leave that open."""
     return options.rounding == "auto" and weight_bits < 8 and options.block_size is None
 
@@ -133,5 +133,5 @@ def chosen_options(options: Options, planned: PlannedWidths, bits: Bits) -> Opti
         if spec is None or bits[unit] != spec.grid.bits:
             overrides.append(Override(tensor=escape(unit), bits=bits[unit]))
     fewest = min((bits[unit] for unit in planned.weights), default=8)
-    rounding = "descent" if is_rounded_by_descent(options, fewest) else options.rounding
+    rounding = "coordinate-descent" if is_rounded_by_coordinate_descent(options, fewest) else options.rounding
     return replace(options, overrides=(*overrides, *options.overrides), rounding=rounding)

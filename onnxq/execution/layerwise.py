@@ -35,7 +35,7 @@ from ..graph.simulate import simulated
 from ..operators.linear import LinearLayer, linear_layer
 from .services import Services
 from .session import Session, parallel_map
-from .spill import Held, Shelf
+from .spill import Held, SpillCache
 
 Array = NDArray[np.generic]
 Floats = NDArray[np.floating]
@@ -110,7 +110,7 @@ def visit_layers(model: Model, feeds: Iterable[Feed], services: Services, visito
     if not layers:
         return Traffic(0, 0)
     with scratch_folder() as folder:
-        shelf = Shelf(folder, services.max_memory)
+        shelf = SpillCache(folder, services.max_memory)
         walk = _Walk(model, feeds, services, layers, shelf)
         walk.run(visitor, label)
         return Traffic(shelf.most, shelf.spilled)
@@ -124,7 +124,7 @@ class _Walk:
     feeds: Iterable[Feed]
     services: Services
     layers: list[LinearLayer]
-    shelf: Shelf
+    shelf: SpillCache
     reference: _Stream = field(init=False)
     quantized: _Stream = field(init=False)
 
@@ -289,7 +289,9 @@ class _Stream:
 
         return run
 
-    def moved(self, k: int, tensors: Mapping[str, Held], made: Mapping[str, Array], shelf: Shelf) -> dict[str, Held]:
+    def moved(
+        self, k: int, tensors: Mapping[str, Held], made: Mapping[str, Array], shelf: SpillCache
+    ) -> dict[str, Held]:
         """A cut's tensors behind segment k."""
         kept = {name: held for name, held in tensors.items() if name not in self._segments[k].drops}
         return kept | {name: shelf.put(value) for name, value in made.items()}

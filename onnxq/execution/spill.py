@@ -18,7 +18,7 @@ APART = 1 << 16
 """Bytes of an array from which on its memory is its own, and goes back to the system with it."""
 
 
-class Shelf:
+class SpillCache:
     """Holds arrays in memory as long as they fit, writes the others to files; both go when nobody refers to them."""
 
     def __init__(self, folder: Path, limit: int) -> None:

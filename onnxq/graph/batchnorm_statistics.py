@@ -25,7 +25,7 @@ from ..numeric import clipped_normal
 from ..numeric.channel_statistics import ChannelFacts
 from ..operators import channels
 from ..operators.linear import LinearLayer, clip_bounds, is_op, linear_layer
-from ..operators.mean_propagation import expected_response
+from ..operators.mean_propagation import propagate_mean
 from .model import Model
 from .scaling_groups import find_groups
 
@@ -34,7 +34,9 @@ Visit = Callable[[LinearLayer, "ChannelFacts | None"], None]
 _Follow = Callable[[gs.Node, list[ChannelFacts], int], "ChannelFacts | None"]
 
 
-def foresee(model: Model, alpha: float = 6.0, visit: Visit = lambda layer, inputs: None) -> Known:
+def propagate_batchnorm_statistics(
+    model: Model, alpha: float = 6.0, visit: Visit = lambda layer, inputs: None
+) -> Known:
     """By tensor name, what is known of its channels: those along the axis that `find_groups` names.
 
     visit: is shown each layer, in graph order, and what is known of its input; it may change the layer's parameters.
@@ -76,8 +78,8 @@ def _through(layer: LinearLayer, x: ChannelFacts | None, bias: np.ndarray) -> tu
     size = channels.input_channels(layer)
     blind = np.ones(size, bool) if x is None or x.mean.size != size else np.isnan(x.mean) | np.isnan(x.std)
     mean, std = (np.zeros(size), np.zeros(size)) if x is None or blind.all() else (x.mean, x.std)
-    unseen = expected_response(layer, np.asarray(blind, np.float64), of=np.abs) > 0
-    out = bias + expected_response(layer, np.where(blind, 0.0, mean))
+    unseen = propagate_mean(layer, np.asarray(blind, np.float64), of=np.abs) > 0
+    out = bias + propagate_mean(layer, np.where(blind, 0.0, mean))
     variance = channels.answer(layer, np.where(blind, 0.0, std) ** 2, of=np.square)
     return np.where(unseen, np.nan, out), np.where(unseen, np.nan, np.sqrt(variance))
 

@@ -101,7 +101,7 @@ def set_weight(model: Model, layer: LinearLayer, values: NDArray[np.floating]) -
         weight = constant(model, old.name, new)
         replace_input(layer.node, old, weight)
     if model.is_large:
-        large.keep_aside((weight,))
+        large.spill((weight,))
 
 
 def set_bias(model: Model, layer: LinearLayer, values: Vector) -> None:

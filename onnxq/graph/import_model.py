@@ -31,7 +31,7 @@ from .sanitize import LARGEST_INPUT
 from .shapes import odd_values, without_odd_values
 
 
-def taken_in(proto: ModelProto, origin: str) -> ModelProto:
+def import_model(proto: ModelProto, origin: str) -> ModelProto:
     """The model in the form above; the given one is not changed. Raises ModelError."""
     if proto.functions:
         try:

@@ -175,7 +175,7 @@ class StoredValues(LazyValues):  # type: ignore[misc]
         return array(self.tensor)
 
 
-def keep_aside(constants: Iterable[gs.Constant]) -> None:
+def spill(constants: Iterable[gs.Constant]) -> None:
     """Take large values out of memory; they are mapped again when they are asked for."""
     for constant in constants:
         values = constant._values

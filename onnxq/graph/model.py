@@ -22,7 +22,7 @@ gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 
 @dataclass(frozen=True)
 class Quantizer:
-    """Where a tensor is quantized, with which wish, and later with which answer.
+    """Where a tensor is quantized, with which spec, and later with which answer.
 
     tensor: its name, the key in `Model.quantizers` as well.
     axis: the channel axis of `tensor` for per-channel quantizers.
@@ -108,7 +108,7 @@ class Model:
         graph.functions.clear()  # kept as they are in the header
         is_large = bool(large.references(proto))
         if is_large:
-            large.keep_aside(t for t in graph.tensors().values() if isinstance(t, gs.Constant))
+            large.spill(t for t in graph.tensors().values() if isinstance(t, gs.Constant))
         for value, tensor in zip(proto.graph.output, graph.outputs, strict=True):
             if tensor.shape is None and value.type.tensor_type.HasField("shape"):
                 tensor.shape = ()  # graph surgeon takes a scalar's shape for none at all
@@ -117,7 +117,7 @@ class Model:
     def to_proto(self) -> ModelProto:
         """The float model as it stands, with the metadata of the original; quantizers are not part of it."""
         if self.is_large:
-            large.keep_aside(self.initializers())
+            large.spill(self.initializers())
         proto = gs.export_onnx(self.graph, do_type_check=False)
         proto.MergeFrom(self.header)
         return proto

@@ -1,14 +1,14 @@
 """How much each channel of a network contributes, so that errors can be weighed by what they do.
 
 An error of variance v in channel i of a layer's input adds v sum_o ||W_oi||^2 to the variance of the error of its
-output. Relative to the variance sigma^2 of that output, and added up over the layers that read it, this is the stake of
-a channel:
+output. Relative to the variance sigma^2 of that output, and added up over the layers that read it, this is the
+sensitivity of a channel:
 
-    stake_i = sum over layers that read i  sum_o ||W_oi||^2 / sigma^2
+    sensitivity_i = sum over layers that read i  sum_o ||W_oi||^2 / sigma^2
 
 Clip and Relu let through what they do not cut, P of it. A rounding error e of weight W_oi, of zero mean, then costs
 
-    E[x_i^2] e^2 stake_o P_o        x_i the layer's input
+    E[x_i^2] e^2 sensitivity_o P_o        x_i the layer's input
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..numeric import clipped_normal
 from ..numeric.channel_statistics import ChannelFacts
-from ..numeric.equalization import Load
+from ..numeric.equalization import LayerSensitivity
 from ..operators import channels
 from ..operators.linear import LinearLayer
 from .scaling_groups import ScalingGroups
@@ -30,14 +30,14 @@ Facts = Mapping[str, ChannelFacts]
 
 
 def measured_tensors(groups: ScalingGroups) -> dict[str, int]:
-    """The tensors of which `contributions` needs to know: inputs and outputs of the layers, with their channel axes."""
+    """The tensors that `output_sensitivities` reads: inputs and outputs of the layers, with their channel axes."""
     names = [t.name for s in groups.layers for t in (s.layer.input, s.layer.output)]
     return {name: groups.tensors[name][0] for name in names if name in groups.tensors}
 
 
-def contributions(groups: ScalingGroups, facts: Facts) -> tuple[list[Load], Vector]:
-    """Of each layer what it carries, stake_o P_o as its stakes; and of each group of channels the stake, (G,)."""
-    stakes = np.zeros(len(groups.reasons))
+def output_sensitivities(groups: ScalingGroups, facts: Facts) -> tuple[list[LayerSensitivity], Vector]:
+    """Of each layer, sensitivity_o P_o of its outputs; and of each group of channels the sensitivity, (G,)."""
+    sensitivities = np.zeros(len(groups.reasons))
     carried = []
     for scaled in groups.layers:
         squares = _squares(scaled.layer)
@@ -45,15 +45,15 @@ def contributions(groups: ScalingGroups, facts: Facts) -> tuple[list[Load], Vect
         variance = _variance(scaled.layer, facts, squares, power)
         carried.append((power, variance))
         if scaled.inputs is not None:
-            np.add.at(stakes, scaled.inputs, squares / variance)
+            np.add.at(sensitivities, scaled.inputs, squares / variance)
     passing = _passing(groups, facts)
     loads = []
     for scaled, (power, variance) in zip(groups.layers, carried, strict=True):
-        stake = (stakes * passing)[scaled.outputs]
-        if not stake.any():  # no layer reads them: outputs of the model count as they are
-            stake = np.full(scaled.outputs.size, 1 / variance)
-        loads.append(Load(power, stake, channels.pairs(scaled.layer).shape[3]))
-    return loads, stakes
+        sensitivity = (sensitivities * passing)[scaled.outputs]
+        if not sensitivity.any():  # no layer reads them: outputs of the model count as they are
+            sensitivity = np.full(scaled.outputs.size, 1 / variance)
+        loads.append(LayerSensitivity(power, sensitivity, channels.pairs(scaled.layer).shape[3]))
+    return loads, sensitivities
 
 
 def _power(facts: ChannelFacts | None, size: int) -> Vector:

@@ -80,13 +80,13 @@ BEYOND = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
-class Load:
-    """What a layer carries: power (Cin,) is E[x^2] of its inputs; stake (Cout,), how much an error
+class LayerSensitivity:
+    """What a layer carries: power (Cin,) is E[x^2] of its inputs; sensitivity (Cout,), how much an error
     in an output counts. taps: weights between a pair of channels.
     """
 
     power: Vector
-    stake: Vector
+    sensitivity: Vector
     taps: int
 
 
@@ -96,7 +96,7 @@ class Activation:
 
     ids: Ids
     largest: Vector
-    stake: Vector
+    sensitivity: Vector
 
 
 def equal_ranges(layers: Sequence[Ranges], lower: Vector, upper: Vector, tolerance: float = 1e-3) -> tuple[Vector, int]:
@@ -136,7 +136,7 @@ def _largest(layers: Sequence[Ranges], u: Vector, written: bool) -> Vector:
 
 
 def least_noise(
-    layers: Iterable[tuple[Ranges, Load]],
+    layers: Iterable[tuple[Ranges, LayerSensitivity]],
     activations: Sequence[Activation],
     lower: Vector,
     upper: Vector,
@@ -172,30 +172,30 @@ def least_noise(
 class _WeightNoise:
     """One layer's term of J and its gradient."""
 
-    def __init__(self, ranges: Ranges, load: Load, steps: float, keep: Keep) -> None:
+    def __init__(self, ranges: Ranges, load: LayerSensitivity, steps: float, keep: Keep) -> None:
         weight = ranges.weight()
         largest = float(weight.max())
         powers = weight / weight.dtype.type(largest)
         self.powers = keep(np.power(powers, _SMOOTH, out=powers))
         self.outputs, self.inputs = ranges.outputs, ranges.inputs
         g, rows, columns = weight.shape
-        self.power, self.stake = load.power.reshape(g, columns), load.stake.reshape(g, rows)
+        self.power, self.sensitivity = load.power.reshape(g, columns), load.sensitivity.reshape(g, rows)
         self.factor = load.taps * (largest / steps) ** 2 / 12
 
     def add(self, u: Vector, gradient: Vector) -> float:
         """The term at u; its gradient is added to `gradient`."""
         outputs, inputs, powers = self.outputs, self.inputs, self.powers()
-        up = u[outputs].reshape(self.stake.shape)
+        up = u[outputs].reshape(self.sensitivity.shape)
         down = np.zeros_like(self.power) if inputs is None else u[inputs].reshape(self.power.shape)
         a, b = np.exp(_SMOOTH * down)[:, :, None], np.exp(-_SMOOTH * up)[:, :, None]
         rows = b[:, :, 0] * (powers @ np.asarray(a, powers.dtype))[:, :, 0]
         columns = a[:, :, 0] * (powers.transpose(0, 2, 1) @ np.asarray(b, powers.dtype))[:, :, 0]
         total = rows.sum()
         largest = self.factor * total ** (2 / _SMOOTH)
-        power, stake = self.power * np.exp(-2 * down), self.stake * np.exp(2 * up)
-        arriving, counting = power.sum(axis=1, keepdims=True), stake.sum(axis=1, keepdims=True)
+        power, sensitivity = self.power * np.exp(-2 * down), self.sensitivity * np.exp(2 * up)
+        arriving, counting = power.sum(axis=1, keepdims=True), sensitivity.sum(axis=1, keepdims=True)
         noise = float(largest * (arriving * counting).sum())
-        np.add.at(gradient, outputs, 2 * (largest * stake * arriving - noise * rows / total).reshape(-1))
+        np.add.at(gradient, outputs, 2 * (largest * sensitivity * arriving - noise * rows / total).reshape(-1))
         if inputs is not None:
             np.add.at(gradient, inputs, 2 * (noise * columns / total - largest * power * counting).reshape(-1))
         return noise
@@ -212,10 +212,10 @@ class _ActivationNoise:
     def add(self, u: Vector, gradient: Vector) -> float:
         """The term at u; its gradient is added to `gradient`."""
         scale = u[self.activation.ids]
-        reach, stake = self.powers * np.exp(-_SMOOTH * scale), self.activation.stake * np.exp(2 * scale)
+        reach, sensitivity = self.powers * np.exp(-_SMOOTH * scale), self.activation.sensitivity * np.exp(2 * scale)
         largest = self.factor * reach.sum() ** (2 / _SMOOTH)
-        noise = float(largest * stake.sum())
-        np.add.at(gradient, self.activation.ids, 2 * (largest * stake - noise * reach / reach.sum()))
+        noise = float(largest * sensitivity.sum())
+        np.add.at(gradient, self.activation.ids, 2 * (largest * sensitivity - noise * reach / reach.sum()))
         return noise
 
 

@@ -64,7 +64,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """The wish, before any data is seen.
+    """The spec, before any data is seen.
 
     symmetric: zero point at the middle of the grid (0 where it is signed), range [-a, a].
     per_channel: one scale for each slice along the quantizer's axis instead of one for the tensor.

@@ -22,7 +22,7 @@ from .linear import LinearLayer, is_op
 Vector = NDArray[np.float64]
 
 
-def expected_response(layer: LinearLayer, mean: Vector, *arrays: Array, of: Function = lambda w: w) -> Vector:
+def propagate_mean(layer: LinearLayer, mean: Vector, *arrays: Array, of: Function = lambda w: w) -> Vector:
     """E[V x], (Cout,). mean: (Cin,). V: the weight, or `of` it, or of arrays of its shape, element by element."""
     if not mean.any():
         return np.zeros(layer.channels)

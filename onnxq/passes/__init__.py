@@ -6,7 +6,7 @@
     remove_dead_channels    channels that carry a constant go into the next bias
     equalize_layers         cross-layer equalization                                          (20 to 22)
     absorb_bias             high biases go into the next layer                                (23, 24)
-    migrate_scales          outliers behind LayerNorm go into the weights that read them      (arXiv:2211.10438)
+    smoothquant          outliers behind LayerNorm go into the weights that read them      (arXiv:2211.10438)
     add_quantizers          where the target computes in integers                             (2.3.2, 2.3.3)
     apply_overrides         what the user wants otherwise
     apply_encodings         grids that an encodings file gives

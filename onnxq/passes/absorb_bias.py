@@ -28,7 +28,7 @@ from ..graph.scaling_groups import find_groups
 from ..numeric.channel_statistics import ChannelFacts
 from ..operators import channels
 from ..operators.linear import LinearLayer, clip_bounds, is_op, linear_layer
-from ..operators.mean_propagation import expected_response
+from ..operators.mean_propagation import propagate_mean
 from .base import Context, Outcome, Skip
 
 Vector = NDArray[np.float64]
@@ -115,6 +115,6 @@ def _move(model: Model, layer: LinearLayer, readers: list[LinearLayer], c: Vecto
     if moments is not None:
         model.moments[layer.output.name] = moments.affine(np.float64(1.0), -c)
     for reader in readers:
-        answer = expected_response(reader, c)
+        answer = propagate_mean(reader, c)
         bias = reader.bias_values
         edit.set_bias(model, reader, bias + answer)

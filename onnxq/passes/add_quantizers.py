@@ -42,7 +42,7 @@ from .base import Context, Outcome, Skip
 class AddQuantizers:
     """Plan `Model.quantizers` for the target. What changes are the nodes that will run in integers.
 
-    activation, weight: what they are to be like; None: they stay in float.  every_kernel: also use integer kernels
+    activation, weight: what they are to be like; None: they stay in float.  force_int_kernels: also use integer kernels
     that are slower than float ones.  include, exclude: patterns (glob) of node names or
     operator types; only what is included and not excluded is quantized.  tie: operator types whose inputs and
     output share one grid.
@@ -50,7 +50,7 @@ class AddQuantizers:
 
     activation: QuantSpec | None
     weight: QuantSpec | None
-    every_kernel: bool = False
+    force_int_kernels: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     tie: tuple[str, ...] = ()
@@ -143,7 +143,7 @@ class _Choice:
         rule = self.target.rule(node)
         if isinstance(rule, str):
             return rule
-        if not self.options.every_kernel and (reason := rule.slow(node)) is not None:
+        if not self.options.force_int_kernels and (reason := rule.slow(node)) is not None:
             return reason
         if rule.kind in ("commuting", "either"):
             return ""
@@ -184,7 +184,7 @@ class _Choice:
         """Whether an elementwise operator on these tensors is worth a place among the integers."""
         if self.target.joins == "everywhere":
             return True
-        joined = self.integer if self.options.every_kernel or self.target.joins == "integers" else self.gridded
+        joined = self.integer if self.options.force_int_kernels or self.target.joins == "integers" else self.gridded
         return any(id(t) in joined - self.inputs for t in data)
 
     def _mark(self, node: gs.Node, rule: OpRule) -> None:
@@ -262,8 +262,8 @@ class _Placement:
     def _activation(self, tensor: gs.Tensor, reader: gs.Node | None = None) -> None:
         if self.options.activation is None:
             return
-        wish = Quantizer(tensor.name, self.options.activation, fixed=self._known_range(tensor))
-        quantizer = self.quantizers.setdefault(tensor.name, wish)
+        spec = Quantizer(tensor.name, self.options.activation, fixed=self._known_range(tensor))
+        quantizer = self.quantizers.setdefault(tensor.name, spec)
         if reader is not None and (isinstance(tensor, gs.Constant) or self.target.pairs == "reader"):
             self.quantizers[tensor.name] = replace(quantizer, readers=(*quantizer.readers, reader.name))
 

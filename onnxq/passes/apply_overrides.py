@@ -24,7 +24,7 @@ from .base import Context, Outcome
 
 @dataclass(frozen=True)
 class ApplyOverrides:
-    """Change the wishes of planned quantizers."""
+    """Change the specs of planned quantizers."""
 
     overrides: tuple[Override, ...] = ()
     preserves: ClassVar[bool | None] = None

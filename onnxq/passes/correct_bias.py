@@ -26,7 +26,7 @@ from ..graph.scaling_groups import find_groups
 from ..numeric.channel_statistics import ChannelFacts
 from ..operators import channels
 from ..operators.linear import LinearLayer, linear_layer
-from ..operators.mean_propagation import expected_response
+from ..operators.mean_propagation import propagate_mean
 from .base import Context, Outcome, Skip
 
 
@@ -83,4 +83,4 @@ def _shift(model: Model, layer: LinearLayer, known: ChannelFacts) -> np.ndarray:
     params = model.quantizers[layer.weight.name].params
     assert params is not None
     weight = np.asarray(layer.weight.values)
-    return expected_response(layer, np.nan_to_num(known.mean), weight, params.fake(weight), of=np.subtract)
+    return propagate_mean(layer, np.nan_to_num(known.mean), weight, params.fake(weight), of=np.subtract)

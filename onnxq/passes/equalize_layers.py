@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from ..calibration.channel_facts import channel_facts, too_few
 from ..graph import edit, large
 from ..graph.model import Model
-from ..graph.output_sensitivity import contributions, measured_tensors
+from ..graph.output_sensitivity import measured_tensors, output_sensitivities
 from ..graph.scaling_groups import Bound, Scalable, ScalingGroups, find_groups
 from ..numeric import equalization
 from ..numeric.channel_statistics import ChannelFacts
@@ -133,13 +133,13 @@ def _least_noise(
     is_large: bool,
     keep: Keep,
 ) -> Vector:
-    loads, stakes = contributions(groups, facts)
+    loads, sensitivities = output_sensitivities(groups, facts)
     activations = {}
     for scaled in groups.layers:
         known = facts.get(scaled.layer.input.name)
         if scaled.inputs is not None and known is not None:
             largest = np.nan_to_num(np.maximum(np.abs(known.lo), np.abs(known.hi)))
-            activations[scaled.layer.input.name] = Activation(scaled.inputs, largest, stakes[scaled.inputs])
+            activations[scaled.layer.input.name] = Activation(scaled.inputs, largest, sensitivities[scaled.inputs])
     layers = ((_ranges(scaled, is_large), load) for scaled, load in zip(groups.layers, loads, strict=True))
     steps = 2.0 ** (bits[0] - 1) - 1, 2.0 ** bits[1] - 1
     return equalization.least_noise(layers, list(activations.values()), *limits, steps, keep=keep)

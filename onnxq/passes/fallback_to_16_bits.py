@@ -38,7 +38,7 @@ from .base import Context, Outcome, Skip
 
 
 @dataclass(frozen=True)
-class WidenActivations:
+class FallbackTo16Bits:
     """Give 16 bits, or float where the target has no such type, to the activations that need them, as few as possible.
 
     worth: dB. least: dB that all exceptions together must bring. samples: how many the search runs on.

@@ -32,7 +32,7 @@ HARD_SWISH_IR = 7
 
 
 @dataclass(frozen=True)
-class RestoreOperators:
+class FuseDecomposedOperators:
     """Write operators that exporters took apart, or replaced by others, as what they are."""
 
     preserves: ClassVar[bool | None] = True

@@ -230,7 +230,7 @@ class _Lowering:
         """Let `readers` read `values`, dequantized, instead of `old`."""
         integers = self._integers(f"{old.name}_quantized", values, params.grid)
         if self.model.is_large:
-            large.keep_aside((old, integers))
+            large.spill((old, integers))
         target = self._variable(f"{old.name}_dequantized", old.dtype, old.shape)
         inputs = [integers, *self._parameters(old.name, params)]
         attributes = {} if params.axis is None else {"axis": params.axis}

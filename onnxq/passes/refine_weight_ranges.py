@@ -1,7 +1,7 @@
 """Weight ranges that leave the least error in what the network computes (white paper equation 16, weighed).
 
 The squared error of a weight counts as much as it can be felt: by the power of the input that it multiplies, and by
-the stake of the output that it adds to (`graph.contribution`):
+the sensitivity of the output that it adds to (`graph.contribution`):
 
     argmin over [lo, hi]   sum_oi  E[x_i^2] stake_o (W_oi - Q(W_oi))^2
 
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from ..calibration.channel_facts import channel_facts
 from ..graph.model import Model
-from ..graph.output_sensitivity import contributions, measured_tensors
+from ..graph.output_sensitivity import measured_tensors, output_sensitivities
 from ..graph.scaling_groups import find_groups
 from ..numeric import ranges
-from ..numeric.equalization import Load
+from ..numeric.equalization import LayerSensitivity
 from ..numeric.quant import QuantParams
 from ..numeric.samples import Samples
 from ..operators import channels
@@ -33,7 +33,7 @@ BINS = 2**14
 
 
 @dataclass(frozen=True)
-class WeighWeightRanges:
+class RefineWeightRanges:
     """Answer the quantizers of linear layers' weights anew; it runs behind `SetWeightRanges`."""
 
     preserves: ClassVar[bool | None] = None
@@ -41,7 +41,7 @@ class WeighWeightRanges:
     def apply(self, model: Model, context: Context) -> Outcome:
         groups = find_groups(model)
         facts = channel_facts(model, measured_tensors(groups), context, "measuring channels")
-        loads, _ = contributions(groups, facts)
+        loads, _ = output_sensitivities(groups, facts)
         changed, skips = 0, []
         for scaled, load in zip(groups.layers, loads, strict=True):
             layer = scaled.layer
@@ -61,10 +61,10 @@ class WeighWeightRanges:
         return Outcome(changed, tuple(skips))
 
 
-def _weighed(layer: LinearLayer, load: Load, axis: int | None) -> Samples:
+def _weighed(layer: LinearLayer, load: LayerSensitivity, axis: int | None) -> Samples:
     """The weights, counted by what an error in them costs."""
     weight = np.asarray(layer.weight.values, np.float64)
-    cost = channels.by_output(layer, load.stake) * channels.by_input(layer, load.power)
+    cost = channels.by_output(layer, load.sensitivity) * channels.by_input(layer, load.power)
     samples = Samples.of_weights(weight, axis)
     counts = Samples.of_weights(np.broadcast_to(cost, weight.shape), axis).values
     samples = replace(samples, counts=counts)

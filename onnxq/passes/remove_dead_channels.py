@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 
 from ..calibration.channel_facts import channel_facts, too_few
 from ..graph import edit
-from ..graph.batchnorm_statistics import foresee
+from ..graph.batchnorm_statistics import propagate_batchnorm_statistics
 from ..graph.model import Model, Moments
 from ..graph.scaling_groups import find_groups
 from ..numeric.channel_statistics import ChannelFacts
 from ..operators import channels
 from ..operators.linear import LinearLayer, clip_bounds, is_op, linear_layer
-from ..operators.mean_propagation import expected_response
+from ..operators.mean_propagation import propagate_mean
 from .base import Context, Outcome, Skip
 
 Vector = NDArray[np.float64]
@@ -68,7 +68,9 @@ class RemoveDeadChannels:
                     reason = f"{padded} channels that it reads are constant, but it pads with zeros"
                     skips.append(Skip(layer.node.name, reason))
 
-        foresee(model, visit=visit)  # what is folded into a layer may leave it channels that are constant
+        propagate_batchnorm_statistics(
+            model, visit=visit
+        )  # what is folded into a layer may leave it channels that are constant
         return Outcome(changed, tuple(skips), tuple(notes))
 
 
@@ -108,7 +110,7 @@ def _fold_columns(model: Model, layer: LinearLayer, inputs: ChannelFacts) -> tup
     foldable, others = _constant_inputs(layer, inputs)
     if foldable.any():
         value = np.where(foldable, inputs.mean, 0.0)
-        bias = _bias(layer) + expected_response(layer, value)
+        bias = _bias(layer) + propagate_mean(layer, value)
         kept = np.asarray(~foldable, np.float64)
         edit.set_weight(model, layer, channels.scaled(layer, np.ones(layer.channels), kept))
         if value.any():

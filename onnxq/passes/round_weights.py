@@ -34,7 +34,7 @@ from ..rounding.bias_scale import input_scale
 from ..rounding.choose import EFFORTS, ROUNDINGS, Choice, Effort, Seen, Task
 from .base import Context, Outcome, Skip
 
-__all__ = ["EFFORTS", "ROUNDINGS", "AdaRound"]
+__all__ = ["EFFORTS", "ROUNDINGS", "RoundWeights"]
 
 HELD_BACK = 5
 """One sample in so many judges."""
@@ -47,14 +47,14 @@ KEPT_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
-class AdaRound:
+class RoundWeights:
     """Optimise all weights whose quantizer has an answer; the activations' quantizers that have one are simulated.
 
     rounding: a key of `ROUNDINGS`.  effort: a key of `EFFORTS`.  seed: of the positions and minibatches drawn.
     checkpoint: a folder for the result of every layer; layers that it has results of are not optimised again.
     """
 
-    rounding: str = "descent"
+    rounding: str = "coordinate-descent"
     effort: str = "medium"
     seed: int = 0
     checkpoint: Path | None = None
@@ -95,7 +95,7 @@ class _Rounder:
     """The visitor of all layers. samples: how many there will be.  sizes: of each layer's output for one, in bytes."""
 
     model: Model
-    options: AdaRound
+    options: RoundWeights
     samples: int
     sizes: Mapping[str, int]
     checkpoint: Checkpoint | None = None

@@ -68,7 +68,7 @@ class SetActivationRanges:
         skips += [
             Skip(n, "no BatchNorm moments are known for it: its range comes from data")
             for n, q in roots.items()
-            if n in measured and methods[n] != (wish := self._wish(q, n in logits)) and _is_bn(wish)
+            if n in measured and methods[n] != (spec := self._wish(q, n in logits)) and _is_bn(spec)
         ]
         return Outcome(len(activations), tuple(skips), (f"tensors measured: {len(statistics)}",))
 

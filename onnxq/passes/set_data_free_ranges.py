@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..graph.batchnorm_statistics import foresee
+from ..graph.batchnorm_statistics import propagate_batchnorm_statistics
 from ..graph.model import Model, grid_root
 from ..numeric.channel_statistics import ChannelFacts
 from ..numeric.quant import QuantParams
@@ -22,7 +22,7 @@ from .base import Context, Outcome, Skip
 
 
 @dataclass(frozen=True)
-class ForeseeActivationRanges:
+class SetDataFreeRanges:
     """Answer the quantizers of activations from moments.
 
     alpha: standard deviations that a range spans on each side. inputs: (name, lo, hi) of the model's inputs, of which
@@ -34,7 +34,7 @@ class ForeseeActivationRanges:
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:
-        known = foresee(model, self.alpha)
+        known = propagate_batchnorm_statistics(model, self.alpha)
         given = {name: (lo, hi) for name, lo, hi in self.inputs}
         tensors = model.graph.tensors()
         activations = {n: q for n, q in model.quantizers.items() if isinstance(tensors[n], gs.Variable)}

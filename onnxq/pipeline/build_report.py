@@ -20,7 +20,7 @@ from ..graph import large
 from ..graph.model import Model, Quantizer
 from ..graph.precision import WIDENED_FROM
 from ..report import FloatNode, ModelFacts, QuantizedTensor, Report
-from .collect_report import Notebook
+from .collect_report import ReportCollector
 from .job import Job
 from .verify import SAMPLES, verify
 
@@ -84,7 +84,7 @@ def account(
     return report if job.notebook is None else _detailed(job, report, job.notebook, compared)
 
 
-def _detailed(job: Job, report: Report, notebook: Notebook, feeds: Sequence[Feed]) -> Report:
+def _detailed(job: Job, report: Report, notebook: ReportCollector, feeds: Sequence[Feed]) -> Report:
     """The report with all layers, compared on some feeds, and activations."""
     layers = notebook.layers(job.planned, replace(job.context, feeds=feeds))
     return replace(report, layers=layers, distributions=notebook.distributions(job.planned))
@@ -109,13 +109,13 @@ def checked(job: Job, quantized: ModelProto) -> tuple[str, ...]:
 
 def _without_range(job: Job) -> dict[str, str]:
     """Tensors that were to be quantized but have no range, and why."""
-    names = ("ApplyEncodings", "SetActivationRanges", "ForeseeActivationRanges")
+    names = ("ApplyEncodings", "SetActivationRanges", "SetDataFreeRanges")
     skips = dict(skip for step in job.steps if step.name in names for skip in step.skips)
     tensors = job.planned.graph.tensors()
     return {n: reason for n, reason in skips.items() if n in tensors and n not in job.planned.quantizers}
 
 
-def _strangers(job: Job) -> list[str]:
+def _unmatched(job: Job) -> list[str]:
     """Names in the encodings that mean no tensor of the model."""
     tensors = job.planned.graph.tensors()
     return [e.name for e in job.encodings if e.name not in tensors]
@@ -141,16 +141,16 @@ def _saturation(job: Job) -> tuple[str, ...]:
 
 
 def _warnings(job: Job) -> tuple[str, ...]:
-    strangers = _strangers(job)
+    unmatched = _unmatched(job)
     learnt = job.known is None and not job.invented and not job.options.data_free
     warnings: tuple[str, ...] = (
         f"{len(job.feeds)} calibration samples are few: ranges may not hold for other data, and SQNR is measured on"
         " these same samples; some hundreds are usual",
     ) * (learnt and len(job.feeds) < FEW_SAMPLES)
     warnings += (
-        f"{len(strangers)} of {len(job.encodings)} encodings name tensors that the prepared model does not have"
-        f" ({', '.join(map(repr, strangers[:3]))}{', ...' * (len(strangers) > 3)}); they are not used",
-    ) * bool(strangers)
+        f"{len(unmatched)} of {len(job.encodings)} encodings name tensors that the prepared model does not have"
+        f" ({', '.join(map(repr, unmatched[:3]))}{', ...' * (len(unmatched) > 3)}); they are not used",
+    ) * bool(unmatched)
     widened = next((p.value for p in job.proto.metadata_props if p.key == WIDENED_FROM), None)
     warnings += (f"weights were {widened}: what is not quantized is float32 now",) * (widened is not None)
     missing = _without_range(job)

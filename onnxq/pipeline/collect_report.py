@@ -36,7 +36,7 @@ CHANNELS = 64
 
 
 @dataclass
-class Notebook:
+class ReportCollector:
     """Handed along while a model is quantized; `layers` and `distributions` read it out."""
 
     before: dict[str, gs.Constant] = field(default_factory=dict)  # node -> its weight; arrays are never written into

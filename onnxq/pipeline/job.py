@@ -23,12 +23,12 @@ from ..passes.apply_encodings import ApplyEncodings
 from ..passes.base import Context, Outcome, Pass
 from ..passes.correct_bias import CorrectBias
 from ..passes.equalize_layers import EqualizeLayers
-from ..passes.round_weights import AdaRound
+from ..passes.round_weights import RoundWeights
 from ..passes.set_bias_scales import SetBiasScales
 from ..report import Step
 from ..targets import find_target
-from .collect_report import Notebook
-from .keep_if_better import CLEAR_DB, DROWNED_DB, Judge, split, try_steps
+from .collect_report import ReportCollector
+from .keep_if_better import CLEAR_DB, NOISE_FLOOR_DB, QualityMeasure, keep_if_better, split
 from .pipeline import (
     Pipeline,
     adjustments,
@@ -79,7 +79,7 @@ class Job:
     input_keys: Mapping[str, str]
     calibration: str | None
     known: Statistics | None
-    notebook: Notebook | None = None
+    notebook: ReportCollector | None = None
     encodings: tuple[Encoding, ...] = ()
     workers: Workers | None = None
     context: Context = field(init=False)
@@ -179,14 +179,14 @@ class Job:
             self.steps += tuple(_not_run(s, "the encodings were made for the weights as they are") for s in steps)
             return ()
         if not self.invented or self.options.data_free:
-            return self._heard(model, steps)
+            return self._optimised_where_needed(model, steps)
         blind = [step for step in steps if not isinstance(step, CorrectBias)]
         if blind and (self.options.rounding != "auto" or self.options.bias_correction == "empirical"):
             raise UsageError("optimised rounding and empirical bias correction need calibration data beside statistics")
         self.steps += tuple(_not_run(s, "it needs calibration data beside the statistics") for s in blind)
         return (CorrectBias("moments"),) * (self.options.bias_correction != "off" and self.options.weight is not None)
 
-    def _heard(self, model: Model, steps: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    def _optimised_where_needed(self, model: Model, steps: tuple[Pass, ...]) -> tuple[Pass, ...]:
         """At 8 bits, too, `auto` rounds by descent where rounding to nearest leaves noise that can be heard."""
         weight = self.options.weight
         if steps != (CorrectBias(),) or self.options.rounding != "auto" or weight is None:
@@ -196,11 +196,11 @@ class Job:
         some, compared = split(self.feeds)
         copy = model.clone()
         CorrectBias().apply(copy, self._quietly(some))
-        db = Judge(self.proto, compared, self.context.services.threads).db(self._lowered(copy))
+        db = QualityMeasure(self.proto, compared, self.context.services.threads).db(self._lowered(copy))
         if db >= CLEAR_DB:
             return steps
         self.steps += (_not_run(steps[0], f"rounded to nearest, outputs would be at {db:.1f} dB: descent instead"),)
-        return corrections(replace(self.options, rounding="descent"))
+        return corrections(replace(self.options, rounding="coordinate-descent"))
 
     def _take(self, model: Model, passes: Sequence[Pass], finish: Callable[[Model], ModelProto]) -> Model:
         """Apply passes; with real data, only those after which the quantized model is no worse."""
@@ -209,8 +209,8 @@ class Job:
         if self.invented or self.options.data_free:
             self.steps += Pipeline(tuple(passes)).run(model, replace(self.learning, feeds=()))
             return model
-        judge = Judge(self.proto, split(self.feeds)[1], self.context.services.threads)
-        model, trials = try_steps(model, passes, self.context, finish, judge)
+        judge = QualityMeasure(self.proto, split(self.feeds)[1], self.context.services.threads)
+        model, trials = keep_if_better(model, passes, self.context, finish, judge)
         for trial in trials:
             outcome = trial.outcome or Outcome()
             outcome = replace(outcome, notes=(str(trial), *outcome.notes))
@@ -224,9 +224,9 @@ class Job:
         says nothing about them: there weights are rounded by the quickest of the optimising methods."""
         if self.options.optimised_rounding is None or self.invented:
             return CorrectBias()
-        judge = Judge(self.proto, split(self.feeds)[1], self.context.services.threads)
-        clear = judge.db(self._ranged_and_lowered(model.clone(), CorrectBias())) >= DROWNED_DB
-        return CorrectBias() if clear else AdaRound("error-feedback", "low", self.options.seed)
+        judge = QualityMeasure(self.proto, split(self.feeds)[1], self.context.services.threads)
+        clear = judge.db(self._ranged_and_lowered(model.clone(), CorrectBias())) >= NOISE_FLOOR_DB
+        return CorrectBias() if clear else RoundWeights("gptq", "low", self.options.seed)
 
     def _ranged_and_lowered(self, model: Model, correction: Pass) -> ModelProto:
         """What becomes of a float model, by a few samples and a quick correction: good enough to compare steps."""

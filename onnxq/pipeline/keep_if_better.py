@@ -24,7 +24,7 @@ from ..passes.base import Context, Outcome, Pass
 SAMPLES = 32
 """To set ranges on, and as many others to compare on."""
 
-DROWNED_DB = 6.0
+NOISE_FLOOR_DB = 6.0
 """Noise of half the signal's magnitude: differences of SQNR below it are chance."""
 
 CLEAR_DB = 25.0
@@ -53,7 +53,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Judge:
+class QualityMeasure:
     """original: the float model. feeds: samples to compare on."""
 
     original: ModelProto
@@ -73,12 +73,12 @@ class Judge:
         return total.db
 
 
-def try_steps(
+def keep_if_better(
     model: Model,
     steps: Sequence[Pass],
     context: Context,
     finish: Callable[[Model], ModelProto],
-    judge: Judge,
+    judge: QualityMeasure,
     tolerance: float = 0.1,
 ) -> tuple[Model, list[Trial]]:
     """The model with those of `steps`, one after another, that do not make the quantized model worse.

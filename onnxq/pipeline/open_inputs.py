@@ -19,7 +19,7 @@ from ..encodings import Encoding
 from ..errors import EngineError, ModelError, OutputError, UsageError
 from ..execution.session import Session
 from ..graph import storage
-from ..graph.import_model import taken_in
+from ..graph.import_model import import_model
 from ..graph.order import in_order
 from ..options import Options
 
@@ -36,7 +36,7 @@ def open_model(model: str | os.PathLike[str] | ModelProto, *, quantized: bool = 
         storage.check(proto, origin, quantized=quantized)
     else:
         proto, origin = storage.read(model, quantized=quantized), str(model)
-    return (proto if quantized else taken_in(proto, origin)), origin
+    return (proto if quantized else import_model(proto, origin)), origin
 
 
 def input_specs(proto: ModelProto) -> list[InputSpec]:

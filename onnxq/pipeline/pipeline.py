@@ -23,21 +23,21 @@ from ..passes.base import Context, Outcome, Pass
 from ..passes.correct_bias import CorrectBias
 from ..passes.correct_bias_empirically import CorrectBiasEmpirically
 from ..passes.equalize_layers import EqualizeLayers
-from ..passes.fallback_to_16_bits import WidenActivations
+from ..passes.fallback_to_16_bits import FallbackTo16Bits
 from ..passes.fit_scales import FitScales
 from ..passes.fold_batchnorm import FoldBatchNorm
 from ..passes.fuse_activation import FuseActivation
-from ..passes.fuse_decomposed import RestoreOperators
+from ..passes.fuse_decomposed import FuseDecomposedOperators
 from ..passes.lower_to_qdq import LowerToQdq
 from ..passes.normalize import Normalize
-from ..passes.refine_weight_ranges import WeighWeightRanges
+from ..passes.refine_weight_ranges import RefineWeightRanges
 from ..passes.remove_dead_channels import RemoveDeadChannels
-from ..passes.round_weights import AdaRound
+from ..passes.round_weights import RoundWeights
 from ..passes.set_activation_ranges import SetActivationRanges
 from ..passes.set_bias_scales import SetBiasScales
-from ..passes.set_data_free_ranges import ForeseeActivationRanges
+from ..passes.set_data_free_ranges import SetDataFreeRanges
 from ..passes.set_weight_ranges import SetWeightRanges
-from ..passes.smoothquant import MigrateScales
+from ..passes.smoothquant import SmoothQuant
 from ..report import Step
 from ..targets import find_target
 
@@ -112,7 +112,7 @@ def raised(model: Model, options: Options) -> Model:
 
 def prepare() -> Pipeline:
     """From any exporter's model to the one form that the rest works on; the function stays."""
-    return Pipeline((Normalize(), RestoreOperators(), FoldBatchNorm()))
+    return Pipeline((Normalize(), FuseDecomposedOperators(), FoldBatchNorm()))
 
 
 def placement(options: Options) -> Pipeline:
@@ -120,7 +120,7 @@ def placement(options: Options) -> Pipeline:
     place = AddQuantizers(
         options.activation,
         options.weight,
-        options.every_kernel or not options.has_integer_kernels,
+        options.force_int_kernels or not options.has_integer_kernels,
         options.include,
         options.exclude,
         options.tie,
@@ -139,31 +139,31 @@ def adjustments(options: Options) -> tuple[Pass, ...]:
         steps.append(EqualizeLayers(method, bits=(weight_bits or 16, activation_bits or 16)))
     if options.absorb:
         steps.append(AbsorbBias())
-    if options.migrate_scales is not None:
-        steps.append(MigrateScales(options.migrate_scales))
+    if options.smoothquant is not None:
+        steps.append(SmoothQuant(options.smoothquant))
     return tuple(steps)
 
 
 def ranging(options: Options, given: tuple[Pass, ...] = ()) -> Pipeline:
     """Where quantizers go, and what their scales are. given: passes that know some of them beforehand."""
-    weigh = (WeighWeightRanges(),) * (options.weighs_weights and options.weight is not None)
+    weigh = (RefineWeightRanges(),) * (options.weighs_weights and options.weight is not None)
     ranges: tuple[Pass, ...] = (SetActivationRanges(options.activation_range, options.logits_range),)
     if options.data_free:
-        ranges = (*ranges * options.synthetic, ForeseeActivationRanges(inputs=options.input_ranges))
+        ranges = (*ranges * options.synthetic, SetDataFreeRanges(inputs=options.input_ranges))
     fit = (FitScales(),) * find_target(options.target).fits_scales
     return Pipeline((*placement(options).passes, *given, SetWeightRanges(options.weight_method), *weigh, *ranges, *fit))
 
 
 def exceptions(options: Options) -> Pipeline:
     """Grids that turn out too coarse, once all have their scales."""
-    return Pipeline((WidenActivations(),) * (options.wide_activations == "auto" and options.activation is not None))
+    return Pipeline((FallbackTo16Bits(),) * (options.a16_fallback == "auto" and options.activation is not None))
 
 
 def corrections(options: Options) -> tuple[Pass, ...]:
     """Steps that take back what rounding the weights does to a layer's output; dropped where they do not help."""
     if options.optimised_rounding is not None:  # it re-centres biases by itself
         folder = None if options.checkpoint is None else Path(options.checkpoint)
-        return (AdaRound(options.optimised_rounding, options.effort, options.seed, folder),)
+        return (RoundWeights(options.optimised_rounding, options.effort, options.seed, folder),)
     if options.bias_correction == "off" or options.weight is None:
         return ()
     if options.bias_correction == "empirical":

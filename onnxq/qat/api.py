@@ -29,7 +29,7 @@ from ..graph.scratch import scratch_folder
 from ..numeric.metrics import OutputSqnr, class_scores
 from ..options import Options, with_settings
 from ..pipeline.build_report import account
-from ..pipeline.collect_report import Notebook
+from ..pipeline.collect_report import ReportCollector
 from ..pipeline.job import Job
 from ..pipeline.open_inputs import input_specs, open_data, open_model, open_output
 from ..pipeline.pipeline import load, lowering
@@ -135,7 +135,7 @@ def train(
     with ExitStack() as stack:
         path = open_output(stack, model, output)
         job = _open_job(model, data, options, preprocess, input_keys, progress)
-        job.notebook = Notebook() if details else None
+        job.notebook = ReportCollector() if details else None
         stack.enter_context(_threads(options))
         samples = _read(job, data, labels, options, preprocess, input_keys, stack)
         training = _training(job, samples, recipe)

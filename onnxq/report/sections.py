@@ -192,7 +192,7 @@ def _words(camel: str) -> str:
     text = "".join(
         f" {c.lower()}" if c.isupper() and i and not camel[i - 1].isupper() else c for i, c in enumerate(camel)
     )
-    return {"Ada round": "AdaRound", "Fold batch norm": "Fold BatchNorm", "Lower to qdq": "Lower to QDQ"}.get(
+    return {"Ada round": "RoundWeights", "Fold batch norm": "Fold BatchNorm", "Lower to qdq": "Lower to QDQ"}.get(
         text, text
     )
 

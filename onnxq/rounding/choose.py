@@ -37,7 +37,7 @@ from .bias_scale import Vector, lowest_scales
 from .gptq import (
     ENUMERABLE,
     Array,
-    ErrorFeedback,
+    Gptq,
     Lattice,
     descend,
     enumerate_all,
@@ -92,7 +92,7 @@ class Problem:
 
     form: Gram
     W: Array
-    feedback: ErrorFeedback
+    feedback: Gptq
     effort: Effort
     loss: Loss
     seed: int
@@ -129,8 +129,8 @@ def _adaround(problem: Problem, grid: Lattice) -> Array:
 
 ROUNDINGS: Mapping[str, Callable[[Problem, Lattice], Array]] = {
     "nearest": _nearest,
-    "error-feedback": _error_feedback,
-    "descent": _descent,
+    "gptq": _error_feedback,
+    "coordinate-descent": _descent,
     "adaround": _adaround,
 }
 
@@ -270,7 +270,7 @@ class Task:
     def _solve(self, parts: Sequence[Gram], damping: float) -> tuple[Array, Array, list[Array]]:
         """Factors on the scales (g, M), q (g, M, K) and the biases."""
         form = self.total.damped(self.W, damping)
-        problem = Problem(form, self.W, ErrorFeedback(form), self.effort, self._loss(form), self.seed)
+        problem = Problem(form, self.W, Gptq(form), self.effort, self._loss(form), self.seed)
         octaves, weights = self.spec.power_of_two, _importance(form) ** SHARING
 
         def cost(grids: Lattice) -> Array:

@@ -74,7 +74,7 @@ def _clip(q: Array, low: Array, high: Array) -> Array:
     return np.asarray(np.minimum(np.maximum(q, low), high))
 
 
-class ErrorFeedback:
+class Gptq:
     """G factorised once, for any number of lattices. The form must be positive definite (`Gram.damped`).
 
     With G^-1 = U' U and the real-valued optimum W* = B G^-1, the errors e of the columns, each over its U_jj, add up to

@@ -32,8 +32,8 @@ def _opset(target: Target) -> str:
     return f"the operator set is {target.min_opset} {highest}"
 
 
-def _zero_point(what: str, wish: str) -> str:
-    return f"zero points of {'signed ' * (wish == 'signed zero')}{what} are " + ("anything" if wish == "any" else "0")
+def _zero_point(what: str, spec: str) -> str:
+    return f"zero points of {'signed ' * (spec == 'signed zero')}{what} are " + ("anything" if spec == "any" else "0")
 
 
 def _weight_granularity(target: Target) -> str:
