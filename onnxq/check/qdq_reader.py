@@ -221,7 +221,7 @@ def _encoding(node: gs.Node) -> Encoding | None:
     return Encoding(_type(node, zero_point), scales, zeros, axis, int(node.attrs.get("block_size", 0)))
 
 
-def _type(node: gs.Node, zero_point: gs.Constant | None) -> str:
+def _type(node: gs.Node, zero_point: gs.Tensor | None) -> str:
     """The integer type: that of the zero point, of the stored integers, or of the attribute; uint8 by default."""
     for tensor in (zero_point, node.inputs[0] if is_dequantize(node) else None):
         if tensor is not None and tensor.dtype is not None:

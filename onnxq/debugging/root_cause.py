@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from ..evaluation.sensitivity import Unit
@@ -58,7 +59,9 @@ def look_at(trial: Trial, unit: Unit) -> tuple[Finding, ...]:
     if unit.kind == "weights":
         layers = [layer for layer in planned_layers(trial.base) if layer.weight.name == unit.name]
         found = [_bias(trial, unit.name), *(_channels(layer, params) for layer in layers[:1])]
-        values = np.asarray(trial.base.graph.tensors()[unit.name].values, np.float64)
+        weight = trial.base.graph.tensors()[unit.name]
+        assert isinstance(weight, gs.Constant)
+        values = np.asarray(weight.values, np.float64)
     else:
         values = activation(trial, unit.name)
         found = [_range(values, params)]

@@ -9,6 +9,7 @@ QOperator    integers -> Reshape, MaxPool, ... -> integers      the same scale a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
@@ -124,7 +125,7 @@ def _dequantize_operators(proto: ModelProto) -> None:
             has_one.discard(weight)
     for name, (scale, zero_point) in grids.items():
         if name not in has_one:
-            axis = {"axis": axes[name]} if name in axes and wiring.dims(scale) not in ((), (1,)) else {}
+            axis: dict[str, Any] = {"axis": axes[name]} if name in axes and wiring.dims(scale) not in ((), (1,)) else {}
             inputs = [name, *_parameters(proto, wiring, name, scale, zero_point)]
             proto.graph.node.append(helper.make_node("DequantizeLinear", inputs, [_added(name)], **axis))
 

@@ -14,7 +14,7 @@ from onnx import ModelProto
 from ..calibration.context import Context
 from ..data import InputSpec
 from ..graph.model import Model
-from ..operators.linear import LinearLayer, is_float, linear_layer
+from ..operators.linear import LinearLayer, linear_layer
 from ..options import Options
 from ..pipeline.open_inputs import input_specs
 from ..pipeline.pipeline import load, placement, prepare
@@ -123,7 +123,7 @@ def _layers(model: Model) -> list[Layer]:
 
 
 def _tensor(tensor: gs.Tensor) -> str:
-    if not is_float(tensor) and not isinstance(tensor.dtype, (np.dtype, type)):
+    if not isinstance(tensor.dtype, (np.dtype, type)):
         return f"{tensor.name!r} of a type numpy does not know"
     spec = InputSpec(tensor.name, np.dtype(tensor.dtype), None if tensor.shape is None else tuple(tensor.shape))
     return str(spec).removeprefix("input ")

@@ -289,8 +289,9 @@ def own_sqnr(study: Study, base: Model, groups: Mapping[str, Group]) -> dict[str
     tensors = base.graph.tensors()
     for name, quantizer in roots.items():
         assert quantizer.params is not None
-        if isinstance(tensors[name], gs.Constant):
-            found[name] = _db(np.asarray(tensors[name].values), quantizer.params.fake(tensors[name].values))
+        constant = tensors[name]
+        if isinstance(constant, gs.Constant):
+            found[name] = _db(np.asarray(constant.values), quantizer.params.fake(constant.values))
     totals = {name: Sqnr() for name in roots if name not in found}
     fed = {name for name in totals if not tensors[name].inputs}
     session = Session(extract(base.to_proto(), [name for name in totals if name not in fed]))

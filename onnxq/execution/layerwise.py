@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
@@ -94,6 +95,7 @@ def isolate(model: Model) -> None:
             edit.set_bias(model, layer, bias)
     for name in dict.fromkeys(layer.weight.name for layer in planned_layers(model)):
         old, quantizer = model.graph.tensors()[name], model.quantizers[name]
+        assert isinstance(old, gs.Constant)
         others = [node for node in model.consumers(old) if node.name not in quantizer.readers]
         if others:  # they get the copy, and the old name's grid stays with the layers
             copy = edit.constant(model, name, old.values)

@@ -109,7 +109,7 @@ def set_bias(model: Model, layer: LinearLayer, values: Vector) -> None:
     dtype = layer.weight.dtype
     stem = layer.bias.name if layer.bias is not None else f"{layer.weight.name}_bias"
     bias = constant(model, stem, np.asarray(values, dtype))
-    if layer.bias_node is not None:
+    if layer.bias_node is not None and layer.bias is not None:
         replace_input(layer.bias_node, layer.bias, bias)
     elif is_op(layer.node, "MatMul"):
         _add_bias(model, layer, bias)

@@ -168,7 +168,7 @@ def apart(proto: ModelProto, change: Callable[[ModelProto], ModelProto]) -> Mode
     return result
 
 
-class StoredValues(LazyValues):  # type: ignore[misc]
+class StoredValues(LazyValues):
     """What a constant of a large model holds until its values are asked for."""
 
     def load(self) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from ..errors import ModelError
 from ..numeric.quant import QuantParams, QuantSpec
@@ -209,9 +209,10 @@ def extract(proto: ModelProto, outputs: Iterable[str]) -> ModelProto:
     part.graph.input.extend(proto.graph.input)
     part.graph.initializer.extend(t for t in proto.graph.initializer if t.name in needed)
     part.graph.sparse_initializer.extend(t for t in proto.graph.sparse_initializer if t.values.name in needed)
-    known = {v.name: v for v in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output)}
+    listed: list[ValueInfoProto] = [*proto.graph.value_info, *proto.graph.input, *proto.graph.output]
+    known = {v.name: v for v in listed}
     made = {name for node in nodes for name in node.output}
-    made |= {v.name for v in (*proto.graph.input, *proto.graph.initializer)}
+    made |= {v.name for v in proto.graph.input} | {t.name for t in proto.graph.initializer}
     for name in outputs:
         if name not in made:
             raise KeyError(name)

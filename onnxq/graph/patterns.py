@@ -234,7 +234,8 @@ def _all_match(pairs: list[tuple[_Term, gs.Tensor]], bound: Bound, nodes: _Nodes
 def _values(tensor: gs.Tensor) -> np.ndarray | None:
     """What a constant holds, whether it is an initializer or written by a Constant node; None for other tensors."""
     if tensor.inputs and is_op(tensor.inputs[0], "Constant"):
-        tensor = tensor.inputs[0].attrs.get("value")
+        value = tensor.inputs[0].attrs.get("value")
+        return np.asarray(value.values) if isinstance(value, gs.Constant) else None
     return np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else None
 
 

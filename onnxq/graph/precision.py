@@ -9,10 +9,11 @@ float32 is refused. Inputs and outputs keep their types, so that the model can t
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 import onnx.inliner
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper
 
 from ..errors import ModelError
 from ..operators.linear import LINEAR_OPS
@@ -23,7 +24,11 @@ from .shapes import infer_shapes
 WIDENED_FROM = "onnxq.float32_from"
 """Metadata of a model that was brought to float32: the types that it came in."""
 
-_NAMES = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "double"}
+_NAMES: Mapping[int, str] = {
+    TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "bfloat16",
+    TensorProto.DOUBLE: "double",
+}
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype")
 """Attributes of standard operators that name the element type of what the operator makes."""
 
@@ -154,7 +159,9 @@ def _cast_boundary(graph: GraphProto, kinds: dict[str, int]) -> None:
     for node in nodes_of(graph):
         node.input[:] = [fresh.get(name, name) for name in node.input]
         node.output[:] = [fresh.get(name, name) for name in node.output]
-    for value in (*graph.initializer, *graph.value_info, *(o for g in list(graphs_of(graph))[1:] for o in g.output)):
+    inner = [o for g in list(graphs_of(graph))[1:] for o in g.output]
+    named: list[TensorProto | ValueInfoProto] = [*graph.initializer, *graph.value_info, *inner]
+    for value in named:
         value.name = fresh.get(value.name, value.name)
     inputs = {v.name for v in graph.input}
     before = [_cast(name, fresh[name], TensorProto.FLOAT) for name in kinds if name in inputs]

@@ -67,7 +67,7 @@ def _depth(graph: GraphProto) -> int:
 def _garbled(message: Message) -> str | None:
     """The first string that is none, which protobuf hands out as bytes. Of tensors only the name is looked at."""
     if isinstance(message, TensorProto):
-        return "the name of a tensor" if isinstance(message.name, bytes) else None
+        return "the name of a tensor" if isinstance(message.name, bytes) else None  # type: ignore[unreachable]
     for field, value in message.ListFields():
         values = value if hasattr(value, "append") else (value,)
         if field.type == FieldDescriptor.TYPE_STRING and any(isinstance(text, bytes) for text in values):

@@ -247,9 +247,11 @@ def _multiply(search: _Search, node: gs.Node, known: _Known) -> _Passed:
     if main is None or (node.op == "Div" and main == 1):
         return "no factor can be scaled"
     layout, other = known[main], node.inputs[1 - main]
+    own, others = node.inputs[main].shape, other.shape
     assert layout is not None
-    beside = (1,) * (layout.ndim - len(other.shape)) + tuple(other.shape)
-    own = node.inputs[main].shape
+    assert own is not None
+    assert others is not None
+    beside = (1,) * (layout.ndim - len(others)) + tuple(others)
     if beside[layout.axis] not in (1, layout.ids.size) or own[layout.axis] != layout.ids.size:
         return "its factors do not have the same channels"
     search.fix(other, f"{node.name or node.op}: the other factor is scaled")
@@ -311,7 +313,7 @@ def _moved(search: _Search, node: gs.Node, layout: _Layout) -> _Passed:
     if shape is None or any(not isinstance(d, int) for d in shape[1:]):
         return "the shape of its input is not known"
     numbers = np.arange(layout.ids.size).reshape([-1 if i == layout.axis else 1 for i in range(layout.ndim)])
-    whole = [layout.ids.size if i == layout.axis else 1 if i == 0 else d for i, d in enumerate(shape)]
+    whole = [layout.ids.size if i == layout.axis else 1 if i == 0 else int(d or 0) for i, d in enumerate(shape)]
     try:
         moved = MOVES[node.op](node, np.broadcast_to(numbers, whole))
     except (ValueError, IndexError, KeyError, TypeError) as error:

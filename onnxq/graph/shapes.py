@@ -95,9 +95,10 @@ def shape_elements(tensor: gs.Tensor) -> list[Dim] | None:
     if is_op(node, "Concat"):
         parts = [shape_elements(t) for t in node.inputs]
         return None if None in parts else [d for part in parts for d in part or ()]
-    if not is_op(node, "Gather", "Slice", "Unsqueeze") or not all(isinstance(t, gs.Constant) for t in node.inputs[1:]):
+    constants = [t.values for t in node.inputs[1:] if isinstance(t, gs.Constant)]
+    if not is_op(node, "Gather", "Slice", "Unsqueeze") or len(constants) < len(node.inputs) - 1:
         return None
-    source, constants = shape_elements(node.inputs[0]), [t.values for t in node.inputs[1:]]
+    source = shape_elements(node.inputs[0])
     if source is None:
         return None
     if is_op(node, "Gather"):

@@ -168,9 +168,8 @@ def channel_vector(constant: gs.Constant, channels: int, axis: int, ndim: int | 
 
 def _constant_input(node: gs.Node, index: int) -> np.ndarray | None:
     """Value of an input if it is a constant; None where it is missing or computed."""
-    if len(node.inputs) > index and isinstance(node.inputs[index], gs.Constant):
-        return np.asarray(node.inputs[index].values)
-    return None
+    tensor = node.inputs[index] if len(node.inputs) > index else None
+    return np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else None
 
 
 def _moves_any(node: gs.Node) -> bool:

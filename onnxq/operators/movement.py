@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 
 def _constants(node: gs.Node) -> list[list[int]]:
     """Values of the inputs behind the first one. Raises ValueError where they are computed."""
-    if not all(isinstance(t, gs.Constant) for t in node.inputs[1:]):
+    constants = [t for t in node.inputs[1:] if isinstance(t, gs.Constant)]
+    if len(constants) < len(node.inputs) - 1:
         raise ValueError("its parameters are computed")
-    return [[int(v) for v in np.ravel(t.values)] for t in node.inputs[1:]]
+    return [[int(v) for v in np.ravel(t.values)] for t in constants]
 
 
 def _reshaped(node: gs.Node, x: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     (target,) = _constants(node)
-    if target[0] not in (0, -1, 1) or (target[0] == 1 and node.inputs[0].shape[0] != 1):
+    shape = node.inputs[0].shape
+    if target[0] not in (0, -1, 1) or (target[0] == 1 and (shape is None or shape[0] != 1)):
         raise ValueError("the batch is reshaped")
     dims = [x.shape[i] if d == 0 and i < x.ndim else d for i, d in enumerate(target)]
     if target[0] == -1:

@@ -147,8 +147,8 @@ class _Choice:
             return reason
         if rule.kind in ("commuting", "either"):
             return ""
-        if rule.kind == "residual" and isinstance(reason := residual_input(self.model, node), str):
-            return reason
+        if rule.kind == "residual" and isinstance(addend := residual_input(self.model, node), str):
+            return addend
         data = _data_inputs(self.model, node, rule)
         if not all(is_float(t) for t in (*data, *node.outputs[:1])):
             return "" if rule.kind == "movement" else "its tensors are not float32"

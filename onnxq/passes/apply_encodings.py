@@ -75,7 +75,8 @@ class ApplyEncodings:
                 f"the encoding of {tensor.name!r} has {encoding.scale.size} scales, but activations have one a tensor"
             )
         axis, blocks = (layer.axis, layer.reduction_axis) if isinstance(layer, LinearLayer) else (None, None)
-        params = encoding.answer(tuple(tensor.shape) if constant else (), axis, blocks, planned.spec)
+        shape = tensor.shape if isinstance(tensor, gs.Constant) else ()
+        params = encoding.answer(shape, axis, blocks, planned.spec)
         channels = params.axis is not None and params.block is None
         spec = replace(
             planned.spec,

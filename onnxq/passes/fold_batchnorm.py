@@ -184,13 +184,14 @@ def _affine(model: Model, node: gs.Node, count: int, axis: int, ndim: int | None
 
 
 def _batchnorm(model: Model, node: gs.Node, count: int, axis: int, ndim: int | None) -> Affine | str:
-    if not all(isinstance(t, gs.Constant) for t in node.inputs[1:5]):
+    parameters = [np.asarray(t.values, np.float64) for t in node.inputs[1:5] if isinstance(t, gs.Constant)]
+    if len(parameters) < 4:
         return "its parameters are not constant"
     if node.attrs.get("training_mode", 0) or any(t.outputs or model.is_output(t) for t in node.outputs[1:]):
         return "it is in training mode"
     if axis == -1 and ndim != 2:
         return "it normalizes another axis than the layer's channels"
-    gamma, beta, mean, variance = (np.asarray(t.values, np.float64) for t in node.inputs[1:5])
+    gamma, beta, mean, variance = parameters
     if gamma.shape != (count,):
         return f"it has {gamma.size} channels, the layer {count}"
     denominator = variance + node.attrs.get("epsilon", 1e-5)

@@ -105,6 +105,7 @@ def _pooling(model: Model, node: gs.Node) -> Iterable[gs.Node]:
     x, y = node.inputs[0], node.outputs[0]
     if node.attrs.get("keepdims", 1):
         return (gs.Node("GlobalAveragePool", node.name, {}, [x], [y]),)
+    assert x.shape is not None
     spatial = range(2, len(x.shape))
     pooled = gs.Variable(model.unique_name(f"{y.name}_pooled"), y.dtype, [*x.shape[:2], *(1 for _ in spatial)])
     axes = edit.constant(model, f"{y.name}_axes", np.asarray(spatial, np.int64))
@@ -121,10 +122,11 @@ def _pads_before(model: Model, conv: gs.Node) -> list[int] | None:
     if pad is None or not is_op(pad, "Pad") or not preserves_grid(pad) or source.shape is None:
         return None
     alone = conv.attrs.get("auto_pad", "NOTSET") == "NOTSET" and model.sole_consumer(source) is conv
-    zeros = pad.attrs.get("mode", "constant") == "constant" and isinstance(pad.inputs[1], gs.Constant)
-    if not alone or not zeros:
+    pads = pad.inputs[1]
+    zeros = pad.attrs.get("mode", "constant") == "constant"
+    if not alone or not zeros or not isinstance(pads, gs.Constant):
         return None
-    ndim, added = len(source.shape), [int(p) for p in pad.inputs[1].values]
+    ndim, added = len(source.shape), [int(p) for p in pads.values]
     spatial = added[2:ndim] + added[ndim + 2 :]
     if len(added) != 2 * ndim or min(added) < 0 or sum(spatial) != sum(added) or len(pad.inputs) > 3:
         return None

@@ -79,15 +79,17 @@ class _Lowering:
     def __post_init__(self) -> None:
         self.order = {id(node): index for index, node in enumerate(self.model.graph.nodes)}
 
-    def activation(self, tensor: gs.Variable, quantizer: Quantizer) -> None:
+    def activation(self, tensor: gs.Tensor, quantizer: Quantizer) -> None:
         params = _answer(quantizer)
         dtype, shape = tensor.dtype, tensor.shape
+        source: gs.Tensor
+        target: gs.Tensor
         readers = [n for n in self.model.consumers(tensor) if not quantizer.readers or n.name in quantizer.readers]
         source, target = tensor, self._variable(f"{tensor.name}_dequantized", dtype, shape)
         if self.model.is_output(tensor) and tensor.inputs and self.target.outputs != "float":
             source, target = self._variable(f"{tensor.name}_float", dtype, shape), tensor
-            producer = tensor.inputs[0]
-            producer.outputs[next(i for i, t in enumerate(producer.outputs) if t is tensor)] = source
+            made_by = tensor.inputs[0]
+            made_by.outputs[next(i for i, t in enumerate(made_by.outputs) if t is tensor)] = source
         else:
             for reader in readers:
                 edit.replace_input(reader, tensor, target)
@@ -107,7 +109,7 @@ class _Lowering:
         else:
             self.first.extend(nodes)
 
-    def _in_front(self, source: gs.Variable, name: str, params: QuantParams) -> list[gs.Node]:
+    def _in_front(self, source: gs.Tensor, name: str, params: QuantParams) -> list[gs.Node]:
         """Nodes between a tensor and its QuantizeLinear: a Clip where the grid is narrower than the type that stores
         it; a Sum of one where ONNX Runtime would, unasked, quantize the weight of the float layer before it."""
         nodes = []

@@ -171,7 +171,8 @@ def _foldable(node: gs.Node, known: set[str]) -> bool:
 def _size(tensors: Iterable[gs.Tensor]) -> int:
     """Number of elements, as far as shapes are known."""
     shapes = [t.shape for t in tensors if t.shape is not None]
-    return sum(math.prod(shape) for shape in shapes if all(isinstance(d, int) for d in shape))
+    known = [[d for d in shape if isinstance(d, int)] for shape in shapes]
+    return sum(math.prod(found) for found, shape in zip(known, shapes, strict=True) if len(found) == len(shape))
 
 
 def _replace_outputs(model: Model, node: gs.Node, values: list[np.ndarray]) -> None:
@@ -194,7 +195,8 @@ def _fold_shapes(model: Model) -> int:
         dims = shape_elements(node.outputs[0])
         if dims is not None and all(isinstance(d, int) for d in dims):
             value = np.asarray(dims, np.int64)
-            scalar = is_op(node, "Gather") and np.ndim(node.inputs[1].values) == 0
+            index = node.inputs[1] if is_op(node, "Gather") else None
+            scalar = isinstance(index, gs.Constant) and np.ndim(index.values) == 0
             _replace_outputs(model, node, [value.reshape(()) if scalar else value])
             folded.append(node)
     edit.remove(model, folded)
@@ -203,9 +205,10 @@ def _fold_shapes(model: Model) -> int:
 
 def _take_branches(model: Model) -> int:
     """If whose condition is constant by now, as behind `squeeze` on a fixed dimension, becomes the branch it takes."""
-    decided = [n for n in model.graph.nodes if is_op(n, "If") and isinstance(n.inputs[0], gs.Constant)]
-    for node in decided:
-        branch = node.attrs["then_branch" if np.all(node.inputs[0].values) else "else_branch"]
+    ifs = [(n, n.inputs[0]) for n in model.graph.nodes if is_op(n, "If")]
+    decided = [(node, condition) for node, condition in ifs if isinstance(condition, gs.Constant)]
+    for node, condition in decided:
+        branch = node.attrs["then_branch" if np.all(condition.values) else "else_branch"]
         for tensor in {id(t): t for n in branch.nodes for t in n.outputs if t.name}.values():
             tensor.name = model.unique_name(f"{node.name or node.outputs[0].name}_{tensor.name}")
         results = [
@@ -263,7 +266,7 @@ def _drop_unused_domains(model: Model) -> None:
     used = {node.domain for graph in graphs for node in graph.nodes}
     for function in model.header.functions:
         used |= {function.domain, *(o.domain for o in function.opset_import)}
-    imports = model.graph.import_domains
+    imports = model.graph.import_domains or ()
     model.graph.import_domains = [o for o in imports if o.domain in used or o.domain in ONNX_DOMAINS]
 
 

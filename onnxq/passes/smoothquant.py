@@ -146,6 +146,7 @@ def _migrate(model: Model, norm: _Norm, layers: list[LinearLayer], scale: Vector
         if place is not None:
             node, index = place
             old = node.inputs[index]
+            assert isinstance(old, gs.Constant)
             divided = np.asarray(np.asarray(old.values, np.float64) / scale, old.values.dtype)
             node.inputs[index] = edit.constant(model, old.name, divided)
     if norm.gamma is None:  # it was folded into the layers behind, which get it back
