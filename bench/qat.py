@@ -29,7 +29,7 @@ import onnxq
 from onnxq import Preprocess
 from onnxq.numeric.metrics import sqnr
 from onnxq.qat import Network, QatResult, Recipe, train
-from onnxq.qat.api import CALIBRATION
+from onnxq.thresholds import QAT_CALIBRATION_SAMPLES
 
 IMAGENET = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 STEPS = {"w8a8": 200, "w4a8": 600, "w4a4": 1600}
@@ -93,7 +93,7 @@ class Subject:
     def row(self, preset: str, recipe: Recipe, **settings: Any) -> Row:
         """Quantize and train. settings: of `onnxq.quantize`."""
         given: dict[str, Any] = {"preset": preset, "force_int_kernels": True, "preprocess": IMAGENET, **settings}
-        start = onnxq.quantize(self.case.model, self.images, samples=CALIBRATION, **given)
+        start = onnxq.quantize(self.case.model, self.images, samples=QAT_CALIBRATION_SAMPLES, **given)
         before = outputs(start.model.SerializeToString(), self.evaluation.x)[0]
         begin = time.perf_counter()
         result = train(self.case.model, self.images, recipe=recipe, **given)
@@ -151,11 +151,11 @@ def variants(recipe: Recipe) -> Iterator[tuple[str, Recipe, dict[str, Any]]]:
 
 
 TEXT = f"""Cells: top-1 % ± standard error of its difference from float, on the same images, by ONNX Runtime. *After
-quantization*: what `onnxq.quantize` makes with all defaults, calibrated on {CALIBRATION} of the training images, where
-training starts. *After training*: `onnxq qat` by distillation from the float model's outputs. All layers take part
-(`force_int_kernels`), the first and the last too. *Same class*, *SQNR*: the network as it was simulated in training
-against the written model in ONNX Runtime, over all evaluation images. *Seconds*: of `onnxq qat` as a whole, with the
-quantization that it starts from and verification.
+quantization*: what `onnxq.quantize` makes with all defaults, calibrated on {QAT_CALIBRATION_SAMPLES} of the training
+images, where training starts. *After training*: `onnxq qat` by distillation from the float model's outputs. All
+layers take part (`force_int_kernels`), the first and the last too. *Same class*, *SQNR*: the network as it was
+simulated in training against the written model in ONNX Runtime, over all evaluation images. *Seconds*: of `onnxq qat`
+as a whole, with the quantization that it starts from and verification.
 """
 
 

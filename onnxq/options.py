@@ -90,7 +90,7 @@ class Options:
     a16_fallback: `auto` finds activations for which the preset's width costs the outputs too much and gives them
         16 bits; `off`.
     rounding: how weights are rounded (section 3.4), a key of `ROUNDINGS`; `auto`: by descent below 8 bits, and
-        at 8 where rounding to nearest leaves the outputs below `judge.CLEAR_DB`; else to nearest. effort: time for
+        at 8 where rounding to nearest leaves the outputs below `thresholds.CLEAR_DB`; else to nearest. effort: time for
         quality, a key of `EFFORTS`. checkpoint: a folder that an interrupted run goes on from.
     data_free: no calibration data; BatchNorm's moments instead. input_ranges: (input, lo, hi), which no moments tell.
         synthetic: tensors that cannot be ranged so are ranged on random inputs.

@@ -12,7 +12,7 @@ import onnxq
 ROOT = Path(onnxq.__file__).parent
 
 LEVELS = [
-    {"errors"},
+    {"errors", "thresholds"},
     {"numeric", "report"},
     {"operators"},
     {"graph"},

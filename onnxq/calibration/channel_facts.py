@@ -8,11 +8,9 @@ from ..calibration.context import Context
 from ..graph.batchnorm_statistics import propagate_batchnorm_statistics
 from ..graph.model import Model
 from ..numeric.channel_statistics import ChannelFacts, ChannelStatistics
+from ..thresholds import LEAST_SEEN
 from .collect import collect_tensors
 from .statistics import graph_hash
-
-LEAST_SEEN = 32
-"""Values of a channel: that all of so many are on one side of zero is no accident."""
 
 
 def channel_facts(

@@ -14,14 +14,11 @@ from glob import escape
 
 from ..errors import OnnxqError
 from ..options import Options, Override
-from ..pipeline.keep_if_better import CLEAR_DB, NOISE_FLOOR_DB
+from ..thresholds import CLEAR_DB, LEAST_GAIN_DB, NOISE_FLOOR_DB, TRIES
 from .log import Log
 from .remedies import FIXES, PER_CHANNEL, Fix
 from .sensitive_quantizers import SensitiveQuantizer, mean_alone, note_repairs
-from .trial import ABOVE_NOISE_DB, Goal, Part, Trial, try_options
-
-TRIES = 2
-"""Of each fix."""
+from .trial import Goal, Part, Trial, try_options
 
 
 @dataclass
@@ -128,7 +125,7 @@ class NetworkRepair:
         if drowned and abs(before.whole.score - after.whole.score) <= self.goal.noise:
             gain = mean_alone(after, self.sensitive_quantizers) - mean_alone(before, self.sensitive_quantizers)
             return (
-                gain > ABOVE_NOISE_DB,
+                gain > LEAST_GAIN_DB,
                 f"that is chance, but the sensitive quantizers alone gain {gain:.1f} dB on average: ",
             )
         if self.goal.accepts(before) and not self.goal.accepts(after):

@@ -27,21 +27,10 @@ from ..numeric.metrics import sqnr
 from ..numeric.quant import QuantParams
 from ..operators.linear import LinearLayer
 from ..rounding.bias_scale import input_scale, lowest_scales
+from ..thresholds import COARSE_DB, FEW_INTEGERS, ROOT_CAUSE_SAMPLES, UNEVEN_CHANNELS
 from .trial import Trial
 
 Kind = Literal["uneven channels", "bias beyond 32 bits", "extreme range", "clipped values", "coarse grid"]
-
-UNEVEN = 8.0
-"""Three bits lost by the median channel."""
-
-FEW_INTEGERS = 4.0
-"""Of a grid's, for half of the values."""
-
-LOUD_DB = 30.0
-"""Own SQNR below which a grid's error is looked into."""
-
-LOOKED_AT = 8
-"""Samples of an activation."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +62,7 @@ def look_at(trial: Trial, unit: Unit) -> tuple[Finding, ...]:
 
 def activation(trial: Trial, name: str) -> NDArray[np.float64]:
     """Values of a tensor of the float network on a few samples, all in a row."""
-    feeds = trial.study.feeds[:LOOKED_AT]
+    feeds = trial.study.feeds[:ROOT_CAUSE_SAMPLES]
     if all(name in feed.arrays for feed in feeds):
         return np.concatenate([np.ravel(feed.arrays[name]) for feed in feeds]).astype(np.float64)
     session = Session(extract(trial.base.to_proto(), [name]))
@@ -84,7 +73,8 @@ def _channels(layer: LinearLayer, params: QuantParams) -> Finding | None:
     weight = np.asarray(layer.weight.values, np.float64)
     reach = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != layer.axis))
     median = float(np.median(reach[reach > 0])) if reach.any() else 0.0
-    if params.axis is not None or params.block is not None or reach.max(initial=0.0) < UNEVEN * median or not median:
+    even = not median or reach.max(initial=0.0) < UNEVEN_CHANNELS * median
+    if params.axis is not None or params.block is not None or even:
         return None
     first, times = int(reach.argmax()), float(reach.max() / median)
     return Finding(
@@ -137,7 +127,7 @@ def _clipping(values: NDArray[np.float64], params: QuantParams) -> Finding | Non
     error = np.square(values - np.asarray(params.fake(values.astype(np.float32)), np.float64))
     lo, hi = grid_ends(params)
     share = float(error[(values < lo) | (values > hi)].sum() / max(error.sum(), np.finfo(np.float64).tiny))
-    if share <= 0.5 or error.sum() < 10 ** (-LOUD_DB / 10) * np.square(values).sum():
+    if share <= 0.5 or error.sum() < 10 ** (-COARSE_DB / 10) * np.square(values).sum():
         return None
     return Finding(
         "clipped values",

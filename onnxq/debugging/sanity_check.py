@@ -10,11 +10,11 @@ from onnx import ModelProto
 from ..data import Feed
 from ..errors import DataError, VerificationError
 from ..evaluation.metric import AccuracyMetric, SqnrMetric, measure
-from ..evaluation.study import EVALUATION_SAMPLES, Study
+from ..evaluation.study import Study
 from ..execution.session import Session
 from ..graph.model import extract
 from ..numeric.metrics import class_scores
-from ..pipeline.pipeline import PRESERVED_DB
+from ..thresholds import EVALUATION_SAMPLES, PRESERVED_DB
 from .log import Log, score_text
 from .trial import Trial
 

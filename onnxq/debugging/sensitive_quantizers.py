@@ -6,16 +6,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ..evaluation.sensitivity import SensitivityAnalysis, UnitEffect
-from ..pipeline.keep_if_better import CLEAR_DB
+from ..thresholds import CLEAR_DB, MOST_EXAMINED, SUSPECTED
 from .log import Log, score_text
 from .root_cause import Finding, look_at
 from .trial import Goal, Trial
-
-NAMED = 10
-"""How many are looked at, at most."""
-
-SUSPECTED = 3
-"""How many where none misses the target alone."""
 
 
 @dataclass
@@ -35,7 +29,7 @@ def find_sensitive_quantizers(
     """Those that miss the target alone, the worst first; where there are none, those that cost most."""
     effects = ranking.measured
     guilty = [effect for effect in effects if effect.only is not None and effect.only < goal.needed]
-    named = (guilty or list(effects[:SUSPECTED]))[:NAMED]
+    named = (guilty or list(effects[:SUSPECTED]))[:MOST_EXAMINED]
     units = {unit.name: unit for unit in trial.units}
     sensitive_quantizers = [
         SensitiveQuantizer(effect.unit, effect.kind, look_at(trial, units[effect.unit]), trial.db_alone(effect.unit))

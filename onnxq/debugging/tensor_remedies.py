@@ -17,9 +17,10 @@ from glob import escape
 from ..errors import OnnxqError
 from ..evaluation.sensitivity import Unit
 from ..options import Options, Override
+from ..thresholds import LEAST_GAIN_DB
 from .log import Log
 from .remedies import METHODS, Fallback, fallback_order
-from .trial import ABOVE_NOISE_DB, Goal, Part, Trial, try_options
+from .trial import Goal, Part, Trial, try_options
 
 PART: Mapping[str, Part] = {"weights": "weights", "activation": "activations"}
 
@@ -116,7 +117,7 @@ class TensorRepair:
             for unit in units if tried is not None else ():
                 assert tried is not None
                 db = tried.db_alone(unit.name)
-                if db > best[unit.name] + ABOVE_NOISE_DB:
+                if db > best[unit.name] + LEAST_GAIN_DB:
                     best[unit.name], self.methods[unit.name] = db, method
         if not self.methods:
             self.log.write("Other range methods", "None serves any of these tensors better than the one that it has.")

@@ -12,21 +12,16 @@ from onnx import ModelProto
 
 from ..evaluation.metric import SqnrMetric, measure
 from ..evaluation.sensitivity import Unit, units_of
-from ..evaluation.study import EVALUATION_SAMPLES, Study
+from ..evaluation.study import Study
 from ..evaluation.switchboard import Group, Switchboard, groups_of
 from ..execution.layerwise import isolate
 from ..graph.model import Model
 from ..options import Options
 from ..passes.set_bias_scales import SetBiasScales
 from ..pipeline.build_report import checked
+from ..thresholds import EVALUATION_SAMPLES, LEAST_GAIN_DB, ROUNDING_ERROR
 
 Part = Literal["weights", "activations"]
-
-TINY = 1e-9
-"""What a share in % may be off by arithmetic."""
-
-ABOVE_NOISE_DB = 0.5
-"""Differences of SQNR below it are not worth another option."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class Gate:
         if trial.apart is None:
             trial.apart = self.study.measured(trial.quantized)
             self.scores.append(trial.apart)
-        return trial.apart >= self.needed - TINY
+        return trial.apart >= self.needed - ROUNDING_ERROR
 
 
 @dataclass(frozen=True)
@@ -69,13 +64,13 @@ class Goal:
         return self.reached(trial.whole) and (self.gate is None or self.gate.passes(trial))
 
     def reached(self, found: Standing) -> bool:
-        return found.score >= self.needed - TINY
+        return found.score >= self.needed - ROUNDING_ERROR
 
     def better(self, one: Standing, other: Standing) -> bool:
         """Whether `one` is better than `other` by more than chance."""
-        if abs(one.score - other.score) > self.noise + TINY:
+        if abs(one.score - other.score) > self.noise + ROUNDING_ERROR:
             return one.score > other.score
-        return one.db > other.db + ABOVE_NOISE_DB
+        return one.db > other.db + LEAST_GAIN_DB
 
     def worse_first(self, trial: Trial) -> list[Part]:
         """Weights and activations, in the order in which they are to blame."""

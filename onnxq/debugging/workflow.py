@@ -28,16 +28,14 @@ from ..evaluation.study import Labels, Study, open_study
 from ..graph import large
 from ..options import Options
 from ..report import LogEntry, Measure, SensitivityRanking
+from ..thresholds import LEAST_DB, LEAST_GAIN_DB
 from .log import Log, Say, score_text
 from .network_remedies import NetworkRepair
 from .remedies import NAMES
 from .sanity_check import check_bypassed, check_float, samples_of
 from .sensitive_quantizers import SensitiveQuantizer, find_sensitive_quantizers, tell_fates
 from .tensor_remedies import TensorRepair
-from .trial import ABOVE_NOISE_DB, Gate, Goal, Trial, try_options
-
-LEAST_DB = 20.0
-"""The target for SQNR, unless one is given: noise of a tenth of the outputs' magnitude."""
+from .trial import Gate, Goal, Trial, try_options
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ class _Walk:
 
     def _goal(self) -> Goal:
         """Shares of few samples are off by chance, here by one standard error at the most."""
-        noise = {"%": 50 / math.sqrt(samples_of(self.study)), "dB": ABOVE_NOISE_DB}.get(self.study.metric.unit, 0.0)
+        noise = {"%": 50 / math.sqrt(samples_of(self.study)), "dB": LEAST_GAIN_DB}.get(self.study.metric.unit, 0.0)
         held_out = self.held_out
         gate = None if held_out is None else Gate(held_out, self.target.needed(held_out.float_score))
         return Goal(self.target.needed(self.study.float_score), noise, gate)

@@ -31,17 +31,16 @@ from ..execution.session import Session, Source, parallel_map, without_padding
 from ..graph import large
 from ..graph.model import extract
 from ..graph.shapes import tensor_bytes
-from ..numeric.distance import EXPLAINED_DB, Distance
+from ..numeric.distance import Distance
 from ..numeric.metrics import comparable, finite, sqnr
 from ..options import Options, with_settings
 from ..pipeline.job import make_context
 from ..pipeline.open_inputs import open_data, open_model
 from ..pipeline.pipeline import load, prepare
+from ..thresholds import CLEAN_DB, EXPLAINED_DB
 from .comparison import ComparedTensor, Comparison, Jump
 from .matching import Matching, match
 from .two_models import common_inputs
-
-CLEAN_DB = 40.0
 
 MOVEMENT = frozenset({
     "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout", "Cast", "Slice", "Split", "Expand"

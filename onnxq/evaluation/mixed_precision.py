@@ -28,17 +28,12 @@ from ..errors import UsageError, VerificationError
 from ..graph import large
 from ..options import Options
 from ..report import ParetoFront, ParetoPoint
+from ..thresholds import EVALUATION_SAMPLES, FRONT_POINTS, ROUNDING_ERROR
 from .bit_allocation import Bits, Cost, path
 from .metric import SqnrMetric
 from .planned_widths import Candidates, PlannedWidths, chosen_options, plan
-from .study import EVALUATION_SAMPLES, Labels, Study, open_study
+from .study import Labels, Study, open_study
 from .switchboard import Switchboard
-
-SHOWN = 9
-"""Points of the path that are measured in any case, for the front."""
-
-TINY = 1e-9
-"""What a share in % may be off by arithmetic: a drop of 1 point is allowed where 1 point is."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +122,8 @@ class _Search:
     scores: dict[int, float] = field(default_factory=dict)
 
     def run(self) -> MixedPrecision:
-        for shown in range(SHOWN):
-            self._score(round(shown * (len(self.path) - 1) / (SHOWN - 1)))
+        for shown in range(FRONT_POINTS):
+            self._score(round(shown * (len(self.path) - 1) / (FRONT_POINTS - 1)))
         first = next((i for i, bits in enumerate(self.path) if self._is_cheap(bits)), None)
         if first is None:
             return self._quantized(len(self.path) - 1)
@@ -180,7 +175,7 @@ class _Search:
         return bops and (limits.size is None or costs.size(bits) <= limits.size)
 
     def _is_allowed(self, score: float) -> bool:
-        return self.limits.drop is None or self.reference - score <= self.limits.drop + TINY
+        return self.limits.drop is None or self.reference - score <= self.limits.drop + ROUNDING_ERROR
 
     def _last_allowed(self, first: int) -> int:
         """The cheapest place found to be within the allowed drop, if drops grow along the path; else `first`."""

@@ -35,14 +35,12 @@ from ..operators.linear import LinearLayer, clip_bounds
 from ..options import Options
 from ..report import Sensitivity, SensitivityRanking, printable
 from ..report.json_format import plain
+from ..thresholds import ACTIVATION_SAMPLES
 from .metric import Metric, Outputs
 from .study import Labels, Study, open_study
 from .switchboard import Group, Switchboard
 
 By = Literal["quantizer", "layer"]
-
-LOOKED_AT = 4
-"""Samples for the SQNR of single activations."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +293,7 @@ def own_sqnr(study: Study, base: Model, groups: Mapping[str, Group]) -> dict[str
     totals = {name: Sqnr() for name in roots if name not in found}
     fed = {name for name in totals if not tensors[name].inputs}
     session = Session(extract(base.to_proto(), [name for name in totals if name not in fed]))
-    for feed in study.feeds[:LOOKED_AT]:
+    for feed in study.feeds[:ACTIVATION_SAMPLES]:
         values = {**feed.arrays, **session.run(feed.arrays)}
         for name, total in totals.items():
             params = roots[name].params

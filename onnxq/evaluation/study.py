@@ -19,16 +19,11 @@ from ..numeric.metrics import class_scores
 from ..options import Options
 from ..pipeline.job import Job
 from ..pipeline.open_inputs import input_specs, open_data, open_model
+from ..thresholds import COUNTED_SAMPLES, EVALUATION_SAMPLES
 from .custom_metric import parse_metric
 from .labels import read_labels
 from .metric import Metric, Outputs, float_outputs, measure
 from .switchboard import Group, Switchboard, groups_of
-
-EVALUATION_SAMPLES = 64
-"""Samples that a distance (SQNR, KL) is measured on, unless the user says how many."""
-
-COUNTED = 1024
-"""Samples that a share (accuracy, agreement) or the user's own metric is measured on, at most."""
 
 Labels = str | os.PathLike[str] | Sequence[int]
 
@@ -88,7 +83,8 @@ def open_study(
 
     labels, metric: as `evaluate` takes them, the labels being those of the calibration data.
     by_classes: whether, without labels and metric, agreement counts where the model has class scores; else SQNR does.
-    judged: how many of the calibration samples the metric is measured on; None: `EVALUATION_SAMPLES` or `COUNTED`.
+    judged: how many of the calibration samples the metric is measured on; None: `EVALUATION_SAMPLES` or
+        `COUNTED_SAMPLES`.
     workers: who collects statistics, and scores switches. The rest as in `quantize`. Raises a subclass of OnnxqError.
     """
     if options.data_free:
@@ -103,7 +99,7 @@ def open_study(
         metric = "agreement"
     if judged is None:
         distance = labels is None and metric in (None, "sqnr", "kl")
-        judged = EVALUATION_SAMPLES if distance else COUNTED
+        judged = EVALUATION_SAMPLES if distance else COUNTED_SAMPLES
     fewer = replace(options, samples=min(judged, options.samples or judged))
     samples = open_data(calibration, input_specs(proto), fewer, preprocess, input_keys)
     known = None if labels is None else read_labels(labels, samples)

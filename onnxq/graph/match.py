@@ -5,10 +5,8 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from ..operators.linear import is_op
+from ..thresholds import SMALLEST_CLASSIFIER
 from .model import Model
-
-SMALLEST_CLASSIFIER = 10
-"""Values of an output behind no Softmax from which it is taken for class scores, not for coordinates."""
 
 
 def class_logits(model: Model) -> set[str]:

@@ -23,27 +23,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ..thresholds import CONSTANT_SHARE, CORRELATED, EXPLAINED_DB, FEWEST_VALUES, SLIGHT_SPREAD, SPREAD
 from .metrics import Sqnr
 from .quant import FloatArray
 
 Vector = NDArray[np.float64]
-
-CORRELATED = 0.9
-"""Squared correlation from which on a channel's factor says something."""
-
-SPREAD = float(np.log(1.1))
-"""Standard deviation of log factors from which on channels count as scaled."""
-
-SLIGHT_SPREAD = float(np.log(1.01))
-"""The same in a network of which other tensors are."""
-
-EXPLAINED_DB = 6.0
-
-CONSTANT = 0.02
-"""Share of a channel's power that varies, below which the channel counts as constant: borders do vary."""
-
-FEWEST = 16
-"""Values of a channel that a fit needs."""
 
 
 @dataclass
@@ -112,13 +96,13 @@ class Distance:
         if not self._fits():
             return None
         n, sx, sy, xx, cxx, cxy, cyy = self._moments()
-        offset = np.where(cxx <= CONSTANT * xx, 0.0, (sx - sy) ** 2 / n)
+        offset = np.where(cxx <= CONSTANT_SHARE * xx, 0.0, (sx - sy) ** 2 / n)
         db = _ratio_db(xx, cxx - 2 * cxy + cyy + offset)
         return db if db >= self.sqnr.db + EXPLAINED_DB else None
 
     def _fits(self) -> bool:
         """Whether there are errors, and values enough to tell what they are."""
-        if self.sums is None or self.sums.shape[1] < 2 or self.sums[0].min() < FEWEST:
+        if self.sums is None or self.sums.shape[1] < 2 or self.sums[0].min() < FEWEST_VALUES:
             return False
         return 0 < self.sqnr.noise < np.inf
 

@@ -13,7 +13,7 @@ v_k = 0. A channel is constant if
     max z - min z <= threshold * (its layer's median of that), z the output of the layer, or
     Relu or Clip behind it turns all z into its bound, also if they strayed twice as far from their mean.
 
-Extremes are those of the calibration data, if it shows channels often enough to tell (`observe.LEAST_SEEN`). Without
+Extremes are those of the calibration data, if it shows channels often enough to tell (`thresholds.LEAST_SEEN`). Without
 data they are those that BatchNorm foretells (mean and 6 standard deviations).
 """
 

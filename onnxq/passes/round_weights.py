@@ -32,12 +32,10 @@ from ..operators.matrix import LayerMatrix
 from ..report import RoundedLayer
 from ..rounding.bias_scale import input_scale
 from ..rounding.choose import EFFORTS, ROUNDINGS, Choice, Effort, Seen, Task
+from ..thresholds import HELD_OUT_EVERY
 from .base import Context, Outcome, Skip
 
 __all__ = ["EFFORTS", "ROUNDINGS", "RoundWeights"]
-
-HELD_BACK = 5
-"""One sample in so many judges."""
 
 EXACT = 1e-12
 """Relative errors that are closer than this are the same."""
@@ -67,7 +65,7 @@ class RoundWeights:
 
     def apply(self, model: Model, context: Context) -> Outcome:
         isolate(model)
-        samples = len(context.feeds) if isinstance(context.feeds, Sized) else HELD_BACK
+        samples = len(context.feeds) if isinstance(context.feeds, Sized) else HELD_OUT_EVERY
         feed = next((dict(arrays) for arrays, _ in context.arrays()), {})
         sizes = tensor_bytes(model.to_proto(), (layer.node.outputs[0].name for layer in planned_layers(model)), feed)
         rounder = _Rounder(model, self, samples, sizes, self._checkpoint(model, context))
@@ -156,7 +154,7 @@ class _Rounder:
             return
         sample, x, y, every = part
         seen = self.seen.setdefault(layer.node.name, Seen())
-        held = self.samples >= HELD_BACK and sample % HELD_BACK == HELD_BACK - 1
+        held = self.samples >= HELD_OUT_EVERY and sample % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         seen.take(x, y, every, held)
         if self.options.rounding == "adaround" and not held:
             size = max(KEPT_BYTES // (self.samples * 4 * (x.shape[0] * (x.shape[1] + y.shape[1]))), 1)

@@ -20,12 +20,10 @@ from ..graph import large
 from ..graph.model import Model, Quantizer
 from ..graph.precision import WIDENED_FROM
 from ..report import FloatNode, ModelFacts, QuantizedTensor, Report
+from ..thresholds import FEW_SAMPLES, QUALITY_SAMPLES
 from .collect_report import ReportCollector
 from .job import Job
-from .verify import SAMPLES, verify
-
-FEW_SAMPLES = 8
-"""Of calibration data, below which a result says little about other data."""
+from .verify import verify
 
 INVENTED_WARNING = (
     "outputs were compared on random inputs; give calibration data to see how far the result is from the float model"
@@ -45,7 +43,7 @@ def account(
 
     output: where the result is to be found, the quantized model, or `result` instead of it.
     """
-    compared = job.feeds.take(SAMPLES)
+    compared = job.feeds.take(QUALITY_SAMPLES)
     target = job.context.target
     requirements = checked(job, quantized)
     feeds = [(f.arrays, f.rows) for f in compared]

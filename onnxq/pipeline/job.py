@@ -27,8 +27,9 @@ from ..passes.round_weights import RoundWeights
 from ..passes.set_bias_scales import SetBiasScales
 from ..report import Step
 from ..targets import find_target
+from ..thresholds import CLEAR_DB, NOISE_FLOOR_DB
 from .collect_report import ReportCollector
-from .keep_if_better import CLEAR_DB, NOISE_FLOOR_DB, QualityMeasure, keep_if_better, split
+from .keep_if_better import QualityMeasure, keep_if_better, split
 from .pipeline import (
     Pipeline,
     adjustments,

@@ -20,20 +20,12 @@ from ..execution.session import Session, parallel_map, without_padding
 from ..graph.model import Model
 from ..numeric.metrics import OutputSqnr
 from ..passes.base import Context, Outcome, Pass
-
-SAMPLES = 32
-"""To set ranges on, and as many others to compare on."""
-
-NOISE_FLOOR_DB = 6.0
-"""Noise of half the signal's magnitude: differences of SQNR below it are chance."""
-
-CLEAR_DB = 25.0
-"""Above it, at 8 bits, optimised rounding changes nothing that counts (docs/accuracy-rounding.md)."""
+from ..thresholds import TOLERANCE_DB, TRIAL_SAMPLES
 
 
 def split(feeds: CalibrationData) -> tuple[list[Feed], list[Feed]]:
     """Feeds to set ranges on, and feeds to compare on: no sample is among both, unless there is but one feed."""
-    drawn = feeds.take(2 * SAMPLES)
+    drawn = feeds.take(2 * TRIAL_SAMPLES)
     return (drawn[::2], drawn[1::2]) if len(drawn) > 1 else (drawn, drawn)
 
 
@@ -79,7 +71,7 @@ def keep_if_better(
     context: Context,
     finish: Callable[[Model], ModelProto],
     judge: QualityMeasure,
-    tolerance: float = 0.1,
+    tolerance: float = TOLERANCE_DB,
 ) -> tuple[Model, list[Trial]]:
     """The model with those of `steps`, one after another, that do not make the quantized model worse.
 

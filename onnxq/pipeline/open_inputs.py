@@ -22,8 +22,7 @@ from ..graph import storage
 from ..graph.import_model import import_model
 from ..graph.order import in_order
 from ..options import Options
-
-RANDOM_SAMPLES = 32
+from ..thresholds import RANDOM_SAMPLES
 
 
 def open_model(model: str | os.PathLike[str] | ModelProto, *, quantized: bool = False) -> tuple[ModelProto, str]:

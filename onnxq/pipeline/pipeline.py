@@ -40,9 +40,7 @@ from ..passes.set_weight_ranges import SetWeightRanges
 from ..passes.smoothquant import SmoothQuant
 from ..report import Step
 from ..targets import find_target
-
-PRESERVED_DB = 60.0
-"""A pass that claims to preserve the float function may change its outputs by a thousandth (root mean square)."""
+from ..thresholds import PRESERVED_DB
 
 
 @dataclass(frozen=True)

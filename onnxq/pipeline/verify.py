@@ -27,10 +27,7 @@ from ..graph import large
 from ..graph.storage import first_line
 from ..numeric.metrics import Sqnr, class_scores, finite
 from ..report import OutputQuality
-
-AGREEMENT_MARGIN_DB = 3.0
-LOW_SQNR_DB = 10.0
-SAMPLES = 32
+from ..thresholds import LOW_SQNR_DB, RUNTIME_ENOUGH_DB, RUNTIME_MARGIN_DB
 
 _BROKEN = "of the float model itself holds infinity or not-a-number: only its finite values were compared"
 
@@ -170,7 +167,7 @@ def _refuse_damage(output: str, comparison: _Comparison, runs_here: bool) -> Non
             f"output {output!r} of the quantized model holds infinity or not-a-number where the float model's does"
             " not, so the model was not written"
         )
-    if runs_here and runtime.db < min(quality.db, 30.0) - AGREEMENT_MARGIN_DB:
+    if runs_here and runtime.db < min(quality.db, RUNTIME_ENOUGH_DB) - RUNTIME_MARGIN_DB:
         raise VerificationError(
             f"output {output!r}: ONNX Runtime's optimised integer kernels do not agree with the model as"
             f" written (SQNR {runtime.db:.1f} dB between them, {quality.db:.1f} dB against float), so the"

@@ -35,23 +35,12 @@ from ..pipeline.open_inputs import input_specs, open_data, open_model, open_outp
 from ..pipeline.pipeline import load, lowering
 from ..pipeline.pipeline import prepare as preparation
 from ..report import Measure, Report, Step
+from ..thresholds import QAT_CALIBRATION_SAMPLES, QAT_CHECK_SAMPLES, QAT_COMPARED_SAMPLES, TORCH_AGREES_DB
 from .loss import CrossEntropy, Distillation, Loss, load_loss
 from .network import Network
 from .samples import Augmentation, Samples, read_samples
 from .start import planned
 from .train import Recipe, Training
-
-CALIBRATION = 256
-"""Samples that the post-training start is found with, at most."""
-
-CHECKED = 16
-"""Samples on which the PyTorch network must compute what ONNX Runtime does."""
-
-COMPARED = 256
-"""Samples held back on which the trained network and the written model are compared."""
-
-SAME_DB = 60.0
-"""PyTorch and ONNX Runtime sum in different orders; anything below is another function."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -125,7 +114,7 @@ def train(
     data: training samples, mostly without labels; see `onnxq.data.CalibrationData`. labels: their classes, as
         `onnxq evaluate` takes them; cross-entropy then takes the place of distillation.
     recipe: how to train. options, settings: how to quantize, as in `onnxq.quantize`; `Options.samples` are those to
-        train with, of which the start is calibrated on `CALIBRATION`; an interrupted run goes on from
+        train with, of which the start is calibrated on `QAT_CALIBRATION_SAMPLES`; an interrupted run goes on from
         `Options.checkpoint`. The rest as in `onnxq.quantize`.
     Raises a subclass of OnnxqError.
     """
@@ -168,7 +157,7 @@ def _open_job(
     progress: Progress | None,
 ) -> Job:
     proto, origin = open_model(model)
-    fewer = replace(options, samples=min(options.samples or CALIBRATION, CALIBRATION))
+    fewer = replace(options, samples=min(options.samples or QAT_CALIBRATION_SAMPLES, QAT_CALIBRATION_SAMPLES))
     feeds = open_data(data, input_specs(proto), fewer, preprocess, input_keys)
     where = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
     return Job(proto, origin, feeds, options, progress, input_keys or {}, where, None)
@@ -225,7 +214,7 @@ def _rows(teacher: Network, proto: ModelProto, samples: Samples, specs: Sequence
     """
     fixed = next((s.shape[0] for s in specs if s.shape and isinstance(s.shape[0], int)), None)
     size = batch_size(specs) if fixed is not None else 1
-    some, session = samples.take(slice(0, max(CHECKED // (size or 1), 1) * (size or 1))), Session(proto)
+    some, session = samples.take(slice(0, max(QAT_CHECK_SAMPLES // (size or 1), 1) * (size or 1))), Session(proto)
     expected = [session.run(part.arrays) for part in some.batches(size or 1)]
     for rows in dict.fromkeys((size if fixed is not None else len(some), size)):
         try:
@@ -235,7 +224,7 @@ def _rows(teacher: Network, proto: ModelProto, samples: Samples, specs: Sequence
                 raise
             continue  # the model allows any batch, and has one written into its shapes
         db = _sqnr(expected, found)
-        if db >= SAME_DB:
+        if db >= TORCH_AGREES_DB:
             return None if fixed is None and rows == len(some) else rows
     raise EngineError(
         f"{origin}: the PyTorch network does not compute what ONNX Runtime does (SQNR {db:.1f} dB);"
@@ -312,7 +301,7 @@ def _step(training: Training, seconds: float) -> Step:
 def _held_against(training: Training, written: Path, threads: int) -> tuple[float, float | None, int]:
     """(SQNR, share of the same best class, samples) of the trained network and the written model in ONNX Runtime."""
     session, rows = Session(written), training.rows or 1
-    some = training.held_back.take(slice(0, max(COMPARED // rows, 1) * rows))
+    some = training.held_back.take(slice(0, max(QAT_COMPARED_SAMPLES // rows, 1) * rows))
     expected = list(parallel_map(lambda part: session.run(part.arrays), some.batches(rows), threads))
     found = [_outputs(training.student, part) for part in some.batches(training.rows or training.recipe.batch)]
     first, second = ({n: np.concatenate([r[n] for r in runs]) for n in runs[0]} for runs in (expected, found))

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
+from ..thresholds import DRAWN_DB
 from . import figures
 from .markup import (
     Cell,
@@ -29,10 +30,6 @@ SHOWN = 1000
 
 DECLINED = 200
 """Places that a step declined to change, likewise."""
-
-
-LARGEST_DB = 1000.0
-"""Beyond it, outputs are identical, or hold infinity: there is nothing to draw."""
 
 
 def sections(report: Report) -> list[Section]:
@@ -141,7 +138,7 @@ def _entry(entry: LogEntry) -> Markup:
 
 def _steps(report: Report) -> Section:
     judged = [v for s in report.steps if s.before_db is not None for v in (s.before_db, s.after_db) if v is not None]
-    finite = [v for v in judged if abs(v) < LARGEST_DB]
+    finite = [v for v in judged if abs(v) < DRAWN_DB]
     lo, hi = (min(finite) - 0.5, max(finite) + 0.5) if finite else (0.0, 1.0)
     lead = "Figure 8 of the white paper from top to bottom."
     if judged:
@@ -182,7 +179,7 @@ def _effect(step: Step, lo: float, hi: float) -> Markup:
     if step.before_db is None or step.after_db is None:
         return Markup("")
     ends = tag("span", f"{decibels(step.before_db)} → {decibels(step.after_db)} dB", class_="ends")
-    if not (abs(step.before_db) < LARGEST_DB and abs(step.after_db) < LARGEST_DB):
+    if not (abs(step.before_db) < DRAWN_DB and abs(step.after_db) < DRAWN_DB):
         return ends
     return join(dumbbell(step.before_db, step.after_db, lo, hi), ends)
 

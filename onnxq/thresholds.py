@@ -1,0 +1,167 @@
+"""Every dB, count and share that decides something: its value, its meaning, and where it comes from.
+
+A docstring ends with its source. "Measured: ..." names the page under docs/ that holds the figures; "By definition:
+..." says what the value means exactly; "Chosen: ..." says what it was chosen for, where no measurement is on record.
+"Option: ..." names what lets a user set it; without it, nothing does. docs/thresholds.md is made from this file.
+
+Sizes that bound memory or a file format, and constants of one algorithm's formulas, stay beside their algorithm.
+"""
+
+from __future__ import annotations
+
+import math
+
+# --- signal to quantization noise ratios -------------------------------------------------------------------------
+
+NOISE_FLOOR_DB = 6.0
+"""SQNR of outputs below which differences of SQNR are chance: the noise has half the signal's magnitude, and steps
+are then compared with weights that are rounded by GPTQ. By definition: 20 log10(2)."""
+
+CLEAR_DB = 25.0
+"""SQNR of outputs from which on, at 8 bits, optimised rounding changes nothing that counts: `rounding` auto rounds to
+nearest there, and `debug` goes on behind its target up to it. Measured: accuracy-rounding.md. Option: rounding."""
+
+TOLERANCE_DB = 0.1
+"""What a step may cost the outputs and still be kept. Chosen: a loss that no accuracy in accuracy-steps.md shows."""
+
+LEAST_GAIN_DB = 0.5
+"""Gain in SQNR below which `debug` takes no other option. Chosen: another draw of samples may turn such a gain
+around."""
+
+LEAST_DB = 20.0
+"""The SQNR that `debug` aims at: noise of a tenth of the outputs' magnitude. By definition: 20 log10(10). Option:
+target_score."""
+
+LOW_SQNR_DB = 10.0
+"""SQNR of an output below which the report warns: accuracy must be measured. Chosen: noise of a third of the signal's
+magnitude."""
+
+COARSE_DB = 30.0
+"""A tensor's own SQNR below which `debug` examines the error of its grid. Chosen: 10 dB above `LEAST_DB`, since
+errors of many tensors add up."""
+
+CLEAN_DB = 40.0
+"""SQNR above which a tensor counts as free of error when `compare` looks for the place where the error jumps. Chosen:
+below it rounding at 8 bits alone may bring a tensor."""
+
+EXPLAINED_DB = 6.0
+"""What a scale and an offset of each channel must explain before `compare` takes them for equalization or absorption.
+By definition: half of the error's magnitude, 20 log10(2)."""
+
+RUNTIME_MARGIN_DB = 3.0
+"""How far ONNX Runtime's integer kernels may be from the model as written, below its SQNR against float: as much
+noise again as quantization made. By definition: 10 log10(2)."""
+
+RUNTIME_ENOUGH_DB = 30.0
+"""SQNR between ONNX Runtime's integer kernels and the model as written that is enough in any case. Chosen: faulty
+kernels compute something else entirely."""
+
+PRESERVED_DB = 60.0
+"""SQNR that a pass keeps which claims to preserve the float function: its outputs change by a thousandth at most. By
+definition: 20 log10(1000)."""
+
+TORCH_AGREES_DB = 60.0
+"""SQNR from which on the PyTorch network of `qat` computes what ONNX Runtime does: the two sum in different orders.
+By definition: a thousandth, 20 log10(1000)."""
+
+DRAWN_DB = 1000.0
+"""SQNR beyond which the report draws nothing: outputs are identical, or hold infinity. By definition: float64 ends at
+6000 dB."""
+
+# --- samples and values ------------------------------------------------------------------------------------------
+
+FEW_SAMPLES = 8
+"""Calibration samples below which the report warns: the result says little about other data. Chosen: the warning must
+not be a habit. Option: samples."""
+
+TRIAL_SAMPLES = 32
+"""Samples to set ranges on, and as many others to compare on, where a step is tried. Chosen: some seconds for each
+step."""
+
+QUALITY_SAMPLES = 32
+"""Samples over which the quality in the report is measured. Chosen: one pass of some seconds."""
+
+RANDOM_SAMPLES = 32
+"""Random inputs to verify a model on where there is no calibration data. Chosen: as `QUALITY_SAMPLES`."""
+
+EVALUATION_SAMPLES = 64
+"""Samples that a distance (SQNR, KL) is measured on in `sensitivity`, `debug` and mixed precision. Chosen: a figure
+for each quantizer takes one run of the network over them. Option: evaluation_samples."""
+
+COUNTED_SAMPLES = 1024
+"""Samples that a share (accuracy, agreement) or the user's own metric is measured on, at most. By definition: a share
+of 90 % is known to 1 point (one standard deviation) then. Option: evaluation_samples."""
+
+ACTIVATION_SAMPLES = 4
+"""Samples for the SQNR of single activations in `sensitivity`. Chosen: an activation has many values in each."""
+
+ROOT_CAUSE_SAMPLES = 8
+"""Samples of a tensor that `debug` examines. Chosen: an activation has many values in each."""
+
+HELD_OUT_EVERY = 5
+"""Of calibration samples, one in so many is held out when weights are rounded: it chooses between candidates that
+were fitted to the others. Chosen: the fit keeps most samples."""
+
+LEAST_SEEN = 32
+"""Values of a channel: that all of so many are on one side of zero is no accident. By definition: 2^-32 if both sides
+were as likely."""
+
+FEWEST_VALUES = 16
+"""Values of a channel that a fit of its scale and offset needs. Chosen: eight for each of the two."""
+
+SMALLEST_CLASSIFIER = 10
+"""Values of an output behind no Softmax from which it is taken for class scores, not for coordinates. Chosen: boxes
+and poses have fewer coordinates a row, public classifiers no fewer classes."""
+
+QAT_CALIBRATION_SAMPLES = 256
+"""Samples that the post-training start of training is found with, at most. Chosen: training sees the others."""
+
+QAT_CHECK_SAMPLES = 16
+"""Samples on which the PyTorch network must compute what ONNX Runtime does. Chosen: a wrong operator shows on one."""
+
+QAT_COMPARED_SAMPLES = 256
+"""Held-out samples on which the trained network and the written model are compared. Chosen: as many as calibrate."""
+
+# --- shares and ratios -------------------------------------------------------------------------------------------
+
+ROUNDING_ERROR = 1e-9
+"""What a score or a share in % may be off by float64 arithmetic: a drop of 1 point is allowed where 1 point is.
+Chosen: far above float64's 2e-16, far below the share of one sample."""
+
+UNEVEN_CHANNELS = 8.0
+"""Ratio of a tensor's range to its median channel's from which on `debug` names uneven channels. By definition: the
+median channel loses three bits, log2(8)."""
+
+FEW_INTEGERS = 4.0
+"""Integers of a grid on which half of the values lie, below which `debug` names an extreme range. By definition: two
+bits are left."""
+
+CORRELATED = 0.9
+"""Squared correlation of a channel with its reference from which on its scale says something. By definition: a tenth
+of the power is unexplained."""
+
+SPREAD = math.log(1.1)
+"""Standard deviation of the channels' log factors from which on channels count as scaled. Chosen: rounding changes
+gains by less."""
+
+SLIGHT_SPREAD = math.log(1.01)
+"""The same in a network other tensors of which are scaled. Chosen: as `SPREAD`."""
+
+CONSTANT_SHARE = 0.02
+"""Share of a channel's power that varies, below which the channel counts as constant: borders do vary. Chosen:
+padding touches few positions."""
+
+# --- how many are looked at --------------------------------------------------------------------------------------
+
+MOST_EXAMINED = 10
+"""Quantizers that `debug` examines, at most. Chosen: a log that is read."""
+
+SUSPECTED = 3
+"""Quantizers that `debug` examines where none misses the target alone. Chosen: as above."""
+
+TRIES = 2
+"""How often `debug` tries a remedy for the network: others change what it is worth. Chosen: bounds the time."""
+
+FRONT_POINTS = 9
+"""Points of the path between most and fewest bits that mixed precision measures in any case. Chosen: a curve that can
+be drawn."""
