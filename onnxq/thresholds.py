@@ -156,7 +156,7 @@ padding touches few positions."""
 MOST_EXAMINED = 10
 """Quantizers that `debug` examines, at most. Chosen: a log that is read."""
 
-SUSPECTED = 3
+EXAMINED_OTHERWISE = 3
 """Quantizers that `debug` examines where none misses the target alone. Chosen: as above."""
 
 TRIES = 2

@@ -16,8 +16,8 @@ import onnxq
 from onnxq import Override
 from onnxq.debugging import sanity_check as sanity
 from onnxq.debugging.remedies import NAMES
-from onnxq.debugging.root_cause import Kind
-from onnxq.debugging.workflow import Debugged, Limit, changes, debug
+from onnxq.debugging.root_cause import CauseKind
+from onnxq.debugging.workflow import AccuracyTarget, DebugResult, changes, debug
 from onnxq.errors import DataError, UsageError, VerificationError
 from onnxq.options import Options
 
@@ -32,7 +32,7 @@ BARE = Options(
 )  # fmt: skip
 """W8A8 per tensor, with nothing done for accuracy."""
 
-TARGET = Limit(score=30.0)
+TARGET = AccuracyTarget(score=30.0)
 
 
 def net(*faults: str) -> ModelProto:
@@ -58,14 +58,16 @@ def net(*faults: str) -> ModelProto:
 
 
 @cache
-def debugged(*faults: str, options: Options = BARE, without: tuple[str, ...] = (), closest: bool = False) -> Debugged:
+def debugged(
+    *faults: str, options: Options = BARE, without: tuple[str, ...] = (), closest: bool = False
+) -> DebugResult:
     proto = net(*faults)
     return debug(proto, samples(proto, 8), target=TARGET, options=options, without=without, closest=closest)
 
 
-def named(found: Debugged) -> dict[str, set[Kind]]:
-    """Culprits, and what was found in them."""
-    return {culprit.name: {finding.kind for finding in culprit.findings} for culprit in found.sensitive_quantizers}
+def named(found: DebugResult) -> dict[str, set[CauseKind]]:
+    """The sensitive quantizers and their causes."""
+    return {sensitive.name: {cause.kind for cause in sensitive.causes} for sensitive in found.sensitive_quantizers}
 
 
 def score(proto: ModelProto, options: Options) -> float:
@@ -75,11 +77,11 @@ def score(proto: ModelProto, options: Options) -> float:
     return quality[0].sqnr_db
 
 
-def titles(found: Debugged) -> list[str]:
+def titles(found: DebugResult) -> list[str]:
     return [entry.title for entry in found.log]
 
 
-def told(found: Debugged, title: str) -> str:
+def text_of(found: DebugResult, title: str) -> str:
     return next(entry.text for entry in found.log if entry.title == title)
 
 
@@ -92,14 +94,14 @@ def test_a_sound_model_is_left_alone() -> None:
     assert found.options == BARE
     assert found.sensitive_quantizers == ()
     assert found.ranking is None
-    assert "nothing to repair" in told(found, "Quantized as asked for")
+    assert "nothing to repair" in text_of(found, "Quantized with the given options")
 
 
 def test_a_layer_with_an_outlier_channel() -> None:
     found = debugged("weights")
     assert named(found) == {"d": {"uneven channels"}}
-    assert "channel 2 reaches" in found.sensitive_quantizers[0].findings[0].text
-    assert "To blame: weights." in told(found, "Weights or activations")
+    assert "channel 2 reaches" in found.sensitive_quantizers[0].causes[0].text
+    assert "What misses the target alone: weights." in text_of(found, "Weights or activations")
     assert found.sensitive_quantizers[0].repaired_by == "empty channels that carry a constant"
     assert found.options == replace(BARE, dead_channels=True)
 
@@ -107,7 +109,7 @@ def test_a_layer_with_an_outlier_channel() -> None:
 def test_an_activation_with_an_extreme_range() -> None:
     found = debugged("range")
     assert named(found) == {"t": {"extreme range"}}
-    assert "To blame: activations." in told(found, "Weights or activations")
+    assert "What misses the target alone: activations." in text_of(found, "Weights or activations")
     assert found.sensitive_quantizers[0].repaired_by == "16 bits"
     assert found.options == replace(BARE, overrides=(Override("t", bits=16),))
 
@@ -115,7 +117,7 @@ def test_an_activation_with_an_extreme_range() -> None:
 def test_a_broken_bias() -> None:
     found = debugged("bias")
     assert named(found) == {"p": {"bias beyond 32 bits"}}
-    assert "-1e+08 in channel 1" in found.sensitive_quantizers[0].findings[0].text
+    assert "-1e+08 in channel 1" in found.sensitive_quantizers[0].causes[0].text
     assert found.sensitive_quantizers[0].repaired_by == "empty channels that carry a constant"
     assert found.options == replace(BARE, dead_channels=True)
 
@@ -123,8 +125,8 @@ def test_a_broken_bias() -> None:
 def test_all_of_them_at_once() -> None:
     found = debugged("weights", "range", "bias")
     assert named(found) == {"p": {"bias beyond 32 bits"}, "d": {"uneven channels"}, "t": {"extreme range"}}
-    assert "To blame: weights and activations." in told(found, "Weights or activations")
-    assert all(culprit.repaired_by for culprit in found.sensitive_quantizers)
+    assert "What misses the target alone: weights and activations." in text_of(found, "Weights or activations")
+    assert all(sensitive.repaired_by for sensitive in found.sensitive_quantizers)
     assert found.options == replace(BARE, dead_channels=True, overrides=(Override("t", bits=16),))
 
 
@@ -163,8 +165,8 @@ def test_where_nothing_is_allowed_the_target_is_not_reached() -> None:
     assert "this is the closest" in titles(found)[-1]
 
 
-def test_a_fix_that_does_not_help_is_not_kept() -> None:
-    assert "not kept" in told(debugged("range"), "Fix: cross-layer equalization, with absorption of high biases")
+def test_a_remedy_that_does_not_help_is_not_kept() -> None:
+    assert "not kept" in text_of(debugged("range"), "Remedy: cross-layer equalization, with absorption of high biases")
 
 
 def test_a_range_method_is_tried_before_bits() -> None:
@@ -184,7 +186,7 @@ LOGITS = LOGITS.replace("y = Conv(q, c)", "z = Conv(q, c)  g = GlobalAveragePool
 
 
 def classifier(*faults: str) -> tuple[ModelProto, list[dict[str, np.ndarray]], list[int]]:
-    """A model, samples that it takes for different classes, and its own answers as labels."""
+    """A model, samples that it takes for different classes, and its own best classes as labels."""
     weights = {**graphs.weights(net(*faults)), "m": np.zeros(4)}
     proto = graphs.model(LOGITS, **weights)
     data = [{"x": feed["x"] + shift} for feed, shift in zip(samples(proto, 60), np.linspace(-2, 2, 60), strict=True)]
@@ -194,27 +196,27 @@ def classifier(*faults: str) -> tuple[ModelProto, list[dict[str, np.ndarray]], l
     return proto, data, [int(k) for k in (scores - scores.mean(axis=0)).argmax(axis=1)]
 
 
-ALLOWED = Limit(drop=15.0)
+ALLOWED = AccuracyTarget(drop=15.0)
 
 
 def test_labels_decide_where_there_are_some() -> None:
     proto, data, labels = classifier("weights")
     found = debug(proto, data, labels=labels, options=BARE, target=ALLOWED)
     assert (found.metric, found.float_score) == ("top-1 accuracy", 100.0)
-    assert [culprit.name for culprit in found.sensitive_quantizers] == ["d"]
+    assert [sensitive.name for sensitive in found.sensitive_quantizers] == ["d"]
     assert 85.0 <= found.score <= 100.0
     assert (found.measures[0].reference, found.measures[0].result) == (100.0, found.score)
-    assert "measured this, too" in found.text
+    assert "measured on the samples that chose the remedies" in found.text
 
 
-def test_other_data_has_the_last_word() -> None:
+def test_held_out_data_must_agree() -> None:
     proto, data, labels = classifier("weights")
     given: dict[str, Any] = {"options": BARE, "target": ALLOWED, "labels": labels}
     found = debug(proto, data, evaluation=data, evaluation_labels=labels, **given)
     assert found.reached
-    assert "On 60 other samples: top-1 accuracy" in found.text
+    assert "On 60 held-out samples: top-1 accuracy" in found.text
     assert "no other model was measured on them" in found.text
-    assert [measure.name for measure in found.measures] == ["top-1 accuracy", "top-1 accuracy, other data"]
+    assert [measure.name for measure in found.measures] == ["top-1 accuracy", "top-1 accuracy, held-out data"]
     quantized = onnxq.quantize(proto, data, options=found.options).model
     wrong = [i for i, feed in enumerate(data) if graphs.run(quantized, feed)["y"].argmax() != labels[i]]
     few, few_labels = [data[i] for i in wrong], [labels[i] for i in wrong]
@@ -222,19 +224,19 @@ def test_other_data_has_the_last_word() -> None:
     allowed = {"dead-channels", "tensor-16-bit"}
     longer = debug(proto, data, without=set(NAMES) - allowed, **given)
     assert longer.measures[1].result >= 85.0 > 0.0 == score_of_first(longer)
-    assert "models were measured on them, so that they have had some say" in longer.text
+    assert "models were measured on them, so that they had some influence on the choice" in longer.text
     barred = tuple(name for name in NAMES if name != "dead-channels")
-    with pytest.raises(VerificationError, match=r"other samples: top-1 accuracy 0\.00 %, float 100\.00 %"):
+    with pytest.raises(VerificationError, match=r"held-out samples: top-1 accuracy 0\.00 %, float 100\.00 %"):
         debug(proto, data, without=barred, **given)
 
 
-def score_of_first(found: Debugged) -> float:
-    """What other data said when the calibration data was content."""
-    text = next(e.text for e in found.log if "but not on the other samples" in e.text)
-    return float(text.split("but not on the other samples: ")[1].split(" %")[0])
+def score_of_first(found: DebugResult) -> float:
+    """The score on held-out data of the first model that reached the target on the calibration data."""
+    text = next(e.text for e in found.log if "but not on held-out samples" in e.text)
+    return float(text.split("but not on held-out samples: ")[1].split(" %")[0])
 
 
-def test_labels_of_other_data_must_fit_too() -> None:
+def test_labels_of_held_out_data_must_fit_too() -> None:
     proto, data, labels = classifier("weights")
     given: dict[str, Any] = {"options": BARE, "target": ALLOWED, "labels": labels}
     with pytest.raises(DataError, match=r"0\.00 % top-1 accuracy on 60 samples"):
@@ -245,20 +247,20 @@ def test_labels_of_other_data_must_fit_too() -> None:
 
 def test_agreement_is_the_measure_of_classifiers_without_labels() -> None:
     proto, data, _ = classifier()
-    found = debug(proto, data, options=BARE, target=Limit(drop=10.0))
+    found = debug(proto, data, options=BARE, target=AccuracyTarget(drop=10.0))
     assert (found.metric, found.float_score) == ("top-1 agreement", 100.0)
 
 
 # --- sanity -----------------------------------------------------------------------------------------------------
 
 
-def test_a_float_model_that_computes_no_numbers_is_told_with_the_node() -> None:
+def test_a_float_model_that_computes_no_numbers_is_reported_with_the_node() -> None:
     proto = graphs.model("(float[N,3] x) => (float[N,2] y) <float[3,2] w> { h = Log(x)  g = Neg(h)  y = MatMul(g, w) }")
     with pytest.raises(DataError, match=r"not-a-number in 'y' for sample \d, first in node 'h' \(Log\)"):
         debug(proto, samples(proto), options=BARE)
 
 
-def test_labels_that_do_not_fit_are_told() -> None:
+def test_labels_that_do_not_fit_are_reported() -> None:
     proto, data, labels = classifier()
     with pytest.raises(DataError, match="labels or preprocessing do not fit"):
         debug(proto, data, labels=[(label + 1) % 4 for label in labels], options=BARE)
@@ -271,11 +273,11 @@ def test_a_bypassed_network_that_is_not_the_float_model_stops_it(monkeypatch: py
         debug(proto, samples(proto), options=Options(per_channel=False, force_int_kernels=True), target=TARGET)
 
 
-def test_unknown_fixes_are_refused() -> None:
+def test_unknown_remedies_are_refused() -> None:
     with pytest.raises(UsageError, match="'magic' is unknown; expected one of dead-channels, cle"):
         debugged(without=("magic",))
 
 
-def test_changes_are_told_by_option() -> None:
+def test_changes_are_listed_by_option() -> None:
     after = replace(BARE, cle="noise", overrides=(Override("t", bits=16),))
     assert changes(BARE, after) == "Changed: cle noise; tensor 't': bits 16."

@@ -17,9 +17,9 @@ from quantized import samples
 import onnxq
 from onnxq import Override, cli
 from onnxq.errors import UsageError, VerificationError
+from onnxq.evaluation.evaluator import Evaluator
 from onnxq.evaluation.mixed_precision import Limits, MixedPrecision, auto_mixed
 from onnxq.evaluation.planned_widths import Candidates
-from onnxq.evaluation.study import Study
 from onnxq.graph import storage
 from onnxq.options import Options
 
@@ -103,10 +103,10 @@ def test_what_cannot_be_reached_is_said_and_the_closest_given_on_demand() -> Non
 
 
 def test_a_drop_that_only_the_search_kept_is_gone_back_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The final model is what counts: here it is judged worse than it was while searching."""
+    """The final model is what counts: here it scores worse than it was while searching."""
     free = next(p for p in chosen().front.points if p.chosen)
-    real = Study.measured
-    monkeypatch.setattr(Study, "measured", lambda self, proto: real(self, proto) - 10.0)
+    real = Evaluator.measured
+    monkeypatch.setattr(Evaluator, "measured", lambda self, proto: real(self, proto) - 10.0)
     found = chosen.__wrapped__()
     assert found.reached
     assert found.drop <= 22.0

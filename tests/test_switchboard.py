@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from quantized import PLAIN, samples
 
-from onnxq.evaluation.study import Study, open_study
+from onnxq.evaluation.evaluator import Evaluator, open_evaluator
 from onnxq.evaluation.switchboard import Group, Switchboard
 from onnxq.graph.model import Model, grid_root
 from onnxq.graph.simulate import simulated
@@ -24,18 +24,18 @@ NET = """(float[N,3,8,8] x) => (float[N,4] y, float[N,5,8,8] side) <float[5,3,3,
 EVERYTHING = {"force_int_kernels": True, "preset": "w4a8", "cle": "off", "dead_channels": False, "absorb": False}
 
 
-def study(text: str = NET, count: int = 4, **settings: Any) -> Study:
+def evaluator(text: str = NET, count: int = 4, **settings: Any) -> Evaluator:
     proto = graphs.model(text)
-    return open_study(proto, samples(proto, count), options=Options(**{**EVERYTHING, **settings}))
+    return open_evaluator(proto, samples(proto, count), options=Options(**{**EVERYTHING, **settings}))
 
 
-def switchboard(given: Study, **limits: Any) -> tuple[Model, dict[str, Group], Switchboard]:
+def switchboard(given: Evaluator, **limits: Any) -> tuple[Model, dict[str, Group], Switchboard]:
     base, groups = given.planned()
     board = Switchboard(base.to_proto(), groups.values(), given.feeds, given.metric, given.references, **limits)
     return base, groups, board
 
 
-def whole(given: Study, base: Model, names: set[str]) -> float:
+def whole(given: Evaluator, base: Model, names: set[str]) -> float:
     """The score of the float model with these groups' quantizers, as one model run from front to end."""
     copy, quantizers = base.clone(), given.job.planned.quantizers
     copy.quantizers = {n: q for n, q in quantizers.items() if grid_root(quantizers, n) in names}
@@ -43,7 +43,7 @@ def whole(given: Study, base: Model, names: set[str]) -> float:
 
 
 def test_all_off_is_the_float_model_even_where_biases_and_weights_were_changed() -> None:
-    given = study()
+    given = evaluator()
     _, _, board = switchboard(given)
     assert given.job.options.optimised_rounding == "coordinate-descent"
     assert board.hold({}) == np.inf
@@ -51,7 +51,7 @@ def test_all_off_is_the_float_model_even_where_biases_and_weights_were_changed()
 
 
 def test_all_on_is_the_quantized_model() -> None:
-    given = study()
+    given = evaluator()
     _, groups, board = switchboard(given)
     quantized = given.measured(given.job.quantize())
     assert board.score(groups) == pytest.approx(quantized, abs=0.1)
@@ -59,7 +59,7 @@ def test_all_on_is_the_quantized_model() -> None:
 
 
 def test_single_switches_score_what_whole_models_do() -> None:
-    given = study(**PLAIN)
+    given = evaluator(**PLAIN)
     base, groups, board = switchboard(given)
     board.hold({})
     board.hold(groups)
@@ -71,7 +71,7 @@ def test_single_switches_score_what_whole_models_do() -> None:
 
 
 def test_followers_of_a_grid_are_switched_with_it() -> None:
-    given = study(**PLAIN)
+    given = evaluator(**PLAIN)
     _, groups, _ = switchboard(given)
     followers = {n for n, q in given.job.planned.quantizers.items() if q.grid_of is not None}
     assert followers
@@ -80,7 +80,7 @@ def test_followers_of_a_grid_are_switched_with_it() -> None:
 
 
 def test_scores_depend_neither_on_cuts_nor_on_threads() -> None:
-    given = study()
+    given = evaluator()
     base, groups = given.planned()
     states = [{n: groups[n]} for n in groups] + [{n: g for n, g in groups.items() if n != off} for off in groups]
     found = []
@@ -98,7 +98,7 @@ def test_only_what_changed_is_computed_again() -> None:
         f"h{i} = Conv<pads=[1,1,1,1]>({'x' if i == 0 else f'r{i - 1}'}, w{i}) r{i} = Relu(h{i})" for i in range(8)
     )
     weights = ", ".join(f"float[3,3,3,3] w{i}" for i in range(8))
-    given = study(f"(float[N,3,8,8] x) => (float[N,3,8,8] y) <{weights}> {{ {layers} y = Identity(r7) }}")
+    given = evaluator(f"(float[N,3,8,8] x) => (float[N,3,8,8] y) <{weights}> {{ {layers} y = Identity(r7) }}")
     _, groups, board = switchboard(given)
     assert board.passes({}) == 1
     board.hold({})
@@ -106,7 +106,7 @@ def test_only_what_changed_is_computed_again() -> None:
 
 
 def test_less_memory_means_fewer_cuts() -> None:
-    given = study()
+    given = evaluator()
     base, groups = given.planned()
     made = {}
     for limit in (2**30, 40_000, 0):
@@ -124,7 +124,7 @@ def test_less_memory_means_fewer_cuts() -> None:
 
 
 def test_a_held_state_costs_nothing_again() -> None:
-    given = study()
+    given = evaluator()
     _, groups, board = switchboard(given)
     score = board.hold(groups)
     assert board.score(groups) == score
@@ -134,7 +134,7 @@ def test_a_held_state_costs_nothing_again() -> None:
 def test_padding_of_a_fixed_batch_does_not_count() -> None:
     proto = graphs.model("(float[4,3] x) => (float[4,2] y) <float[3,2] w> { y = MatMul(x, w) }")
     rows = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
-    given = open_study(proto, rows, options=Options(**{**EVERYTHING, **PLAIN}))
+    given = open_evaluator(proto, rows, options=Options(**{**EVERYTHING, **PLAIN}))
     assert [feed.rows for feed in given.feeds] == [4, 2]
     base, groups, board = switchboard(given)
     assert board.score(groups) == whole(given, base, set(groups))

@@ -10,7 +10,7 @@ import click
 
 from ..api import quantize
 from ..debugging.remedies import NAMES
-from ..debugging.workflow import Debugged, Limit, debug
+from ..debugging.workflow import AccuracyTarget, DebugResult, debug
 from ..graph.storage import replacing, write_text
 from ..report import LogEntry, Report, printable
 from .config_file import config_text
@@ -52,12 +52,12 @@ target_options = options(
         help="Other data, as --calib: the target must be reached on it, too, before a model is accepted.",
     ),
     click.option("--eval-labels", type=click.Path(readable=False), help="Class indices of --eval, as --labels."),
-    click.option("--without", multiple=True, type=click.Choice(NAMES), help="Do not try this fix; repeatable."),
+    click.option("--without", multiple=True, type=click.Choice(NAMES), help="Do not try this remedy; repeatable."),
     click.option(
         "--budget",
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
-        help="Time for each ranking of the quantizers, the most suspicious first [no limit].",
+        help="Time for each ranking of the quantizers, those with the lowest SQNR of their own first [no limit].",
     ),
     click.option("--closest", is_flag=True, help="Where the target is not reached, take what comes closest."),
 )
@@ -88,7 +88,7 @@ def debug_command(
     output: str | None,
     labels: str | None,
     metric: str | None,
-    judged: int | None,
+    evaluation_samples: int | None,
     target_drop: float,
     target_score: float | None,
     evaluation: str | None,
@@ -103,7 +103,7 @@ def debug_command(
 ) -> None:
     """Find out what quantization breaks in MODEL, and repair it: the white paper's figure 9.
 
-    The other options say what to start from. The log says what was found, tried and kept, and why. Exit code 5: the
+    The other options set what to start from. The log says what was found, tried and kept, and why. Exit code 5: the
     target was not reached, and nothing was written.
     """
     preprocess, keys, options = parse(dict(given))
@@ -117,10 +117,10 @@ def debug_command(
         found = debug(
             model,
             calib,
-            target=Limit(target_drop, target_score),
+            target=AccuracyTarget(target_drop, target_score),
             labels=labels,
             metric=metric,
-            judged=judged,
+            evaluation_samples=evaluation_samples,
             evaluation=evaluation,
             evaluation_labels=eval_labels,
             without=without,
@@ -130,7 +130,7 @@ def debug_command(
             preprocess=preprocess,
             input_keys=keys,
             progress=progress,
-            say=None if quiet else _say,
+            on_entry=None if quiet else _say,
         )
         if output is not None or reports:
             result = quantize(
@@ -142,7 +142,7 @@ def debug_command(
                 input_keys=keys,
                 progress=progress,
                 details=bool(reports),
-                before_writing=lambda result: write_report(_with_findings(result.report, found)),
+                before_writing=lambda result: write_report(_with_log(result.report, found)),
             )
         if config_file is not None:
             text = config_text(quantize_command, given, found.options, found.text)
@@ -157,5 +157,5 @@ def _say(entry: LogEntry) -> None:
         click.echo(f"    {printable(line)}")
 
 
-def _with_findings(report: Report, found: Debugged) -> Report:
+def _with_log(report: Report, found: DebugResult) -> Report:
     return replace(report, log=found.log, measures=found.measures, sensitivity=found.ranking)

@@ -40,7 +40,17 @@ mixed_options = options(
     evaluation_options,
 )
 
-NAMES = ("auto_mixed", "target_drop", "max_bops", "max_size", "closest", "write_config", "labels", "metric", "judged")
+NAMES = (
+    "auto_mixed",
+    "target_drop",
+    "max_bops",
+    "max_size",
+    "closest",
+    "write_config",
+    "labels",
+    "metric",
+    "evaluation_samples",
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class MixedWish:
     closest: bool
     labels: str | None
     metric: str | None
-    judged: int | None
+    evaluation_samples: int | None
 
     def search(
         self,
@@ -70,7 +80,7 @@ class MixedWish:
             self.limits,
             labels=self.labels,
             metric=self.metric,
-            judged=self.judged,
+            evaluation_samples=self.evaluation_samples,
             closest=self.closest,
             options=options,
             preprocess=preprocess,
@@ -92,5 +102,7 @@ def take_wish(given: dict[str, Any], calib: str | None, stats: Sequence[str]) ->
     size = None if taken["max_size"] is None else taken["max_size"] * 2**20
     bops = None if taken["max_bops"] is None else taken["max_bops"] * 1e9
     limits = Limits(taken["target_drop"], bops, size)
-    spec = MixedWish(taken["auto_mixed"], limits, *(taken[n] for n in ("closest", "labels", "metric", "judged")))
+    spec = MixedWish(
+        taken["auto_mixed"], limits, *(taken[n] for n in ("closest", "labels", "metric", "evaluation_samples"))
+    )
     return spec, taken["write_config"]

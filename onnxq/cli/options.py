@@ -214,7 +214,7 @@ evaluation_options = options(
         " [top1 with --labels].",
     ),
     click.option(
-        "--judged",
+        "--evaluation-samples",
         type=click.IntRange(min=1),
         metavar="N",
         help="Calibration samples to measure on [64 for sqnr and kl, else up to 1024].",

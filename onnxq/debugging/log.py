@@ -1,4 +1,4 @@
-"""What a workflow did and why, written down as it goes."""
+"""The log of the workflow: what was measured, tried and kept, and why, written down as it goes."""
 
 from __future__ import annotations
 
@@ -8,45 +8,49 @@ from dataclasses import dataclass, field
 
 from ..evaluation.metric import Metric, SqnrMetric
 from ..report import LogEntry
-from .trial import Goal, Standing, Trial
+from .candidate import Candidate, Goal, Score
 
-Say = Callable[[LogEntry], None]
+OnEntry = Callable[[LogEntry], None]
 
 
 @dataclass
 class Log:
-    """metric: whose scores are told.  say: called with every entry as soon as it is written."""
+    """metric: whose scores are written.  on_entry: called with every entry as soon as it is written."""
 
     metric: Metric
-    say: Say | None = None
+    on_entry: OnEntry | None = None
     entries: list[LogEntry] = field(default_factory=list)
 
     def write(self, title: str, *lines: str, unit: str = "", figures: Iterable[tuple[str, float]] = ()) -> None:
-        """figures: what is not finite is left out."""
+        """Add an entry; of the figures, those that are not finite are left out."""
         shown = tuple((label, float(value)) for label, value in figures if math.isfinite(value))
         entry = LogEntry(title, "\n".join(line for line in lines if line), unit, shown)
         self.entries.append(entry)
-        if self.say is not None:
-            self.say(entry)
+        if self.on_entry is not None:
+            self.on_entry(entry)
 
-    def score(self, value: float) -> str:
-        """A score with its unit."""
+    def value(self, value: float) -> str:
+        """A value of the metric with its unit."""
         return score_text(value, self.metric.unit)
 
-    def standing(self, found: Standing) -> str:
+    def score(self, score: Score) -> str:
         """A score, and the SQNR beside it unless that is the score."""
         if isinstance(self.metric, SqnrMetric):
-            return self.score(found.score)
-        return f"{self.score(found.score)} ({score_text(found.db, 'dB')})"
+            return self.value(score.value)
+        return f"{self.value(score.value)} ({score_text(score.db, 'dB')})"
 
-    def objection(self, goal: Goal, trial: Trial) -> str:
-        """What to say where a model reaches the target, but not on other data; else nothing."""
-        gate = goal.gate
-        if gate is None or not goal.reached(trial.whole) or gate.passes(trial):
+    def change(self, before: Candidate, after: Candidate) -> str:
+        """The scores of two quantized models, one after the other."""
+        return f"{self.score(before.whole)} -> {self.score(after.whole)}"
+
+    def objection(self, goal: Goal, candidate: Candidate) -> str:
+        """A line for a model that reaches the target, but not on held-out samples; else nothing."""
+        check = goal.held_out_check
+        if check is None or not goal.reached(candidate.whole) or check.passes(candidate):
             return ""
-        unit = gate.study.metric.unit
-        found = score_text(trial.apart or 0.0, unit)
-        return f"The target is reached, but not on the other samples: {found}, {score_text(gate.needed, unit)} needed."
+        unit = check.evaluator.metric.unit
+        found = score_text(candidate.held_out_score or 0.0, unit)
+        return f"The target is reached, but not on held-out samples: {found}, {score_text(check.needed, unit)} needed."
 
 
 def score_text(value: float, unit: str) -> str:

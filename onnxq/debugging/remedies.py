@@ -1,10 +1,10 @@
-"""What can be done about quantization noise: for a whole network, and for one tensor (white paper, section 3.7).
+"""Figure 9, remedies: what can be done about quantization noise, for a whole network and for one tensor.
 
-A fix is an edit of the options, so that whatever helps can be written down as a configuration. Some take nothing at
-run time; others take scales, bits, or integer arithmetic, and are the later resort:
+A remedy is an edit of the options, so that whatever helps can be written down as a configuration. Some cost nothing at
+run time; others cost scales, bits, or integer arithmetic, and are tried last:
 
     network    dead channels, equalization, range methods, bias correction, rounding, then one scale a channel
-    tensor     another range method; then one scale a channel, 16 bits, float: the fallbacks of a fallback_order
+    tensor     another range method; then the fallbacks in their order: one scale a channel, 16 bits, float
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any
 
 from ..options import Options, Override
 from ..targets import find_target
-from .root_cause import Kind
-from .trial import Part
+from .candidate import Part
+from .root_cause import CauseKind
 
 WIDE = 16
 
 
 @dataclass(frozen=True)
-class Fix:
-    """For the network. name: what the user calls it.  parts: which grids it helps.  cures: the findings it is meant
-    for.  settings: fields of the options.  costs: whether it takes something at run time."""
+class NetworkRemedy:
+    """For the whole network. name: the user's word for it.  parts: what it helps.  causes: those that it is meant for.
+    settings: fields of the options.  costs: whether it costs something at run time."""
 
     name: str
     title: str
     parts: tuple[Part, ...]
-    cures: frozenset[Kind]
+    causes: frozenset[CauseKind]
     settings: Mapping[str, Any] = field(hash=False)
     costs: bool = False
 
@@ -47,74 +47,74 @@ class Fix:
         return replace(options, **self.settings)
 
 
-def _cures(*kinds: Kind) -> frozenset[Kind]:
+def _causes(*kinds: CauseKind) -> frozenset[CauseKind]:
     return frozenset(kinds)
 
 
-PER_CHANNEL = Fix(
+PER_CHANNEL = NetworkRemedy(
     "per-channel",
     "one weight scale for each output channel",
     ("weights",),
-    _cures("uneven channels", "bias beyond 32 bits"),
+    _causes("uneven channels", "bias beyond 32 bits"),
     {"per_channel": True},
     costs=True,
 )
 
-FIXES = (
-    Fix(
+NETWORK_REMEDIES = (
+    NetworkRemedy(
         "dead-channels",
         "empty channels that carry a constant",
         ("weights", "activations"),
-        _cures("uneven channels", "bias beyond 32 bits"),
+        _causes("uneven channels", "bias beyond 32 bits"),
         {"dead_channels": True},
     ),
-    Fix(
+    NetworkRemedy(
         "cle",
         "cross-layer equalization, with absorption of high biases",
         ("weights", "activations"),
-        _cures("uneven channels", "extreme range"),
+        _causes("uneven channels", "extreme range"),
         {"cle": "noise", "absorb": True},
     ),
-    Fix(
+    NetworkRemedy(
         "weight-range",
         "weight ranges by least squared error",
         ("weights",),
-        _cures("uneven channels", "clipped values"),
+        _causes("uneven channels", "clipped values"),
         {"weight_range": "auto"},
     ),
-    Fix(
+    NetworkRemedy(
         "bias-correction",
         "bias correction",
         ("weights",),
-        _cures("uneven channels", "coarse grid"),
+        _causes("uneven channels", "coarse grid"),
         {"bias_correction": "analytic"},
     ),
-    Fix(
+    NetworkRemedy(
         "rounding",
-        "weights rounded by descent",
+        "weights rounded by coordinate descent",
         ("weights",),
-        _cures("coarse grid"),
+        _causes("coarse grid"),
         {"rounding": "coordinate-descent"},
     ),
-    Fix(
+    NetworkRemedy(
         "activation-range",
         "activation ranges by least squared error",
         ("activations",),
-        _cures("extreme range", "clipped values"),
+        _causes("extreme range", "clipped values"),
         {"activation_range": "mse"},
     ),
-    Fix(
+    NetworkRemedy(
         "activation-range",
         "activation ranges from the smallest to the largest value",
         ("activations",),
-        _cures("clipped values"),
+        _causes("clipped values"),
         {"activation_range": "minmax"},
     ),
-    Fix(
+    NetworkRemedy(
         "smoothquant",
         "outliers behind LayerNorm moved into weights",
         ("activations",),
-        _cures("extreme range"),
+        _causes("extreme range"),
         {"smoothquant": 0.5},
     ),
     PER_CHANNEL,
@@ -124,13 +124,19 @@ FIXES = (
 METHODS = {"weights": ("mse", "minmax"), "activations": ("mse", "minmax", "percentile:99.99", "percentile:99.9")}
 """Range methods for a single tensor."""
 
-NAMES = (*dict.fromkeys(fix.name for fix in FIXES), "tensor-range", "tensor-per-channel", "tensor-16-bit", "float")
-"""Of all fixes, those for single tensors last."""
+NAMES = (
+    *dict.fromkeys(remedy.name for remedy in NETWORK_REMEDIES),
+    "tensor-range",
+    "tensor-per-channel",
+    "tensor-16-bit",
+    "float",
+)
+"""Of all remedies, those for single tensors last."""
 
 
 @dataclass(frozen=True)
 class Fallback:
-    """One step up the fallback_order for a tensor."""
+    """One step in the fallback order of a tensor."""
 
     name: str
     title: str
@@ -140,7 +146,7 @@ class Fallback:
 def fallback_order(unit: str, part: Part, options: Options, channels: bool, without: Collection[str]) -> list[Fallback]:
     """What one tensor can be given, the cheapest first.
 
-    channels: whether it may get one scale a channel, and has one in all. without: names of fixes not to be used.
+    channels: whether it may get one scale a channel, and has one in all. without: names of remedies not to be used.
     """
     target, tensor = find_target(options.target), escape(unit)
     types = target.weight_types if part == "weights" else target.activation_types

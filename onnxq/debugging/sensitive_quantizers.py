@@ -1,4 +1,4 @@
-"""Quantizers that miss the target alone: what is wrong with each, and what became of it."""
+"""Figure 9, third box: every quantizer alone. Those that miss the target alone, why, and what became of them."""
 
 from __future__ import annotations
 
@@ -6,78 +6,78 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ..evaluation.sensitivity import SensitivityAnalysis, UnitEffect
-from ..thresholds import CLEAR_DB, MOST_EXAMINED, SUSPECTED
+from ..thresholds import CLEAR_DB, EXAMINED_OTHERWISE, MOST_EXAMINED
+from .candidate import Candidate, Goal
 from .log import Log, score_text
-from .root_cause import Finding, look_at
-from .trial import Goal, Trial
+from .root_cause import Cause, find_causes
 
 
 @dataclass
 class SensitiveQuantizer:
-    """db: SQNR of the outputs with it alone on its grid, at first.  repaired_by: the fix; empty where there is none."""
+    """db: SQNR of the outputs with it alone quantized, at first.  repaired_by: a remedy; empty where there is none."""
 
     name: str
     kind: str
-    findings: tuple[Finding, ...]
+    causes: tuple[Cause, ...]
     db: float
     repaired_by: str = ""
 
 
 def find_sensitive_quantizers(
-    trial: Trial, goal: Goal, ranking: SensitivityAnalysis, log: Log
+    candidate: Candidate, goal: Goal, ranking: SensitivityAnalysis, log: Log
 ) -> list[SensitiveQuantizer]:
     """Those that miss the target alone, the worst first; where there are none, those that cost most."""
     effects = ranking.measured
-    guilty = [effect for effect in effects if effect.only is not None and effect.only < goal.needed]
-    named = (guilty or list(effects[:SUSPECTED]))[:MOST_EXAMINED]
-    units = {unit.name: unit for unit in trial.units}
-    sensitive_quantizers = [
-        SensitiveQuantizer(effect.unit, effect.kind, look_at(trial, units[effect.unit]), trial.db_alone(effect.unit))
-        for effect in named
+    missing = [effect for effect in effects if effect.only is not None and effect.only < goal.needed]
+    examined = missing[:MOST_EXAMINED] or list(effects[:EXAMINED_OTHERWISE])
+    units = {unit.name: unit for unit in candidate.units}
+    found = [
+        SensitiveQuantizer(
+            effect.unit, effect.kind, find_causes(candidate, units[effect.unit]), candidate.db_alone(effect.unit)
+        )
+        for effect in examined
     ]
-    lines = [
-        f"{len(guilty)} of {len(effects)} quantizers miss the target alone."
-        if guilty
-        else "No quantizer misses the target alone: noise adds up. Those that cost most:"
-    ]
-    lines += [_told(effect, culprit, log) for effect, culprit in zip(named, sensitive_quantizers, strict=True)]
-    if len(guilty) > len(named):
-        lines.append(f"And {len(guilty) - len(named)} more.")
+    first = "No quantizer misses the target alone: their noise adds up. Those that cost most:"
+    if missing:
+        first = f"{len(missing)} of {len(effects)} quantizers miss the target alone."
+    lines = [first, *(_line(effect, quantizer, log) for effect, quantizer in zip(examined, found, strict=True))]
+    if len(missing) > len(examined):
+        lines.append(f"And {len(missing) - len(examined)} more.")
     if ranking.not_measured:
-        lines.append(f"For {len(ranking.not_measured)} others, less suspicious by themselves, there was no time.")
-    figures = [(effect.unit, effect.only) for effect in named if effect.only is not None]
-    log.write("Culprits", *lines, unit=log.metric.unit, figures=figures)
-    return sensitive_quantizers
+        lines.append(f"{len(ranking.not_measured)} others, with a better SQNR of their own, were not measured in time.")
+    figures = [(effect.unit, effect.only) for effect in examined if effect.only is not None]
+    log.write("Sensitive quantizers", *lines, unit=log.metric.unit, figures=figures)
+    return found
 
 
-def _told(effect: UnitEffect, culprit: SensitiveQuantizer, log: Log) -> str:
+def _line(effect: UnitEffect, quantizer: SensitiveQuantizer, log: Log) -> str:
     assert effect.only is not None
     assert effect.all_but is not None
-    found = "; ".join(f"{each.kind}: {each.text}" for each in culprit.findings)
-    scores = f"alone {log.score(effect.only)}, all but it {log.score(effect.all_but)}"
-    return f"{effect.unit} ({effect.kind}): {scores}. {found}."
+    causes = "; ".join(f"{cause.kind}: {cause.text}" for cause in quantizer.causes)
+    scores = f"alone {log.value(effect.only)}, all but it {log.value(effect.all_but)}"
+    return f"{effect.unit} ({effect.kind}): {scores}. {causes}."
 
 
-def mean_alone(trial: Trial, sensitive: Collection[SensitiveQuantizer]) -> float:
-    """SQNR of the outputs with one sensitive quantizer on, in dB, mean over them. What is clear counts as clear."""
-    return sum(min(trial.db_alone(q.name), CLEAR_DB) for q in sensitive) / max(len(sensitive), 1)
+def mean_alone(candidate: Candidate, sensitive: Collection[SensitiveQuantizer]) -> float:
+    """SQNR of the outputs with one sensitive quantizer on, in dB, mean over them; each counts `CLEAR_DB` at most."""
+    return sum(min(candidate.db_alone(q.name), CLEAR_DB) for q in sensitive) / max(len(sensitive), 1)
 
 
-def note_repairs(trial: Trial, goal: Goal, sensitive_quantizers: Sequence[SensitiveQuantizer], fix: str) -> list[str]:
-    """Credit a fix with the sensitive quantizers that reach the target alone since then; what to say of it."""
-    repaired = [c for c in sensitive_quantizers if not c.repaired_by and goal.reached(trial.alone([c.name]))]
-    for culprit in repaired:
-        culprit.repaired_by = fix
-    return [f"It repairs {', '.join(culprit.name for culprit in repaired)}."] if repaired else []
+def note_repairs(candidate: Candidate, goal: Goal, sensitive: Sequence[SensitiveQuantizer], remedy: str) -> list[str]:
+    """Credit a remedy with the sensitive quantizers that reach the target alone since then; the lines that say so."""
+    repaired = [q for q in sensitive if not q.repaired_by and goal.reached(candidate.alone([q.name]))]
+    for quantizer in repaired:
+        quantizer.repaired_by = remedy
+    return [f"It repairs {', '.join(quantizer.name for quantizer in repaired)}."] if repaired else []
 
 
-def tell_fates(trial: Trial, sensitive_quantizers: Sequence[SensitiveQuantizer], log: Log) -> None:
-    """What became of those that were named."""
+def log_outcomes(candidate: Candidate, sensitive: Sequence[SensitiveQuantizer], log: Log) -> None:
+    """Write down what became of the sensitive quantizers."""
     lines, figures = [], []
-    for culprit in sensitive_quantizers:
-        after = trial.db_alone(culprit.name)
-        now = score_text(after, "dB") if culprit.name in trial.groups else "in float"
-        fate = f"repaired by: {culprit.repaired_by}" if culprit.repaired_by else "not repaired by itself"
-        lines.append(f"{culprit.name}: outputs at {score_text(culprit.db, 'dB')} alone, now {now}; {fate}.")
-        figures.append((culprit.name, after))
+    for quantizer in sensitive:
+        after = candidate.db_alone(quantizer.name)
+        now = score_text(after, "dB") if quantizer.name in candidate.groups else "in float"
+        outcome = f"repaired by: {quantizer.repaired_by}" if quantizer.repaired_by else "not repaired by itself"
+        lines.append(f"{quantizer.name}: outputs at {score_text(quantizer.db, 'dB')} alone, now {now}; {outcome}.")
+        figures.append((quantizer.name, after))
     log.write("What became of the sensitive quantizers", *lines, unit="dB", figures=figures)

@@ -30,9 +30,9 @@ from ..options import Options
 from ..report import ParetoFront, ParetoPoint
 from ..thresholds import EVALUATION_SAMPLES, FRONT_POINTS, ROUNDING_ERROR
 from .bit_allocation import Bits, Cost, path
+from .evaluator import Evaluator, Labels, open_evaluator
 from .metric import SqnrMetric
 from .planned_widths import Candidates, PlannedWidths, chosen_options, plan
-from .study import Labels, Study, open_study
 from .switchboard import Switchboard
 
 
@@ -76,7 +76,7 @@ def auto_mixed(
     *,
     labels: Labels | None = None,
     metric: str | None = None,
-    judged: int | None = None,
+    evaluation_samples: int | None = None,
     closest: bool = False,
     options: Options | None = None,
     preprocess: Preprocess | None = None,
@@ -86,27 +86,27 @@ def auto_mixed(
     """Options for `quantize`, on the same model and data, that keep the limits; see the module.
 
     candidates: such as `w4,w8,a8,a16`. What these leave open is as `options` say; the user's overrides stay.
-    labels, metric, judged: as in `sensitivity`. Without labels and metric, classifiers are measured by top-1 agreement
-    with the float model, whose drop is in points, other models by SQNR.
+    labels, metric, evaluation_samples: as in `sensitivity`. Without labels and metric, classifiers are measured by
+    top-1 agreement with the float model, whose drop is in points, other models by SQNR.
     closest: where no choice keeps the limits, take the one that comes closest instead of failing.
     Raises VerificationError where none keep them, and whatever OnnxqError `quantize` does.
     """
     widths = Candidates.parse(candidates)
     options = options or Options()
     widths.check(options)
-    study = open_study(
-        model, calibration, options=options, labels=labels, metric=metric, judged=judged,
+    evaluator = open_evaluator(
+        model, calibration, options=options, labels=labels, metric=metric, evaluation_samples=evaluation_samples,
         preprocess=preprocess, input_keys=input_keys, progress=progress, by_classes=True,
     )  # fmt: skip
-    return choose(study, widths, limits, closest)
+    return choose(evaluator, widths, limits, closest)
 
 
-def choose(study: Study, candidates: Candidates, limits: Limits, closest: bool = False) -> MixedPrecision:
+def choose(evaluator: Evaluator, candidates: Candidates, limits: Limits, closest: bool = False) -> MixedPrecision:
     """The bits that keep the limits; with `closest`, those that come closest where none do.
 
     Raises VerificationError where none keep them, and whatever OnnxqError `quantize` does.
     """
-    found = _Search(study, limits, plan(study.job, candidates)).run()
+    found = _Search(evaluator, limits, plan(evaluator.job, candidates)).run()
     if not found.reached and not closest:
         raise VerificationError(f"{candidates} cannot keep the limits; the closest: {found.text}. --closest takes it")
     return found
@@ -116,7 +116,7 @@ def choose(study: Study, candidates: Candidates, limits: Limits, closest: bool =
 class _Search:
     """scores: of points of the path, by their place on it."""
 
-    study: Study
+    evaluator: Evaluator
     limits: Limits
     planned: PlannedWidths
     scores: dict[int, float] = field(default_factory=dict)
@@ -141,26 +141,26 @@ class _Search:
     def board(self) -> Switchboard:
         """Switches for the metric, the state with the most bits held."""
         groups = [group for widths in self.planned.groups.values() for group in widths.values()]
-        board = self.study.switchboard(self.planned.base, groups)
+        board = self.evaluator.switchboard(self.planned.base, groups)
         self.scores[0] = board.hold(self.planned.state(self.path[0]))
         return board
 
     @cached_property
     def reference(self) -> float:
         """What the drop counts from."""
-        score = self.study.float_score
+        score = self.evaluator.float_score
         return score if math.isfinite(score) else self._score(0)
 
     def _noise(self) -> dict[str, dict[int, float]]:
         """N_u(b) of all units with all their bits."""
         units = self.planned.groups
         groups = [group for widths in units.values() for group in widths.values()]
-        board = self.study.switchboard(self.planned.base, groups, SqnrMetric(), EVALUATION_SAMPLES)
+        board = self.evaluator.switchboard(self.planned.base, groups, SqnrMetric(), EVALUATION_SAMPLES)
         board.hold({})
         found: dict[str, dict[int, float]] = {}
         for done, (unit, widths) in enumerate(units.items(), 1):
             found[unit] = {bits: 10 ** (-board.score({unit: group}) / 10) for bits, group in widths.items()}
-            self.study.job.context.services.progress("measuring widths", done, len(units))
+            self.evaluator.job.context.services.progress("measuring widths", done, len(units))
         return found
 
     def _score(self, place: int) -> float:
@@ -199,10 +199,10 @@ class _Search:
 
     def _quantized(self, place: int) -> MixedPrecision:
         """The choice at a place, quantized to the end."""
-        job, bits, costs = self.study.job, self._frugal(self.path[place]), self.planned.costs
+        job, bits, costs = self.evaluator.job, self._frugal(self.path[place]), self.planned.costs
         options = chosen_options(job.options, self.planned, bits)
-        score = self.study.measured(replace(job, options=options, steps=(), notebook=None).quantize())
-        metric, drop = self.study.metric, self.reference - score
+        score = self.evaluator.measured(replace(job, options=options, steps=(), notebook=None).quantize())
+        metric, drop = self.evaluator.metric, self.reference - score
         text = (
             f"{costs.mean_bits(bits)} bits on average, weights {costs.size(bits) / 2**20:.3g} MiB,"
             f" {costs.bops(bits) / 1e9:.4g} G bit operations, {metric.name} {score:.2f} {metric.unit}"
@@ -213,7 +213,7 @@ class _Search:
 
     def _front(self, chosen: int, score: float) -> ParetoFront:
         """What was measured, without points that others beat in cost and score; the chosen one as it came out."""
-        costs, metric = self.planned.costs, self.study.metric
+        costs, metric = self.planned.costs, self.evaluator.metric
         points: list[ParetoPoint] = []
         for place, found in sorted({**self.scores, chosen: score}.items(), reverse=True):
             bits, best = self.path[place], max((p.score for p in points), default=-math.inf)

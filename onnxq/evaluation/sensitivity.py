@@ -36,8 +36,8 @@ from ..options import Options
 from ..report import Sensitivity, SensitivityRanking, printable
 from ..report.json_format import plain
 from ..thresholds import ACTIVATION_SAMPLES
+from .evaluator import Evaluator, Labels, open_evaluator
 from .metric import Metric, Outputs
-from .study import Labels, Study, open_study
 from .switchboard import Group, Switchboard
 
 By = Literal["quantizer", "layer"]
@@ -144,40 +144,41 @@ def sensitivity(
     metric: str | None = None,
     by: By = "quantizer",
     budget: float | None = None,
-    judged: int | None = None,
+    evaluation_samples: int | None = None,
     options: Options | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     scheduler: str | None = None,
 ) -> SensitivityAnalysis:
-    """Rank what `quantize` with these options would put on grids by what it costs.
+    """Rank what `quantize` with these options would quantize by what it costs.
 
     labels, metric: as `evaluate` takes them, the labels being those of the calibration data; SQNR by default.
     by: what is switched together. budget: seconds for the evaluations, once the model is planned; units are then
     visited by their own SQNR, the worst first, and what was measured does not depend on the budget.
-    judged: calibration samples that the metric is measured on. scheduler: as for `calibrate`; what workers have begun
-        when the budget is spent they finish. The rest as in `quantize`. Raises OnnxqError.
+    evaluation_samples: how many calibration samples the metric is measured on. scheduler: as for `calibrate`; workers
+        finish what they have begun when the budget is spent. The rest as in `quantize`. Raises OnnxqError.
     """
     with open_workers(scheduler) as workers:
-        study = open_study(
-            model, calibration, options=options or Options(), labels=labels, metric=metric, judged=judged,
-            preprocess=preprocess, input_keys=input_keys, progress=progress, workers=workers,
+        evaluator = open_evaluator(
+            model, calibration, options=options or Options(), labels=labels, metric=metric,
+            evaluation_samples=evaluation_samples, preprocess=preprocess,
+            input_keys=input_keys, progress=progress, workers=workers,
         )  # fmt: skip
-        base, groups = study.planned()
-        return rank(study, base, groups, units_of(base, groups, by), budget)
+        base, groups = evaluator.planned()
+        return rank(evaluator, base, groups, units_of(base, groups, by), budget)
 
 
 def rank(
-    study: Study, base: Model, groups: Mapping[str, Group], units: Sequence[Unit], budget: float | None = None
+    evaluator: Evaluator, base: Model, groups: Mapping[str, Group], units: Sequence[Unit], budget: float | None = None
 ) -> SensitivityAnalysis:
     """Measure units of a planned model. Raises OnnxqError."""
     start = time.perf_counter()
-    own = own_sqnr(study, base, groups)
+    own = own_sqnr(evaluator, base, groups)
     effects = [_looked_at(unit, own) for unit in units]
     if budget is not None:
         effects.sort(key=lambda effect: (effect.own_db, effect.unit))
-    begin, float_score, context = time.perf_counter(), study.float_score, study.job.context
+    begin, float_score, context = time.perf_counter(), evaluator.float_score, evaluator.job.context
 
     def due() -> Iterator[Collection[str]]:
         """All groups, and units as long as there is time for one more."""
@@ -190,17 +191,17 @@ def rank(
             last = time.perf_counter()
             context.services.progress("switching quantizers", done, len(effects))
 
-    of = (study.feeds, study.metric, study.references, context.services.max_memory)
+    of = (evaluator.feeds, evaluator.metric, evaluator.references, context.services.max_memory)
     whole, *alone = context.services.workers.run(
         partial(_scorer, base.to_proto(), groups, *of), due(), context.services.threads, most=1
     )
     measured = [replace(e, only=one.on, all_but=one.off) for e, one in zip(effects, alone, strict=False)]
     passes = [work for one in alone for work in one.passes if work]
     return SensitivityAnalysis(
-        model=study.job.origin,
-        metric=study.metric.name,
-        unit=study.metric.unit,
-        samples=sum(feed.rows or 1 for feed in study.feeds),
+        model=evaluator.job.origin,
+        metric=evaluator.metric.name,
+        unit=evaluator.metric.unit,
+        samples=sum(feed.rows or 1 for feed in evaluator.feeds),
         float_score=float_score,
         off=whole.off,
         on=whole.on,
@@ -280,7 +281,7 @@ def _output(base: Model, layer: LinearLayer) -> str:
     return str(tensor.name)
 
 
-def own_sqnr(study: Study, base: Model, groups: Mapping[str, Group]) -> dict[str, float]:
+def own_sqnr(evaluator: Evaluator, base: Model, groups: Mapping[str, Group]) -> dict[str, float]:
     """SQNR in dB of what each group holds, in the float network."""
     found = _weights_sqnr(base, groups)
     roots = {name: next(q for q in g.quantizers if q.tensor == name) for name, g in groups.items() if name not in found}
@@ -293,7 +294,7 @@ def own_sqnr(study: Study, base: Model, groups: Mapping[str, Group]) -> dict[str
     totals = {name: Sqnr() for name in roots if name not in found}
     fed = {name for name in totals if not tensors[name].inputs}
     session = Session(extract(base.to_proto(), [name for name in totals if name not in fed]))
-    for feed in study.feeds[:ACTIVATION_SAMPLES]:
+    for feed in evaluator.feeds[:ACTIVATION_SAMPLES]:
         values = {**feed.arrays, **session.run(feed.arrays)}
         for name, total in totals.items():
             params = roots[name].params

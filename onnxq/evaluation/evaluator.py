@@ -1,4 +1,4 @@
-"""A float model, the data that it is quantized with, and the samples and the metric that say what that costs."""
+"""What measures quantized variants of one float model: the quantization itself, samples, references and a metric."""
 
 from __future__ import annotations
 
@@ -29,8 +29,12 @@ Labels = str | os.PathLike[str] | Sequence[int]
 
 
 @dataclass
-class Study:
-    """job: the quantization as the options want it.  feeds: the samples that the metric is measured on."""
+class Evaluator:
+    """Measures models by one metric on the same samples.
+
+    job: the quantization as the options want it.  feeds: the samples that the metric is measured on.  references: the
+    float model's outputs for them.
+    """
 
     job: Job
     metric: Metric
@@ -59,32 +63,32 @@ class Study:
     def switchboard(
         self, base: Model, groups: Iterable[Group], metric: Metric | None = None, most: int | None = None
     ) -> Switchboard:
-        """Switches for these groups, on the study's samples or at `most` so many of them."""
+        """Switches for these groups, on the evaluator's samples or at `most` so many of them."""
         metric, feeds, references = metric or self.metric, self.feeds[:most], self.references[:most]
         threads, memory = self.job.context.services.threads, self.job.context.services.max_memory
         return Switchboard(base.to_proto(), groups, feeds, metric, references, threads=threads, max_memory=memory)
 
 
-def open_study(
+def open_evaluator(
     model: str | os.PathLike[str] | ModelProto,
     calibration: Any,
     *,
     options: Options,
     labels: Labels | None = None,
     metric: str | None = None,
-    judged: int | None = None,
+    evaluation_samples: int | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     by_classes: bool = False,
     workers: Workers | None = None,
-) -> Study:
+) -> Evaluator:
     """Open the model and its data; nothing is planned yet.
 
     labels, metric: as `evaluate` takes them, the labels being those of the calibration data.
     by_classes: whether, without labels and metric, agreement counts where the model has class scores; else SQNR does.
-    judged: how many of the calibration samples the metric is measured on; None: `EVALUATION_SAMPLES` or
-        `COUNTED_SAMPLES`.
+    evaluation_samples: how many calibration samples the metric is measured on; None: `EVALUATION_SAMPLES` for a
+    distance, `COUNTED_SAMPLES` for a share.
     workers: who collects statistics, and scores switches. The rest as in `quantize`. Raises a subclass of OnnxqError.
     """
     if options.data_free:
@@ -97,13 +101,13 @@ def open_study(
     job = Job(proto, origin, feeds, options, progress, input_keys or {}, where, None, workers=workers)
     if by_classes and metric is None and labels is None and _classifies(proto, feeds):
         metric = "agreement"
-    if judged is None:
+    if evaluation_samples is None:
         distance = labels is None and metric in (None, "sqnr", "kl")
-        judged = EVALUATION_SAMPLES if distance else COUNTED_SAMPLES
-    fewer = replace(options, samples=min(judged, options.samples or judged))
+        evaluation_samples = EVALUATION_SAMPLES if distance else COUNTED_SAMPLES
+    fewer = replace(options, samples=min(evaluation_samples, options.samples or evaluation_samples))
     samples = open_data(calibration, input_specs(proto), fewer, preprocess, input_keys)
     known = None if labels is None else read_labels(labels, samples)
-    return Study(job, parse_metric(metric, known), list(samples))
+    return Evaluator(job, parse_metric(metric, known), list(samples))
 
 
 def _classifies(proto: ModelProto, feeds: CalibrationData) -> bool:
