@@ -78,7 +78,7 @@ def main() -> None:
         if not path.exists():
             build(path, given.layers, given.width)
         calib = [] if "--data-free" in given.options else ["--calib", str(folder / "calib.npy")]
-        command = [sys.executable, "-m", "onnxq.cli", "quantize", str(path), str(folder / "out.onnx"), *calib]
+        command = [sys.executable, "-m", "onnxq", "quantize", str(path), str(folder / "out.onnx"), *calib]
         found = watch([*command, *given.options])
         written = {p.name: p.stat().st_size for p in folder.glob("out.onnx*")}
     peaks = {f"{key}_over_model": round(found.pop(key) / size, 3) for key in ("RssAnon", "VmHWM")}

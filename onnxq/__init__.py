@@ -5,13 +5,23 @@ result = onnxq.quantize("model.onnx", "calibration/", output="model.int8.onnx")
 print(result.report.to_text())
 """
 
+import logging as _logging
 from importlib.metadata import version as _version
 
-from .api import Result, calibrate, quantize
+from .api import (
+    Result,
+    auto_mixed,
+    calibrate,
+    check_model,
+    compare,
+    debug,
+    evaluate,
+    inspect,
+    quantize,
+    sensitivity,
+)
 from .data import CalibrationData, Preprocess
 from .errors import OnnxqError
-from .evaluation.compare import compare
-from .evaluation.evaluate import evaluate
 from .options import Options, Override
 from .report import Report
 from .targets import TARGETS
@@ -28,8 +38,20 @@ __all__ = [
     "Report",
     "Result",
     "__version__",
+    "auto_mixed",
     "calibrate",
+    "check_model",
     "compare",
+    "debug",
     "evaluate",
+    "inspect",
     "quantize",
+    "sensitivity",
 ]
+
+_logging.getLogger("onnxq").addHandler(_logging.NullHandler())
+
+
+def __dir__() -> list[str]:
+    """The public names; without this, the sub-packages that they come from would stand among them."""
+    return list(__all__)

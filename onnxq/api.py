@@ -1,4 +1,15 @@
-"""What users call: quantize a model, or collect statistics for doing so later, verified and written as a whole."""
+"""What users call. `quantize` and `calibrate` stand here; the others come from the rooms that do their work.
+
+quantize      a float model -> a verified quantized one          figure 8 of the white paper: pipeline/
+calibrate     a float model and data -> a file of statistics for `quantize`
+auto_mixed    -> options with bits for every tensor               evaluation/mixed_precision.py
+debug         -> options that repair a quantized model            figure 9: debugging/
+sensitivity   -> what each quantizer costs the outputs            evaluation/sensitivity.py
+compare       a float and a quantized model, tensor by tensor     evaluation/compare.py
+evaluate      accuracy and distance of a model over data          evaluation/evaluate.py
+inspect       what a model is made of, and what would be quantized
+check_model   a quantized model against a target's requirements   check/
+"""
 
 from __future__ import annotations
 
@@ -15,10 +26,17 @@ from onnx import ModelProto
 from .calibration import statistics as statistics_file
 from .calibration.collect import collect_tensors
 from .calibration.statistics import Statistics
+from .check import CheckResult, check
 from .data import Preprocess
+from .debugging.workflow import debug
 from .encodings import read as read_encodings
 from .encodings import to_json as encodings_json
 from .errors import DataError, OutputError, UsageError
+from .evaluation import inspect as inspection
+from .evaluation.compare import compare
+from .evaluation.evaluate import evaluate
+from .evaluation.mixed_precision import auto_mixed
+from .evaluation.sensitivity import sensitivity
 from .execution.distributed import open_workers
 from .graph import large, storage
 from .graph.match import class_logits
@@ -33,6 +51,20 @@ from .pipeline.job import INVENTED_INPUTS, Job, make_context
 from .pipeline.open_inputs import input_specs, open_data, open_model, open_output, random_inputs, read_statistics
 from .pipeline.pipeline import load, prepare
 from .report import Report
+from .targets import Target, find_target
+
+__all__ = [
+    "Result",
+    "auto_mixed",
+    "calibrate",
+    "check_model",
+    "compare",
+    "debug",
+    "evaluate",
+    "inspect",
+    "quantize",
+    "sensitivity",
+]
 
 
 @dataclass(frozen=True)
@@ -183,3 +215,23 @@ def calibrate(
         except OSError as error:
             raise OutputError(f"{output}: cannot be written: {error.strerror}") from None
     return result
+
+
+def inspect(
+    model: str | os.PathLike[str] | ModelProto, *, options: Options | None = None, **settings: Any
+) -> inspection.Inspection:
+    """What a float model is made of, what of it `quantize` would quantize with these options, and what not and why.
+
+    Arguments are those of `quantize`. Raises a subclass of OnnxqError.
+    """
+    return inspection.inspect(*open_model(model), with_settings(options, settings))
+
+
+def check_model(model: str | os.PathLike[str] | ModelProto, target: str | Target) -> CheckResult:
+    """Check a QDQ model, written by any tool, against what a target requires.
+
+    target: a key of `TARGETS`, a TOML file, or a `Target`. Raises ModelError where nothing in the model is quantized,
+    UsageError for an unknown target.
+    """
+    proto, origin = open_model(model, quantized=True)
+    return check(proto, find_target(target) if isinstance(target, str) else target, origin)

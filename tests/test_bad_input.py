@@ -325,7 +325,7 @@ def test_names_that_are_no_names(place, name):
 )
 def test_through_the_installed_command(place, arguments, code):
     before = contents(place)
-    command = [sys.executable, "-m", "onnxq.cli", "quantize", *arguments]
+    command = [sys.executable, "-m", "onnxq", "quantize", *arguments]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (code, "")
     assert "Traceback" not in done.stderr

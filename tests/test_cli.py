@@ -97,7 +97,7 @@ def test_version():
 
 
 def test_no_progress_bars_where_there_is_no_terminal(place):
-    command = [sys.executable, "-m", "onnxq.cli", "quantize", "in.onnx", "out.onnx", "--calib", "calib.npy"]
+    command = [sys.executable, "-m", "onnxq", "quantize", "in.onnx", "out.onnx", "--calib", "calib.npy"]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert "\r" not in done.stdout
@@ -105,7 +105,7 @@ def test_no_progress_bars_where_there_is_no_terminal(place):
 
 def test_progress_bars_on_a_terminal(place):
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "onnxq.cli", "quantize", "in.onnx", "out.onnx", "--calib", "calib.npy"]
+    command = [sys.executable, "-m", "onnxq", "quantize", "in.onnx", "out.onnx", "--calib", "calib.npy"]
     process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
     shown = b""
@@ -383,7 +383,7 @@ def test_ctrl_c_leaves_nothing_behind(place):
     big = np.lib.format.open_memmap(place / "big.npy", mode="w+", dtype=np.float32, shape=(200_000, 3, 8, 8))
     del big
     before = sorted(p.name for p in place.iterdir())
-    command = [sys.executable, "-m", "onnxq.cli", "quantize", "in.onnx", "out.onnx", "--calib", "big.npy"]
+    command = [sys.executable, "-m", "onnxq", "quantize", "in.onnx", "out.onnx", "--calib", "big.npy"]
     process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not [p for p in place.iterdir() if p.name.startswith(".out.onnx")]:
         time.sleep(0.02)

@@ -203,7 +203,7 @@ def test_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_standard_output_that_is_full(place: Path) -> None:
-    command = [sys.executable, "-m", "onnxq.cli", "inspect", "net.onnx"]
+    command = [sys.executable, "-m", "onnxq", "inspect", "net.onnx"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=place, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode != 0

@@ -208,3 +208,28 @@ def test_two_quantizations_at_the_same_time() -> None:
 def test_printable_text_stays_and_the_rest_is_escaped() -> None:
     assert onnxq.report.printable("Größe/x:0") == "Größe/x:0"
     assert onnxq.report.printable("a\x1b[2J\nb\u202e") == r"a\x1b[2J\nb\u202e"
+
+
+def test_only_public_names_show() -> None:
+    """Those that are promised, without the sub-packages that importing them adds, and what api.py offers."""
+    assert sorted(dir(onnxq)) == sorted(onnxq.__all__)
+    assert set(importlib.import_module("onnxq.api").__all__) <= set(dir(onnxq))
+    assert "graph" not in dir(onnxq)
+
+
+def test_python_m_onnxq_is_the_command_line() -> None:
+    done = subprocess.run([sys.executable, "-m", "onnxq", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: onnxq [OPTIONS] COMMAND")
+
+
+def test_inspect_and_check_take_what_quantize_takes(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model(NET).SerializeToString())
+    found = onnxq.inspect(path, exclude=("Conv_a",))
+    assert found == onnxq.inspect(path, options=onnxq.Options(exclude=("Conv_a",)))
+    assert any(float_node.node == "Conv_a" for float_node in found.float_nodes)
+    data = np.random.default_rng(0).standard_normal((6, 3, 4, 4)).astype(np.float32)
+    onnxq.quantize(path, data, target="tensorrt", output=tmp_path / "trt.onnx")
+    for target in ("tensorrt", onnxq.TARGETS["tensorrt"]):
+        assert not onnxq.check_model(tmp_path / "trt.onnx", target).violations
+    assert onnxq.check_model(tmp_path / "trt.onnx", "qnn").violations

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ..check import check
+from ..api import check_model
 from ..errors import VerificationError
-from ..pipeline.open_inputs import open_model
-from ..targets import find_target
 from .options import config_option
 
 
@@ -19,8 +17,7 @@ from .options import config_option
 @click.pass_context
 def check_command(ctx: click.Context, model: str, target: str, as_json: bool) -> None:
     """Check MODEL, a QDQ model of any tool, against what a target requires; exit code 5 where it breaks a rule."""
-    proto, origin = open_model(model, quantized=True)
-    result = check(proto, find_target(target), origin)
+    result = check_model(model, target)
     click.echo(result.to_json().rstrip() if as_json else result.to_text())
     if result.violations:
         ctx.exit(VerificationError.exit_code)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..evaluation.compare import compare
+from ..api import compare
 from .options import (
     CALIB,
     config_option,

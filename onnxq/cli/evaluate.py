@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..evaluation.evaluate import evaluate
+from ..api import evaluate
 from .options import config_option, data_options, parse, thread_options
 from .progress import Progress
 

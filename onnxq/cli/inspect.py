@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from ..evaluation.inspect import inspect
+from ..api import inspect
 from ..options import Options
-from ..pipeline.open_inputs import open_model
 from .config import overrides_of
 from .options import config_option, placement_options
 
@@ -22,5 +21,5 @@ from .options import config_option, placement_options
 def inspect_command(model: str, as_json: bool, verbose: bool, **given: Any) -> None:
     """Show what MODEL is made of, what of it could be quantized, and what not and why."""
     options = Options(**given, overrides=overrides_of(click.get_current_context()))
-    facts = inspect(*open_model(model), options)
+    facts = inspect(model, options=options)
     click.echo(facts.to_json().rstrip() if as_json else facts.to_text(verbose))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import click
 
-from ..evaluation.sensitivity import sensitivity
+from ..api import sensitivity
 from .options import (
     CALIB,
     config_option,

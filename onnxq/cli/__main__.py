@@ -1,5 +1,0 @@
-"""`python -m onnxq.cli`."""
-
-from . import main
-
-main()
