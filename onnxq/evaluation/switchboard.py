@@ -31,7 +31,7 @@ from ..execution.layerwise import planned_layers
 from ..execution.session import Session, parallel_map
 from ..graph import large
 from ..graph.model import Model, Quantizer, captured, grid_root
-from ..graph.simulate import on_grids
+from ..graph.simulate import with_quantizers
 from .metric import Metric, Outputs, by_sample
 from .workload import Workload, workload
 
@@ -264,7 +264,7 @@ class _Graph:
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in (*self.outputs.values(), *kept))
         model.graph.initializer.extend(constants[name] for name in self._constants if name in read)
         quantizers = {q.tensor: q for group in state.values() for q in group.quantizers if q.tensor in read}
-        return on_grids(model, quantizers, _namer({*self._alive, *constants, *self._work.arrays}))
+        return with_quantizers(model, quantizers, _namer({*self._alive, *constants, *self._work.arrays}))
 
 
 def _read_outputs(proto: ModelProto) -> dict[str, str]:

@@ -1,36 +1,36 @@
 """The model as quantized so far, in float arithmetic: what the layer-wise methods take their inputs from.
 
-    activation x    QuantizeLinear -> DequantizeLinear, as in the final model
-    constant W      the floats that lie on its grid
+    activation x    QuantizeLinear -> DequantizeLinear, as in the final model (`qdq_writer`)
+    constant W      the floats that its integers stand for
 
-Only quantizers that have an answer count; biases stay as they are (32 bits lose nothing).
+Only quantizers with parameters count; biases stay as they are (32 bits lose nothing).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
-import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+import onnx_graphsurgeon as gs
+from onnx import ModelProto, NodeProto, helper
 
-from ..numeric.quant import QuantParams
 from . import large
 from .model import Model, Quantizer
+from .qdq_writer import UniqueName, activation_nodes
 
 
 def simulated(model: Model) -> ModelProto:
     """A model of its own; nodes keep their names, graph outputs are left unquantized."""
-    return on_grids(model.to_proto(), model.quantizers, model.unique_name)
+    return with_quantizers(model.to_proto(), model.quantizers, model.unique_name)
 
 
-def on_grids(
+def with_quantizers(
     proto: ModelProto,
     quantizers: Mapping[str, Quantizer],
-    unique_name: Callable[[str], str],
+    unique_name: UniqueName,
     switches: Mapping[str, str] = MappingProxyType({}),
 ) -> ModelProto:
-    """`proto`, which is changed, with what its nodes read through `quantizers` on grids.
+    """`proto`, which is changed, so that its nodes read what has a quantizer as that quantizer leaves it.
 
     quantizers: by tensor. unique_name: stem -> a tensor name that nothing in the model has. switches: activation ->
     a boolean scalar, to be computed or fed, that keeps it in float where it is true.
@@ -41,20 +41,22 @@ def on_grids(
     for name, quantizer in quantizers.items():
         if quantizer.params is None:
             continue
+        target = unique_name(f"{name}_dequantized")
         if name in initializers:
             weight = initializers[name]
             rounded = quantizer.params.fake(large.array(weight))
-            target = unique_name(f"{name}_on_grid")
             proto.graph.initializer.append(large.tensor(rounded, target, aside=large.is_reference(weight)))
             renamed.update({(reader, name): target for reader in quantizer.readers})
         else:
-            nodes, constants = _pair(name, quantizer.params, unique_name)
-            proto.graph.initializer.extend(constants)
+            pair = activation_nodes(gs.Variable(name), gs.Variable(target), name, quantizer.params, unique_name)
+            written = gs.export_onnx(gs.Graph(pair), do_type_check=False).graph
+            proto.graph.initializer.extend(written.initializer)
+            behind[name] = list(written.node)
             if name in switches:
-                inputs = [switches[name], name, nodes[-1].output[0]]
-                nodes.append(helper.make_node("Where", inputs, [unique_name(f"{name}_switched")]))
-            behind[name] = nodes
-            renamed.update({(reader, name): nodes[-1].output[0] for reader in quantizer.readers or ("",)})
+                switched = unique_name(f"{name}_switched")
+                behind[name].append(helper.make_node("Where", [switches[name], name, target], [switched]))
+                target = switched
+            renamed.update({(reader, name): target for reader in quantizer.readers or ("",)})
     nodes = [n for v in proto.graph.input for n in behind.get(v.name, ())]
     for node in proto.graph.node:
         inputs = [renamed.get((node.name, name), renamed.get(("", name), name)) for name in node.input]
@@ -63,25 +65,3 @@ def on_grids(
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     return proto
-
-
-def _pair(
-    name: str, params: QuantParams, unique_name: Callable[[str], str]
-) -> tuple[list[NodeProto], list[TensorProto]]:
-    """The nodes that put tensor `name` on its grid, and their parameters."""
-    scale, zero_point, lo, hi = (unique_name(f"{name}_{s}") for s in ("scale", "zero_point", "lowest", "highest"))
-    clipped, integers, target = (unique_name(f"{name}_{s}") for s in ("clipped", "integers", "dequantized"))
-    constants = [
-        numpy_helper.from_array(np.asarray(params.scale, np.float32), scale),
-        numpy_helper.from_array(np.asarray(params.zero_point, params.grid.dtype), zero_point),
-    ]
-    nodes, source = [], name
-    if params.grid.bits not in (8, 16):  # a narrower grid inside its type: the type's ends do not clip
-        ends = params.dequantize(np.asarray([params.grid.qmin, params.grid.qmax], np.int32))
-        constants += [numpy_helper.from_array(np.asarray(e), n) for e, n in zip(ends, (lo, hi), strict=True)]
-        nodes, source = [helper.make_node("Clip", [name, lo, hi], [clipped])], clipped
-    nodes += [
-        helper.make_node("QuantizeLinear", [source, scale, zero_point], [integers]),
-        helper.make_node("DequantizeLinear", [integers, scale, zero_point], [target]),
-    ]
-    return nodes, constants

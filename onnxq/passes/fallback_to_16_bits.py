@@ -28,7 +28,7 @@ from ..calibration.collect import collect_tensors
 from ..data import Feed
 from ..execution.session import Session, parallel_map, without_padding
 from ..graph.model import Model, Quantizer, drop_quantizer, grid_root
-from ..graph.simulate import on_grids
+from ..graph.simulate import with_quantizers
 from ..numeric.histogram import Histogram
 from ..numeric.metrics import OutputSqnr
 from ..numeric.quant import QuantParams, QuantSpec
@@ -137,7 +137,7 @@ class _Switched:
                 switches[name] = self.switches[root]
             if name in switches or self.constants:
                 quantizers[name] = quantizer
-        proto = on_grids(model.to_proto(), quantizers, model.unique_name, switches)
+        proto = with_quantizers(model.to_proto(), quantizers, model.unique_name, switches)
         proto.graph.input.extend(
             helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in self.switches.values()
         )
