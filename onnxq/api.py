@@ -37,7 +37,7 @@ from .evaluation.compare import compare
 from .evaluation.evaluate import evaluate
 from .evaluation.mixed_precision import auto_mixed
 from .evaluation.sensitivity import sensitivity
-from .execution.distributed import open_workers
+from .execution.services import open_workers
 from .graph import large, storage
 from .graph.match import class_logits
 from .graph.scratch import scratch_folder

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -25,10 +26,11 @@ from quantized import samples
 import onnxq
 from onnxq.calibration import collect
 from onnxq.cli import main
+from onnxq.data import Feed
 from onnxq.errors import ClusterError, UsageError
 from onnxq.evaluation.compare import compare
 from onnxq.execution import distributed as cluster
-from onnxq.execution.distributed import Here, open_workers
+from onnxq.execution.services import Here, open_workers
 from onnxq.numeric.histogram import Histogram
 
 distributed = pytest.importorskip("distributed")
@@ -186,6 +188,8 @@ def test_parts_are_bounded_in_items_and_bytes(monkeypatch: pytest.MonkeyPatch) -
     small, large = np.zeros(10), np.zeros(1000)
     assert [len(p) for p in cluster._parts([small] * 70, 32)] == [32, 32, 6]
     assert [len(p) for p in cluster._parts([large] * 5, 32)] == [2, 2, 1]
+    feeds = [Feed({"x": np.zeros(2000, np.float32)}, None, "") for _ in range(5)]
+    assert [len(p) for p in cluster._parts(feeds, 32)] == [2, 2, 1]
     assert list(cluster._parts([], 32)) == []
 
 
@@ -353,6 +357,11 @@ def test_without_dask(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = invoke("calibrate", "net.onnx", "out.npz", "--calib", "calib.npy", "--scheduler", "local")
     assert result.exit_code == 2
     assert "--scheduler needs Dask, which is not installed: pip install 'onnxq[dask]'" in result.stderr
+
+
+def test_dask_is_left_alone_without_a_scheduler() -> None:
+    code = "import sys, onnxq.cli; sys.exit(any(m in sys.modules for m in ('dask', 'onnxq.execution.distributed')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_without_a_scheduler_everything_is_done_here() -> None:

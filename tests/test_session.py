@@ -12,6 +12,7 @@ import pytest
 from graphs import feeds, model, run
 from onnx import ModelProto
 
+from onnxq.data import Feed
 from onnxq.errors import EngineError
 from onnxq.execution.session import (
     Session,
@@ -143,7 +144,7 @@ def test_statistics_are_the_same_bits_on_any_number_of_threads(net: ModelProto, 
     samples = batches(net)
     expected = [run(net, arrays) for arrays in samples]
     for order in (samples, samples[::-1]):
-        found = collect(net, ((arrays, None) for arrays in order), lambda name: MinMax(), threads, in_flight)
+        found = collect(net, (Feed(arrays, None, "") for arrays in order), lambda name: MinMax(), threads, in_flight)
         for name in ("y", "h"):
             lo, hi = min(v[name].min() for v in expected), max(v[name].max() for v in expected)
             assert found[name] == MinMax(float(lo), float(hi))
@@ -152,23 +153,23 @@ def test_statistics_are_the_same_bits_on_any_number_of_threads(net: ModelProto, 
 def test_rows_that_only_fill_the_batch_do_not_count(net: ModelProto) -> None:
     arrays = feeds(net, free=4)
     padded = {"x": np.concatenate([arrays["x"][:2], 1000 * arrays["x"][2:]])}
-    found = collect(net, [(padded, 2)], lambda name: MinMax())
-    short = collect(net, [({"x": arrays["x"][:2]}, None)], lambda name: MinMax())
+    found = collect(net, [Feed(padded, 2, "")], lambda name: MinMax())
+    short = collect(net, [Feed({"x": arrays["x"][:2]}, None, "")], lambda name: MinMax())
     assert found == short
-    assert collect(net, [(padded, None)], lambda name: MinMax()) != short
+    assert collect(net, [Feed(padded, None, "")], lambda name: MinMax()) != short
 
 
 def test_padding_is_cut_only_where_there_is_a_batch() -> None:
     arrays = {"x": np.zeros((4, 3)), "scalar": np.zeros(())}
     value = np.arange(8).reshape(4, 2)
-    assert without_padding(value, arrays, 3).shape == (3, 2)
-    assert without_padding(value, arrays, 4) is value
-    assert without_padding(value, arrays, None) is value
-    assert without_padding(value[:2], arrays, 1).shape == (2, 2), "another first dimension is no batch"
+    assert without_padding(value, Feed(arrays, 3, "")).shape == (3, 2)
+    assert without_padding(value, Feed(arrays, 4, "")) is value
+    assert without_padding(value, Feed(arrays, None, "")) is value
+    assert without_padding(value[:2], Feed(arrays, 1, "")).shape == (2, 2), "another first dimension is no batch"
     scalar = np.asarray(1.0)
-    assert without_padding(scalar, arrays, 1) is scalar
+    assert without_padding(scalar, Feed(arrays, 1, "")) is scalar
     sequence = [value, value, value, value]
-    assert without_padding(sequence, arrays, 1) is sequence
+    assert without_padding(sequence, Feed(arrays, 1, "")) is sequence
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -176,7 +177,7 @@ def test_a_bad_feed_among_good_ones_is_an_error_not_a_hang(net: ModelProto, thre
     bad = {"x": np.zeros((1, 4, 8, 8), np.float32)}
     samples = [bad, *batches(net, 20)]
     with pytest.raises(EngineError):
-        collect(net, ((arrays, None) for arrays in samples), lambda name: MinMax(), threads)
+        collect(net, (Feed(arrays, None, "") for arrays in samples), lambda name: MinMax(), threads)
 
 
 def test_no_feeds_no_values(net: ModelProto) -> None:

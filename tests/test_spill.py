@@ -10,40 +10,40 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxq.execution.spill import APART, SpillCache
+from onnxq.execution.spill import OWN_MEMORY, SpillCache
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 30])
-@pytest.mark.parametrize("shape", [(), (0, 3), (5,), (2, APART)])
+@pytest.mark.parametrize("shape", [(), (0, 3), (5,), (2, OWN_MEMORY)])
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.bool_, np.int64])
 def test_an_array_comes_back_as_it_was(tmp_path: Path, limit: int, shape: tuple[int, ...], dtype: type) -> None:
     array = np.asarray(np.random.default_rng(0).integers(0, 2, shape), dtype)
-    shelf = SpillCache(tmp_path, limit)
-    handle, expected = shelf.put(array.T), array.T.copy()
+    cache = SpillCache(tmp_path, limit)
+    handle, expected = cache.put(array.T), array.T.copy()
     array[...] = 1
     np.testing.assert_array_equal(handle.array(), expected)
     assert handle.array().dtype == dtype
 
 
 def test_what_does_not_fit_goes_to_files_and_both_go_with_their_handles(tmp_path: Path) -> None:
-    shelf = SpillCache(tmp_path, 1000)
-    handles = [shelf.put(np.zeros(100, np.float32)) for _ in range(5)]
-    assert (shelf.held, shelf.most, shelf.spilled, len(os.listdir(tmp_path))) == (800, 800, 1200, 3)
+    cache = SpillCache(tmp_path, 1000)
+    handles = [cache.put(np.zeros(100, np.float32)) for _ in range(5)]
+    assert (cache.held, cache.most, cache.spilled, len(os.listdir(tmp_path))) == (800, 800, 1200, 3)
     del handles
     gc.collect()
-    assert (shelf.held, os.listdir(tmp_path)) == (0, [])
+    assert (cache.held, os.listdir(tmp_path)) == (0, [])
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read as Linux tells it")
 def test_memory_goes_back_to_the_system_in_whatever_order_arrays_go(tmp_path: Path) -> None:
     """An allocator would keep what lies between arrays that are still there."""
-    shelf = SpillCache(tmp_path, 1 << 30)
+    cache = SpillCache(tmp_path, 1 << 30)
     before = _resident()
-    handles = [shelf.put(np.ones(APART, np.float32)) for _ in range(400)]
+    handles = [cache.put(np.ones(OWN_MEMORY, np.float32)) for _ in range(400)]
     full = _resident() - before
     del handles[::2]
     gc.collect()
-    assert full > 400 * 4 * APART * 0.9
+    assert full > 400 * 4 * OWN_MEMORY * 0.9
     assert _resident() - before < 0.6 * full
 
 

@@ -7,6 +7,7 @@ from quantized import quantized, samples
 
 import onnxq
 from onnxq import api
+from onnxq.data import Feed
 from onnxq.errors import EngineError, VerificationError
 from onnxq.execution.session import Session
 from onnxq.graph import storage
@@ -17,7 +18,7 @@ MLP = """(float[N,3] x) => (float[N,7] y) <float[3,5] w, float[5] b, float[5,7] 
 
 
 def feeds(proto, count=4):
-    return [(feed, 1) for feed in samples(proto, count)]
+    return [Feed(feed, 1, "") for feed in samples(proto, count)]
 
 
 def written(proto, folder):
@@ -59,7 +60,7 @@ def test_figures_are_those_of_all_samples_together(pair, tmp_path):
     path = written(result, tmp_path)
     (quality,) = verify.verify(path, proto, feeds(proto), 2).quality
     float_model, integer_model = Session(proto), Session(path)
-    pairs = [(float_model.run(f)["y"], integer_model.run(f)["y"]) for f, _ in feeds(proto)]
+    pairs = [(float_model.run(f)["y"], integer_model.run(f)["y"]) for f in (given.arrays for given in feeds(proto))]
     signal = sum(np.square(np.float64(x)).sum() for x, _ in pairs)
     noise = sum(np.square(np.float64(x) - y).sum() for x, y in pairs)
     assert quality.sqnr_db == pytest.approx(10 * np.log10(signal / noise))
@@ -133,8 +134,8 @@ def test_rows_that_fill_up_a_batch_do_not_count_but_an_output_without_batch_coun
     proto = model("(float[4,3] x) => (float[4,?] y, float[?,4] z) <float[3,5] w> { y = MatMul(x, w) z = Transpose(y) }")
     result = quantized(proto, [{"x": np.ones((4, 3), np.float32)}])
     feed = {"x": np.float32([[1, 1, 1], [1, 0, 1], [9, 9, 9], [9, 9, 9]])}
-    one = verify.verify(written(result, tmp_path), proto, [(feed, 2)], 1).quality
-    all_rows = verify.verify(written(result, tmp_path), proto, [(feed, None)], 1).quality
+    one = verify.verify(written(result, tmp_path), proto, [Feed(feed, 2, "")], 1).quality
+    all_rows = verify.verify(written(result, tmp_path), proto, [Feed(feed, None, "")], 1).quality
     assert one[0].sqnr_db > all_rows[0].sqnr_db + 10  # 9 lies outside the calibrated range
     assert one[1].sqnr_db == all_rows[1].sqnr_db
 

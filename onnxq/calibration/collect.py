@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from ..calibration.context import Context
 from ..errors import DataError
-from ..execution.distributed import Stage
+from ..execution.services import Stage
 from ..execution.session import Session, collect
 from ..graph.model import Model, extract
 from ..graph.shapes import tensor_bytes
@@ -31,7 +31,9 @@ def collect_tensors(
     for index, chunk in enumerate(parts, 1):
         part = label if len(parts) == 1 else f"{label}, part {index} of {len(parts)}"
         prepare = partial(_collector, extract(proto, chunk), make, context.services.in_flight)
-        statistics.update(merged(context.services.workers.run(prepare, context.arrays(part), context.services.threads)))
+        statistics.update(
+            merged(context.services.workers.run(prepare, context.with_progress(part), context.services.threads))
+        )
     return statistics
 
 

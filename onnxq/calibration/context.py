@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from ..data import Feed
 from ..execution.services import Services
@@ -38,10 +36,9 @@ class Context:
     weight_ranges: dict[tuple[str, bytes], Range] = field(default_factory=dict, repr=False)
     measured: dict[str, dict[tuple[str, int], ChannelFacts]] = field(init=False, default_factory=dict, repr=False)
 
-    def arrays(self, label: str = "") -> Iterable[tuple[Mapping[str, np.ndarray], int | None]]:
-        """(arrays, rows) of every feed, with progress reported under `label`."""
+    def with_progress(self, label: str) -> Iterator[Feed]:
+        """The feeds, with progress reported under `label`."""
         total = len(self.feeds) if isinstance(self.feeds, Sized) else 0
         for done, feed in enumerate(self.feeds, 1):
-            yield feed.arrays, feed.rows
-            if label:
-                self.services.progress(label, done, total)
+            yield feed
+            self.services.progress(label, done, total)

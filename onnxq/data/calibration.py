@@ -43,6 +43,11 @@ class Feed:
     rows: int | None
     origin: str
 
+    @property
+    def batch(self) -> int:
+        """Length of the batch axis, rows that fill it up included."""
+        return max((array.shape[0] for array in self.arrays.values() if array.ndim), default=1)
+
 
 class CalibrationData:
     """Feeds for a model, read afresh from `source` in each iteration, always in the same order.

@@ -24,9 +24,9 @@ from onnx import ModelProto, NodeProto
 
 from ..calibration.collect import chunks
 from ..calibration.context import Context
-from ..data import Preprocess
+from ..data import Feed, Preprocess
 from ..errors import DataError, ModelError, OnnxqError
-from ..execution.distributed import Stage, open_workers
+from ..execution.services import Stage, open_workers
 from ..execution.session import Session, Source, parallel_map, without_padding
 from ..graph import large
 from ..graph.model import extract
@@ -115,7 +115,7 @@ def _distances(proto: ModelProto, found: Matching, pairs: Pairs, context: Contex
         part = {name: pairs[name] for name in names}
         protos = extract(found.reference.proto, part), extract(found.quantized.wiring.proto, part.values())
         prepare = partial(_comparer, protos, part, set(found.reference.outputs), axis, context.services.in_flight)
-        for one in context.services.workers.run(prepare, context.arrays(label), context.services.threads):
+        for one in context.services.workers.run(prepare, context.with_progress(label), context.services.threads):
             for name, distance in one.items():
                 distances.setdefault(name, Distance()).merge(distance)
     return distances
@@ -139,12 +139,12 @@ def _of_sample(
     pairs: Pairs,
     whole: Collection[str],
     axis: int,
-    feed: tuple[Mapping[str, np.ndarray], int | None],
+    feed: Feed,
 ) -> dict[str, Distance]:
-    reference, quantized = (session.run(feed[0]) for session in sessions)
+    reference, quantized = (session.run(feed.arrays) for session in sessions)
     distances = {}
     for name, other in pairs.items():
-        x, y = (without_padding(value, *feed) for value in (reference[name], quantized[other]))
+        x, y = (without_padding(value, feed) for value in (reference[name], quantized[other]))
         if comparable(x, y):
             # Outputs are what they are: nothing behind them makes up for other scales.
             distance = Distance(None if x.ndim < 2 or name in whole else axis if x.ndim == 3 else 1)

@@ -12,8 +12,8 @@ from onnx import ModelProto
 
 from ..data import CalibrationData, Feed, Preprocess
 from ..errors import UsageError
-from ..execution.distributed import Workers
 from ..execution.layerwise import isolate
+from ..execution.services import Workers
 from ..graph.model import Model
 from ..numeric.metrics import class_scores
 from ..options import Options

@@ -209,7 +209,7 @@ def by_sample(value: Any, feed: Feed) -> Any:
 
     An axis of length 1 is put in front where axis 0 counts something else: the feed is then one sample.
     """
-    value = without_padding(value, feed.arrays, feed.rows)
+    value = without_padding(value, feed)
     if not isinstance(value, np.ndarray) or value.shape[:1] == (feed.rows or 1,):
         return value
     return value[np.newaxis]

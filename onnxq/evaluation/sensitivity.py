@@ -25,8 +25,8 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from ..data import Feed, Preprocess
-from ..execution.distributed import Stage, open_workers
 from ..execution.layerwise import planned_layers
+from ..execution.services import Stage, open_workers
 from ..execution.session import Session
 from ..graph import large
 from ..graph.model import Model, extract

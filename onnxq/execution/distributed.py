@@ -1,13 +1,10 @@
-"""Work spread over processes and machines; the only importer of Dask.
+"""Work spread over processes and machines by Dask; imported only when a scheduler is given.
 
-    prepare   threads -> stage, once in each process: it loads the model, say
-    stage     items -> answers, such that items may be cut anywhere: answers to the parts are as good as to the whole
-    part      some items in a row: at most `most`, and PART_BYTES unless a single one has more
+A part (some items in a row: at most `most`, and PART_BYTES unless a single one has more) travels to a worker, and its
+results come back, in order. Workers read no files of the user, so that nothing has to be shared between machines. What
+`prepare` holds is sent once to each process, and unpacked once there (see `services.Workers`).
 
-A part travels to a worker, and its answers come back, in order. Workers read no files of the user, so that nothing has
-to be shared between machines. What `prepare` holds is sent once to each process, and unpacked once there.
-
-Parts have no side effects: whatever a lost worker had in its hands Dask gives to another one, from what the scheduler
+Parts have no side effects: a part that was lost with its worker Dask gives to another one, from what the scheduler
 keeps. It keeps and the client sends no more than a part for each thread of the workers, and SPARE_PARTS.
 
 Dask pickles: whoever may connect to a scheduler may run code on it, on its workers and on its clients. So none is
@@ -34,16 +31,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, lru_cache
 from importlib.metadata import version
 from itertools import chain, islice
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from onnx import ModelProto, TensorProto
 
+from ..data import Feed
 from ..errors import ClusterError, OnnxqError, UsageError
 from ..graph import large
 from ..graph.scratch import scratch_folder
+from .services import PART_ITEMS, R, Stage, T
 from .session import default_threads, instruction_sets, runtime_version
 
-PART_ITEMS = 8
 PART_BYTES = 32 << 20
 SPARE_PARTS = 4
 """Sent ahead, so that no worker waits for the next one."""
@@ -55,43 +53,19 @@ CONNECT_SECONDS = 10.0
 PATIENCE_SECONDS = 60.0
 """How long there may be no worker at all: a cluster that scales has none at first, and lost ones are replaced."""
 
-T = TypeVar("T")
-R = TypeVar("R")
-Stage: TypeAlias = Callable[[Iterable[T]], Iterable[R]]
-Answers: TypeAlias = tuple[list[Any], Exception | None, str]
-"""Of one part: what the stage answered, or the error that it raised, and where."""
-
-
-class Workers(Protocol):
-    """Who does the work."""
-
-    def run(
-        self, prepare: Callable[[int], Stage[T, R]], items: Iterable[T], threads: int, most: int = PART_ITEMS
-    ) -> Iterator[R]:
-        """The stage's answers, in order. threads: of this process, where it does the work itself."""
-
-
-class Here:
-    """This process does all of it, in one part."""
-
-    def run(
-        self, prepare: Callable[[int], Stage[T, R]], items: Iterable[T], threads: int, most: int = PART_ITEMS
-    ) -> Iterator[R]:
-        return iter(prepare(threads)(items))
+Result: TypeAlias = tuple[list[Any], Exception | None, str]
+"""Of one part: what the stage returned, or the error that it raised, and its traceback."""
 
 
 @contextmanager
-def open_workers(scheduler: str | None) -> Iterator[Workers]:
-    """The workers that a user asks for, and that are let go afterwards.
+def open_cluster(scheduler: str) -> Iterator[Cluster]:
+    """The workers of a scheduler, which are released afterwards.
 
-    scheduler: None for this process; `local` or `local:N` for N processes on this machine (as many as processors); or
-        the address of a Dask scheduler, `tcp://host:8786`.
+    scheduler: `local` or `local:N` for N processes on this machine (as many as processors); or the address of a Dask
+        scheduler, `tcp://host:8786`.
 
-    Raises UsageError for what is no such thing, and without Dask; ClusterError where the cluster does not come about.
+    Raises UsageError for any other text, and without Dask; ClusterError where the cluster cannot be set up.
     """
-    if scheduler is None:
-        yield Here()
-        return
     match = re.fullmatch(r"local(?::([1-9]\d{0,3}))?|\w+://.+", scheduler)
     if match is None:
         raise UsageError(f"--scheduler {scheduler!r}: expected local, local:N or an address like tcp://host:8786")
@@ -101,7 +75,7 @@ def open_workers(scheduler: str | None) -> Iterator[Workers]:
         from distributed.utils import silence_logging_cmgr
     except ImportError:
         raise UsageError("--scheduler needs Dask, which is not installed: pip install 'onnxq[dask]'") from None
-    silent = logging.CRITICAL + 1  # whatever goes wrong is told in our words
+    silent = logging.CRITICAL + 1  # errors reach the user as exceptions of ours
     with ExitStack() as stack:
         settings = {
             "temporary-directory": os.fspath(stack.enter_context(scratch_folder())),
@@ -109,7 +83,7 @@ def open_workers(scheduler: str | None) -> Iterator[Workers]:
         }
         stack.enter_context(dask.config.set(settings))
         stack.enter_context(silence_logging_cmgr(silent))
-        with _told(scheduler):
+        with _dask_errors(scheduler):
             address = scheduler
             if "://" not in scheduler:
                 address = stack.enter_context(
@@ -146,27 +120,27 @@ class Cluster:
         payload = self._submit(bytes, _packed(prepare))  # a task, since Dask cannot replace lost data
         pending: deque[Any] = deque()
         for part in chain(begin, parts):
-            pending.append(self._submit(_answers, versions(), payload, part))
+            pending.append(self._submit(_run_part, versions(), payload, part))
             if len(pending) >= self._threads() + SPARE_PARTS:
                 yield from self._result(pending.popleft())
         while pending:
             yield from self._result(pending.popleft())
 
     def _submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        with _told(self._name):
+        with _dask_errors(self._name):
             return self._client.submit(function, *arguments, pure=False)
 
     def _threads(self) -> int:
         """Of all workers that there are now."""
-        with _told(self._name):
+        with _dask_errors(self._name):
             return sum(self._client.nthreads(callback_timeout=PATIENCE_SECONDS).values())
 
     def _result(self, future: Any) -> list[Any]:
         from distributed import TimeoutError as StillRunning
         from distributed import wait
 
-        answers: Answers
-        with _told(self._name):
+        result: Result
+        with _dask_errors(self._name):
             deadline = time.monotonic() + PATIENCE_SECONDS
             while not future.done():
                 with suppress(StillRunning), self._client.as_current():
@@ -176,19 +150,19 @@ class Cluster:
                     deadline = now + PATIENCE_SECONDS
                 elif now > deadline:
                     raise ClusterError(f"{self._name}: there has been no worker for {PATIENCE_SECONDS:g} s")
-            answers = future.result()
-        found, error, place = answers
+            result = future.result()
+        found, error, place = result
         if error is not None:
             raise error from (None if isinstance(error, OnnxqError) else RuntimeError(f"on a worker:\n{place}"))
         return found
 
 
 def _refuse_others(found: Mapping[str, Any], name: str) -> None:
-    """A first look, by Dask's own means: where a package is missing, a worker could not even say so."""
+    """A first check by Dask's own means: a worker without one of the packages could not even run `_run_part`."""
     places = {"the scheduler": found["scheduler"], **{f"worker {at}": of for at, of in found["workers"].items()}}
-    for place, told in places.items():
+    for place, known in places.items():
         for package in PACKAGES:
-            ours, theirs = found["client"]["packages"].get(package), (told or {}).get("packages", {}).get(package)
+            ours, theirs = found["client"]["packages"].get(package), (known or {}).get("packages", {}).get(package)
             if ours != theirs:
                 other = f"{package} {theirs}" if theirs else f"no {package}"
                 raise ClusterError(f"{name}: {place} has {other}, and {ours} is installed here")
@@ -201,7 +175,7 @@ def _parts(items: Iterable[T], most: int) -> Iterator[list[T]]:
     size = 0
     for item in items:
         part.append(item)
-        size += sizeof(item)
+        size += sizeof(item.arrays if isinstance(item, Feed) else item)
         if len(part) == most or size >= PART_BYTES:
             yield part
             part, size = [], 0
@@ -210,7 +184,10 @@ def _parts(items: Iterable[T], most: int) -> Iterator[list[T]]:
 
 
 def _packed(prepare: Callable[..., Any]) -> bytes:
-    """And where modules lie, one of the user's perhaps, with a metric. Raises UsageError for what cannot travel."""
+    """`sys.path` and the function, pickled: a module of the user's, with a metric, may be among what it needs.
+
+    Raises UsageError for what cannot be sent.
+    """
     import cloudpickle
 
     class Packer(cloudpickle.Pickler):  # type: ignore[misc]
@@ -230,8 +207,8 @@ def _packed(prepare: Callable[..., Any]) -> bytes:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
-    """What Dask raises as a ClusterError. Of tasks this is never what they raise themselves, see `_answers`."""
+def _dask_errors(name: str) -> Iterator[None]:
+    """Raise Dask's errors as ClusterError. What tasks raise themselves is never among them, see `_run_part`."""
     try:
         yield
     except OnnxqError:
@@ -257,7 +234,7 @@ def _line(error: Exception) -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """What else the bytes of a result depend on."""
+    """What the bytes of a result depend on, besides model, data and options."""
     return {
         "onnxq": version("onnxq"),
         "Python": ".".join(platform.python_version_tuple()[:2]),
@@ -269,20 +246,20 @@ def versions() -> dict[str, str]:
 
 
 def dask_setup(worker: Any) -> None:
-    """Dask calls it in each process of `local`. Ctrl-C is for the one that the user started, which ends the others."""
+    """Dask calls it in each process of `local`. Ctrl-C is left to the process that the user started; it ends these."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _answers(expected: Mapping[str, str], payload: bytes, part: list[Any]) -> Answers:
-    """What a worker does. Errors are returned, to tell them from Dask's."""
+def _run_part(expected: Mapping[str, str], payload: bytes, part: list[Any]) -> Result:
+    """What a worker does. Errors are returned rather than raised, which distinguishes them from Dask's."""
     try:
-        _refuse_strangers(expected)
+        _refuse_other_versions(expected)
         return list(_stage(payload)(part)), None, ""
     except Exception as error:
         return [], error, traceback.format_exc()
 
 
-def _refuse_strangers(expected: Mapping[str, str]) -> None:
+def _refuse_other_versions(expected: Mapping[str, str]) -> None:
     found = versions()
     other = [f"{name} is {found[name]}, and {value} here" for name, value in expected.items() if found[name] != value]
     if other:

@@ -35,8 +35,8 @@ from ..graph.scratch import scratch_folder
 from ..graph.simulate import simulated
 from ..operators.linear import LinearLayer, linear_layer
 from .services import Services
-from .session import Session, parallel_map
-from .spill import Held, SpillCache
+from .session import Session, parallel_map, real_rows
+from .spill import CachedArray, SpillCache
 
 Array = NDArray[np.generic]
 Floats = NDArray[np.floating]
@@ -112,10 +112,10 @@ def visit_layers(model: Model, feeds: Iterable[Feed], services: Services, visito
     if not layers:
         return Traffic(0, 0)
     with scratch_folder() as folder:
-        shelf = SpillCache(folder, services.max_memory)
-        walk = _Walk(model, feeds, services, layers, shelf)
+        cache = SpillCache(folder, services.max_memory)
+        walk = _Walk(model, feeds, services, layers, cache)
         walk.run(visitor, label)
-        return Traffic(shelf.most, shelf.spilled)
+        return Traffic(cache.most, cache.spilled)
 
 
 @dataclass
@@ -126,7 +126,7 @@ class _Walk:
     feeds: Iterable[Feed]
     services: Services
     layers: list[LinearLayer]
-    shelf: SpillCache
+    cache: SpillCache
     reference: _Stream = field(init=False)
     quantized: _Stream = field(init=False)
 
@@ -171,10 +171,9 @@ class _Walk:
     def _begin(self) -> list[_Cut]:
         cuts: list[_Cut] = []
         for feed in self.feeds:
-            batch = max((a.shape[0] for a in feed.arrays.values() if a.ndim), default=1)
-            held = {name: self.shelf.put(array) for name, array in feed.arrays.items()}
+            held = {name: self.cache.put(array) for name, array in feed.arrays.items()}
             streams = ({n: held[n] for n in s.inputs & held.keys()} for s in (self.reference, self.quantized))
-            cuts.append(_Cut(len(cuts), batch, feed.rows, *streams))
+            cuts.append(_Cut(len(cuts), feed.batch, feed.rows, *streams))
         if not cuts:
             raise DataError("no calibration data: layer-wise optimisation needs at least one sample")
         return cuts
@@ -198,8 +197,8 @@ class _Walk:
             behind.append(
                 replace(
                     cut,
-                    reference=self.reference.moved(k, cut.reference, made[0], self.shelf),
-                    quantized=self.quantized.moved(k, cut.quantized, made[1], self.shelf),
+                    reference=self.reference.moved(k, cut.reference, made[0], self.cache),
+                    quantized=self.quantized.moved(k, cut.quantized, made[1], self.cache),
                 )
             )
         return behind
@@ -226,14 +225,12 @@ class _Cut:
     sample: int
     batch: int
     rows: int | None
-    reference: Mapping[str, Held]
-    quantized: Mapping[str, Held]
+    reference: Mapping[str, CachedArray]
+    quantized: Mapping[str, CachedArray]
 
     def real(self, x: Array) -> Any:
         """A tensor without the rows that fill a fixed batch up."""
-        if self.rows is None or x.shape[:1] != (self.batch,):
-            return x
-        return x[: self.rows]
+        return real_rows(x, self.batch, self.rows)
 
 
 @dataclass(frozen=True)
@@ -274,7 +271,7 @@ class _Stream:
         aside = name in self._constants and large.is_reference(self._constants[name])
         self._constants[name] = large.tensor(np.ascontiguousarray(values), name, aside=aside)
 
-    def enter(self, k: int) -> Callable[[Mapping[str, Held]], tuple[Any, Arrays]]:
+    def enter(self, k: int) -> Callable[[Mapping[str, CachedArray]], tuple[Any, Arrays]]:
         """A function from a cut's tensors to the probe of segment k, and to what later segments read of it."""
         segment = self._segments[k]
         passing = segment.probe in segment.reads  # computed before: another layer reads it too
@@ -284,7 +281,7 @@ class _Stream:
         if session is not None:
             self._types |= {name: _type(text, name) for name, text in session.output_types().items()}
 
-        def run(tensors: Mapping[str, Held]) -> tuple[Any, Arrays]:
+        def run(tensors: Mapping[str, CachedArray]) -> tuple[Any, Arrays]:
             made = session.run({name: tensors[name].array() for name in fed}) if session is not None else {}
             probe = tensors[segment.probe].array() if passing else made[segment.probe]
             return probe, {name: made[name] for name in segment.makes}
@@ -292,11 +289,11 @@ class _Stream:
         return run
 
     def moved(
-        self, k: int, tensors: Mapping[str, Held], made: Mapping[str, Array], shelf: SpillCache
-    ) -> dict[str, Held]:
+        self, k: int, tensors: Mapping[str, CachedArray], made: Mapping[str, Array], cache: SpillCache
+    ) -> dict[str, CachedArray]:
         """A cut's tensors behind segment k."""
         kept = {name: held for name, held in tensors.items() if name not in self._segments[k].drops}
-        return kept | {name: shelf.put(value) for name, value in made.items()}
+        return kept | {name: cache.put(value) for name, value in made.items()}
 
     def _model(self, segment: _Segment, fed: Iterable[str], outputs: Iterable[str]) -> ModelProto:
         model = ModelProto(ir_version=self._proto.ir_version, graph=onnx.GraphProto(name="segment"))

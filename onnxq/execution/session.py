@@ -24,6 +24,7 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto
 
+from ..data import Feed
 from ..errors import EngineError
 from ..graph import external_data, large, storage
 from ..graph.scratch import scratch_folder
@@ -183,14 +184,13 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], threads: int, i
 
 def collect(
     model: Source | Session,
-    feeds: Iterable[tuple[Arrays, int | None]],
+    feeds: Iterable[Feed],
     make: Callable[[str], Statistic],
     threads: int = 1,
     in_flight: int = 0,
 ) -> Mapping[str, Statistic]:
     """A statistic of every output of `model` over all feeds, in one pass and in fixed memory.
 
-    feeds: (arrays, rows); where a feed was filled up to a fixed batch, only its first `rows` rows count. None: all.
     make: name -> empty statistic. Each worker thread has its own; they are merged at the end, which is exact, so
     that neither the threads nor the order of the feeds can be seen in the result.
     """
@@ -200,11 +200,11 @@ def collect(
     for statistics in workers:
         idle.put(statistics)
 
-    def observe(feed: tuple[Arrays, int | None]) -> None:
+    def observe(feed: Feed) -> None:
         statistics = idle.get()
         try:
-            for name, value in session.run(feed[0]).items():
-                statistics[name].update(without_padding(value, *feed))
+            for name, value in session.run(feed.arrays).items():
+                statistics[name].update(without_padding(value, feed))
         finally:
             idle.put(statistics)  # after a failure too: other workers may be waiting for it
 
@@ -213,9 +213,13 @@ def collect(
     return merged(workers)
 
 
-def without_padding(value: Any, arrays: Arrays, rows: int | None) -> Any:
-    """An output for the feed `arrays`, cut to its first `rows` rows where it has the batch that was filled up."""
-    batch = max((a.shape[0] for a in arrays.values() if a.ndim), default=1)
+def without_padding(value: Any, feed: Feed) -> Any:
+    """An output for `feed`, cut to the real rows where it has the batch that was filled up."""
+    return real_rows(value, feed.batch, feed.rows)
+
+
+def real_rows(value: Any, batch: int, rows: int | None) -> Any:
+    """The first `rows` rows of what has the length `batch` along axis 0; anything else, and where rows is None, all."""
     if rows is None or rows >= batch or not isinstance(value, np.ndarray) or value.shape[:1] != (batch,):
         return value
     return value[:rows]

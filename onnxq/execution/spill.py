@@ -14,8 +14,8 @@ from ..errors import OutputError
 
 Array = NDArray[np.generic]
 
-APART = 1 << 16
-"""Bytes of an array from which on its memory is its own, and goes back to the system with it."""
+OWN_MEMORY = 1 << 16
+"""Bytes from which on an array gets memory of its own, which returns to the system with it."""
 
 
 class SpillCache:
@@ -26,7 +26,7 @@ class SpillCache:
         self._lock = threading.RLock()  # the collector may release in the middle of `put`
         self.held = self.most = self.spilled = 0
 
-    def put(self, array: Array) -> Held:
+    def put(self, array: Array) -> CachedArray:
         with self._lock:
             fits = self.held + array.nbytes <= self._limit
             self._count += 1
@@ -36,7 +36,7 @@ class SpillCache:
                 self.most = max(self.most, self.held)
             else:
                 self.spilled += array.nbytes
-        handle = Held(array, path)
+        handle = CachedArray(array, path)
         weakref.finalize(handle, self._release, array.nbytes, path).atexit = False
         return handle
 
@@ -48,8 +48,8 @@ class SpillCache:
             self.held -= size
 
 
-class Held:
-    """An array on the shelf."""
+class CachedArray:
+    """An array in the cache, in memory or in a file."""
 
     def __init__(self, array: Array, path: Path | None) -> None:
         self._array = _copied(array) if path is None else None
@@ -70,9 +70,9 @@ class Held:
 
 
 def _copied(array: Array) -> Array:
-    """A copy: what ONNX Runtime gives out keeps all the memory that it sets aside for further runs, and what the
-    allocator gets back in small change it keeps. Together that was twice what is held."""
-    if array.nbytes < APART or array.dtype.hasobject:
+    """A copy: an array that ONNX Runtime returns keeps all the memory that the runtime reserves for further runs alive,
+    and the allocator keeps small pieces that it gets back. Together that was twice what is held."""
+    if array.nbytes < OWN_MEMORY or array.dtype.hasobject:
         return np.array(array)
     copy = np.frombuffer(mmap.mmap(-1, array.nbytes), array.dtype).reshape(array.shape)
     copy[...] = array

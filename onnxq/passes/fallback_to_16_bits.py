@@ -160,7 +160,7 @@ class _Switched:
 
 
 def _real(outputs: Mapping[str, np.ndarray], feed: Feed) -> dict[str, np.ndarray]:
-    return {name: without_padding(value, feed.arrays, feed.rows) for name, value in outputs.items()}
+    return {name: without_padding(value, feed) for name, value in outputs.items()}
 
 
 def _alone(model: Model, groups: Sequence[Group], feeds: Sequence[Feed], context: Context) -> dict[Group, float]:

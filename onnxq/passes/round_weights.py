@@ -66,7 +66,7 @@ class RoundWeights:
     def apply(self, model: Model, context: Context) -> Outcome:
         isolate(model)
         samples = len(context.feeds) if isinstance(context.feeds, Sized) else HELD_OUT_EVERY
-        feed = next((dict(arrays) for arrays, _ in context.arrays()), {})
+        feed = next((feed.arrays for feed in context.feeds), {})
         sizes = tensor_bytes(model.to_proto(), (layer.node.outputs[0].name for layer in planned_layers(model)), feed)
         rounder = _Rounder(model, self, samples, sizes, self._checkpoint(model, context))
         traffic = visit_layers(model, context.feeds, context.services, rounder, "rounding weights")
@@ -82,8 +82,8 @@ class RoundWeights:
             params = quantizer.params
             parts.append(repr(replace(quantizer, params=None)).encode())
             parts += [] if params is None else [params.scale.tobytes(), params.zero_point.tobytes()]
-        for arrays, rows in context.arrays():
-            parts += [repr(rows).encode(), *(array.tobytes() for array in arrays.values())]
+        for feed in context.feeds:
+            parts += [repr(feed.rows).encode(), *(array.tobytes() for array in feed.arrays.values())]
             parts = [key_of(*parts).encode()]
         return Checkpoint(self.checkpoint, key_of(*parts))
 

@@ -46,9 +46,8 @@ def account(
     compared = job.feeds.take(QUALITY_SAMPLES)
     target = job.context.target
     requirements = checked(job, quantized)
-    feeds = [(f.arrays, f.rows) for f in compared]
     verdict = verify(
-        written, job.proto, feeds, job.context.services.threads, runs_here=target.runs_here, proto=quantized
+        written, job.proto, compared, job.context.services.threads, runs_here=target.runs_here, proto=quantized
     )
     placed = job.placed()
     nodes = {node.name: node.op for node in job.planned.graph.nodes}

@@ -173,16 +173,15 @@ def _compare(
     for part in chunks(sizes, context.services.max_memory // (2 * context.services.in_flight)):
         sessions = Session(extract(reference, part)), Session(extract(quantized, [names[name] for name in part]))
         runs = parallel_map(
-            lambda feed, both=sessions: (feed, [session.run(feed[0]) for session in both]),  # type: ignore[misc]
-            context.arrays("comparing layers"),
+            lambda feed, both=sessions: (feed, [session.run(feed.arrays) for session in both]),  # type: ignore[misc]
+            context.with_progress("comparing layers"),
             context.services.threads,
             context.services.in_flight,
         )
-        for (arrays, rows), (x, y) in runs:
-            batch = max((a.shape[0] for a in arrays.values() if a.ndim), default=1)
+        for feed, (x, y) in runs:
             for name in part:
-                found[name].elements = x[name].size // batch
-                found[name].noise.update(*(without_padding(v, arrays, rows) for v in (x[name], y[names[name]])))
+                found[name].elements = x[name].size // feed.batch
+                found[name].noise.update(*(without_padding(v, feed) for v in (x[name], y[names[name]])))
     return found
 
 

@@ -14,8 +14,7 @@ from ..calibration.statistics import Statistics
 from ..data import CalibrationData, Feed
 from ..encodings import Encoding, encoding_of
 from ..errors import NothingToQuantizeError, UsageError
-from ..execution.distributed import Here, Workers
-from ..execution.services import Services, no_progress
+from ..execution.services import Here, Services, Workers, no_progress
 from ..execution.session import default_threads
 from ..graph.model import Model
 from ..options import Options

@@ -58,9 +58,7 @@ class QualityMeasure:
         total = OutputSqnr()
         runs = parallel_map(lambda feed: (feed, [s.run(feed.arrays) for s in sessions]), self.feeds, self.threads)
         for feed, outputs in runs:
-            reference, other = (
-                {name: without_padding(v, feed.arrays, feed.rows) for name, v in found.items()} for found in outputs
-            )
+            reference, other = ({name: without_padding(v, feed) for name, v in found.items()} for found in outputs)
             total.update(reference, other)
         return total.db
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
+from ..data import Feed
 from ..errors import EngineError, VerificationError
 from ..execution.session import (
     Session,
@@ -30,8 +31,6 @@ from ..report import OutputQuality
 from ..thresholds import LOW_SQNR_DB, RUNTIME_ENOUGH_DB, RUNTIME_MARGIN_DB
 
 _BROKEN = "of the float model itself holds infinity or not-a-number: only its finite values were compared"
-
-Feeds = Iterable[tuple[Mapping[str, np.ndarray], int | None]]
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,13 @@ class _Comparison:
 def verify(
     written: Path,
     original: ModelProto,
-    feeds: Feeds,
+    feeds: Iterable[Feed],
     threads: int,
     *,
     runs_here: bool = True,
     proto: ModelProto | None = None,
 ) -> Verdict:
-    """Check the model file `written` against the float model on some feeds (arrays, rows).
+    """Check the model file `written` against the float model on some feeds.
 
     proto: what was written, if it is at hand: the weights that it maps can be let go between runs.
     runs_here: whether ONNX Runtime's integer kernels are what will run the model, so that they must agree with it.
@@ -137,13 +136,13 @@ def _infers(proto: ModelProto) -> bool:
     return True
 
 
-def _compare(sessions: tuple[Session, Session, Session], feeds: Feeds, threads: int) -> dict[str, _Comparison]:
+def _compare(sessions: tuple[Session, Session, Session], feeds: Iterable[Feed], threads: int) -> dict[str, _Comparison]:
     comparisons: dict[str, _Comparison] = {}
     for feed, (reference, plain, optimised) in parallel_map(
-        lambda feed: (feed, [session.run(feed[0]) for session in sessions]), feeds, threads
+        lambda feed: (feed, [session.run(feed.arrays) for session in sessions]), feeds, threads
     ):
         for name, x in reference.items():
-            outputs = [without_padding(o, *feed) for o in (x, plain[name], optimised[name])]
+            outputs = [without_padding(o, feed) for o in (x, plain[name], optimised[name])]
             comparable = all(isinstance(o, np.ndarray) and o.dtype.kind == "f" for o in outputs)
             if comparable and len({o.shape for o in outputs}) == 1:  # the number of detections may differ
                 comparisons.setdefault(name, _Comparison()).update(*outputs)
