@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import cases
@@ -29,9 +29,10 @@ from onnxq.passes.correct_bias import CorrectBias
 from onnxq.passes.correct_bias_empirically import CorrectBiasEmpirically
 from onnxq.passes.equalize_layers import EqualizeLayers
 from onnxq.passes.remove_dead_channels import RemoveDeadChannels
-from onnxq.pipeline.job import make_context
 from onnxq.pipeline.open_inputs import input_specs
-from onnxq.pipeline.pipeline import load, lowering, prepare, raised, ranging
+from onnxq.pipeline.pipeline import at_sufficient_opset, lower, prepare, ranging
+from onnxq.pipeline.run_passes import run_passes
+from onnxq.pipeline.task import make_context
 from onnxq.report import Report
 
 COLUMNS: dict[str, dict[str, Any]] = {
@@ -88,8 +89,7 @@ class Subject:
         options = {column: onnxq.Options(force_int_kernels=True, **settings) for column, settings in COLUMNS.items()}
         some = next(iter(options.values()))
         context = make_context(some, feeds, None)
-        model = load(self.proto, self.case.name, some)
-        prepare().run(model, context)
+        model, _ = prepare(self.proto, self.case.name, some, context)
         outcomes = [(step, step.apply(model, context)) for step in adjustments]
         return [self.cell(finish(model.clone(), o, corrections, context)) for o in options.values()], outcomes
 
@@ -112,12 +112,10 @@ class Subject:
 
 def finish(model: Model, options: onnxq.Options, corrections: tuple[Pass, ...], context: Context) -> onnx.ModelProto:
     """The adjusted float model, quantized to the end."""
-    ranging(options).run(model, context)
+    model, _ = run_passes(ranging(options), model, context)
     for step in corrections:
         step.apply(model, context)
-    model = raised(model, options)
-    lowering().run(model, replace(context, feeds=()))
-    return model.to_proto()
+    return lower(at_sufficient_opset(model, options), context)[0]
 
 
 def measured(subject: Subject) -> Iterator[str]:

@@ -45,11 +45,12 @@ from .numeric.histogram import Histogram
 from .numeric.logits import Logits
 from .operators.linear import is_float
 from .options import Options, bits, with_settings
-from .pipeline.build_report import account
+from .pipeline import pipeline
+from .pipeline.build_report import build_report
 from .pipeline.collect_report import ReportCollector
-from .pipeline.job import INVENTED_INPUTS, Job, make_context
 from .pipeline.open_inputs import input_specs, open_data, open_model, open_output, random_inputs, read_statistics
-from .pipeline.pipeline import load, prepare
+from .pipeline.pipeline import float_model_of, prepare
+from .pipeline.task import RANDOM_INPUTS, Task, make_context
 from .report import Report
 from .targets import Target, find_target
 
@@ -125,33 +126,34 @@ def quantize(
             if known is None and not options.data_free and options.from_encodings is None:
                 raise UsageError("no calibration data and no statistics are given; without any, quantize data-free")
             calibration = random_inputs(proto, known, given, options, origin)
-            where: str | None = INVENTED_INPUTS
+            where: str | None = RANDOM_INPUTS
         elif options.synthetic:
             raise UsageError("--synthetic makes up calibration data, but some is given")
         else:
             where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
         feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys)
-        if known is not None and where != INVENTED_INPUTS and not known.cover(feeds.sample_hashes()):
+        if known is not None and where != RANDOM_INPUTS and not known.cover(feeds.sample_hashes()):
             raise DataError(
                 f"{where or 'the calibration data'} holds samples that the statistics were not collected on"
             )
-        notebook = ReportCollector() if details else None
-        job = Job(proto, origin, feeds, options, progress, input_keys or {}, where, known, notebook, given)
-        quantized = job.quantize()
+        collector = ReportCollector() if details else None
+        task = Task(proto, origin, feeds, options, where, input_keys or {}, known, given, progress=progress)
+        quantized = pipeline.quantize(task, collector)
         quantized_path = target_path
         if quantized_path is None or options.float_output:
             quantized_path = stack.enter_context(scratch_folder()) / "model.onnx"
-        storage.write(quantized, quantized_path)
-        result = quantized
+        storage.write(quantized.proto, quantized_path)
+        result = quantized.proto
         if encodings_path is not None:
-            float_model, found = job.exported()
+            float_model, found = float_model_of(quantized.planned, task.context)
             text = encodings_json(found, options.encodings_version, quantizer_arguments(options))
             storage.write_text(text, encodings_path)
             if options.float_output:
                 result = float_model
                 if target_path is not None:
                     storage.write(result, target_path)
-        report = account(job, quantized, quantized_path, output, time.perf_counter() - start, result)
+        seconds = time.perf_counter() - start
+        report = build_report(task, quantized, quantized_path, output, seconds, result, collector)
         verified = Result(result, report)
         if before_writing is not None:
             before_writing(verified)
@@ -200,8 +202,7 @@ def calibrate(
         feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys)
         workers = stack.enter_context(open_workers(scheduler))
         context = make_context(options, feeds, progress, workers=workers)
-        prepared = load(proto, origin, options)
-        prepare().run(prepared, context, proto)
+        prepared, _ = prepare(proto, origin, options, context)
         logits = class_logits(prepared)
         names = [t.name for t in prepared.graph.tensors().values() if isinstance(t, gs.Variable) and is_float(t)]
         tensors = collect_tensors(prepared, names, context, lambda name: Logits() if name in logits else Histogram())

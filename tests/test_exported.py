@@ -19,7 +19,7 @@ from quantized import kernels, planned, reasons
 import onnxq
 from onnxq.graph.patterns import find_composites
 from onnxq.passes.base import Context
-from onnxq.pipeline.pipeline import load, prepare
+from onnxq.pipeline.pipeline import prepare
 from onnxq.targets import TARGETS
 
 FOLDER = Path(__file__).parent / "exported"
@@ -62,8 +62,7 @@ def sentences(count: int = 6) -> list[dict[str, np.ndarray]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_operators_are_whole_and_layers_in_integers(name: str) -> None:
     proto = written(name)
-    prepared = load(proto, name, onnxq.Options())
-    prepare().run(prepared, Context())
+    prepared, _ = prepare(proto, name, onnxq.Options(), Context())
     wholes = find_composites(prepared)
     assert Counter(whole.operator for whole in wholes) == WHOLE[name]
     inner = {node.outputs[0].name for whole in wholes for node in whole.nodes[1:]}
@@ -116,8 +115,7 @@ def test_what_torch_exports_today_is_understood(name: str) -> None:
     from exported_encoder import case
 
     proto = case(name)
-    prepared = load(proto, name, onnxq.Options())
-    prepare().run(prepared, Context())
+    prepared, _ = prepare(proto, name, onnxq.Options(), Context())
     assert Counter(whole.operator for whole in find_composites(prepared)) == WHOLE[name]
     result = onnxq.quantize(proto, sentences())
     assert sum(tensor.kind == "constant" for tensor in result.report.tensors) == 4

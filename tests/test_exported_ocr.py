@@ -19,7 +19,7 @@ from quantized import PLAIN, kernels
 import onnxq
 from onnxq.cli import main
 from onnxq.passes.base import Context
-from onnxq.pipeline.pipeline import load, prepare
+from onnxq.pipeline.pipeline import prepare
 from onnxq.targets import TARGETS
 
 HEIGHTS = {"detector": None, "recogniser": 16, "transformer": 16}
@@ -50,8 +50,7 @@ def test_every_target_takes_them(name: str, target: str) -> None:
 
 def test_sizes_are_left_to_run_time_and_all_else_is_in_one_form() -> None:
     proto = made("detector")
-    prepared = load(proto, "detector", onnxq.Options())
-    prepare().run(prepared, Context(), proto)
+    prepared, _ = prepare(proto, "detector", onnxq.Options(), Context())
     found = [node.op for node in prepared.graph.nodes]
     assert not {"Constant", "BatchNormalization", "Clip", "Div", "Pad"} & set(found)
     assert (found.count("HardSwish"), found.count("Resize")) == (7, 4)

@@ -292,7 +292,7 @@ def test_out_of_memory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["onnxq.pipeline.job.Job.corrected", "onnxq.api.storage.write", "onnxq.cli.reports.write_text"]
+    "where", ["onnxq.pipeline.pipeline.correct", "onnxq.api.storage.write", "onnxq.cli.reports.write_text"]
 )
 def test_a_bug(place: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """Whatever a pass, the account or the report stumbles over: one message, an exit code of its own, no file."""
@@ -320,7 +320,7 @@ def test_a_bug_seen_from_python(place: Path, monkeypatch: pytest.MonkeyPatch) ->
     def stumble(*_: object, **__: object) -> None:
         raise TypeError("unsupported operand")
 
-    monkeypatch.setattr("onnxq.api.account", stumble)
+    monkeypatch.setattr("onnxq.api.build_report", stumble)
     with pytest.raises(TypeError, match="operand"):
         onnxq.quantize(place / "net.onnx", place / "calib.npy", output=place / "out.onnx", **QUICK)
     assert sorted(os.listdir(place)) == ["calib.npy", "net.onnx"]

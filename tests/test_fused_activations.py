@@ -37,9 +37,8 @@ def network(activation: str, tail: str = "y = Conv(r, v)", outputs: str = "float
 
 
 def placed(proto: ModelProto, target: str, **fields: object) -> tuple[Model, Outcome]:
-    made, context = Model.from_proto(proto), Context(target=TARGETS[target])
-    prepare().run(made, context)
-    options = Options(target=target)
+    context, options = Context(target=TARGETS[target]), Options(target=target)
+    made, _ = prepare(proto, "model", options, context)
     return made, AddQuantizers(options.activation, options.weight, **fields).apply(made, context)
 
 

@@ -11,7 +11,7 @@ from onnxq.execution.session import Session
 from onnxq.numeric.quant import Grid, QuantParams, QuantSpec
 from onnxq.passes.base import Context
 from onnxq.passes.lower_to_qdq import LowerToQdq
-from onnxq.pipeline.pipeline import lowering
+from onnxq.pipeline.pipeline import lower
 from onnxq.targets import ORT
 
 MLP = """(float[N,3] x) => (float[N,?] y) <float[3,5] w, float[5] b, float[5,7] v, float[7] c>
@@ -221,8 +221,7 @@ def test_the_model_computes_what_its_integers_say(seed):
     for name in ("x", "r"):
         exact = QuantParams(Grid(8, signed=False), np.float32(0.25), np.uint8(0))
         model_.quantizers[name] = model_.quantizers[name].answered(exact)
-    lowering().run(model_, Context())
-    written = model_.to_proto()
+    written, _ = lower(model_, Context())
     x = np.float32(rng.integers(-600, 600, (6, 3))) / 8
     grid = QuantParams(Grid(8, signed=False), np.float32(0.25), np.uint8(0))
     found = weights(proto)
@@ -233,8 +232,7 @@ def test_the_model_computes_what_its_integers_say(seed):
 def test_a_small_network_follows_its_integers():
     proto = model(MLP)
     model_ = answered(proto)
-    lowering().run(model_, Context())
-    written = model_.to_proto()
+    written, _ = lower(model_, Context())
     x = np.concatenate([feed["x"] for feed in samples(proto, 8)])
     found = weights(written)
     got, expected = run(written, {"x": x})["y"], reference(written, x)

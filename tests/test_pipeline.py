@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 import threading
 
 import numpy as np
@@ -10,12 +11,14 @@ from quantized import PLAIN, samples
 
 import onnxq
 from onnxq.data import Preprocess
-from onnxq.errors import DataError, ModelError, UsageError, VerificationError
+from onnxq.errors import DataError, ModelError, UsageError
 from onnxq.graph import storage
 from onnxq.options import Options
 from onnxq.passes.base import Context, Outcome
+from onnxq.passes.normalize import Normalize
 from onnxq.pipeline.open_inputs import input_specs
-from onnxq.pipeline.pipeline import Pipeline, load, prepare
+from onnxq.pipeline.pipeline import load, prepare
+from onnxq.pipeline.run_passes import run_passes
 
 NET = """(float[N,3,H,W] x) => (float[N,?] y)
     <float[4,3,3,3] w, float[4] b, float[4] g, float[4] h, float[4] m, float[4] var, float[5,4] v, float[5] c> {
@@ -242,14 +245,34 @@ class Broken:
         return Outcome(1)
 
 
-def test_a_pass_that_changes_the_function_is_caught(net, data):
-    with pytest.raises(VerificationError, match=r"Broken changed the float model's output 'y' \(SQNR 4.*bug in onnxq"):
-        Pipeline((Broken(),)).run(load(net, "net", Options()), Context(feeds=feeds_of(net, data)))
+class DoesNotRun:
+    """Claims the same, and leaves a model that no runtime takes."""
+
+    preserves = True
+
+    def apply(self, model, context):
+        model.graph.nodes[0].attrs["group"] = 7
+        return Outcome(1)
+
+
+@pytest.mark.parametrize(
+    ("faulty", "note"),
+    [
+        (Broken, r"it changed the float model's output 'y' \(SQNR 4\d\.\d dB, expected at least 60\); .*unstable"),
+        (DoesNotRun, "the float model does not run with it"),
+    ],
+)
+def test_a_pass_that_changes_the_function_is_undone_and_left_out_with_a_note(net, data, faulty, note):
+    before, context = load(net, "net", Options()), Context(feeds=feeds_of(net, data))
+    work, (step, normalized) = run_passes((faulty(), Normalize()), before.clone(), context)
+    assert work.to_proto() == run_passes((Normalize(),), before, context)[0].to_proto()
+    assert (step.name, step.changed, step.kept) == (faulty.__name__, 0, False)
+    assert re.match(f"left out: {note}", step.notes[0])
+    assert normalized.kept
 
 
 def test_preparation_keeps_the_function(net, data):
-    work = load(net, "net", Options())
-    prepare().run(work, Context(feeds=feeds_of(net, data)))
+    work, _ = prepare(net, "net", Options(), Context(feeds=feeds_of(net, data)))
     assert_same_function(net, work.to_proto(), 1e-5, {"x": data[:1]})
 
 
@@ -264,7 +287,7 @@ def test_a_failure_in_the_middle_leaves_nothing_behind(net, data, tmp_path, monk
         def apply(self, model, context):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("onnxq.pipeline.job.lowering", lambda: Pipeline((Interrupted(),)))
+    monkeypatch.setattr("onnxq.pipeline.pipeline.LOWERING", (Interrupted(),))
     (tmp_path / "out.onnx").write_bytes(b"precious")
     with pytest.raises(KeyboardInterrupt):
         onnxq.quantize(net, data, output=tmp_path / "out.onnx")

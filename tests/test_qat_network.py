@@ -18,7 +18,8 @@ from onnxq.errors import ModelError  # noqa: E402
 from onnxq.execution.session import Session  # noqa: E402
 from onnxq.numeric.metrics import sqnr  # noqa: E402
 from onnxq.passes.base import Context  # noqa: E402
-from onnxq.pipeline.pipeline import lowering  # noqa: E402
+from onnxq.passes.set_bias_scales import SetBiasScales  # noqa: E402
+from onnxq.pipeline.pipeline import lower  # noqa: E402
 from onnxq.qat import finish, prepare  # noqa: E402
 from onnxq.qat.network import Network, key  # noqa: E402
 from onnxq.targets import find_target  # noqa: E402
@@ -215,22 +216,25 @@ def test_every_parameter_gets_a_gradient() -> None:
 def test_the_start_rounds_to_what_post_training_quantization_rounds_to() -> None:
     from onnxq import Options
     from onnxq.api import input_specs, open_data
-    from onnxq.pipeline.job import Job
-    from onnxq.qat.start import planned
+    from onnxq.pipeline.pipeline import make_plan
+    from onnxq.pipeline.task import Task
+    from onnxq.qat.start import start_of
 
     options, proto = Options(preset="w4a4", force_int_kernels=True), model(RESIDUAL)
-    job = Job(proto, "x", open_data(images(), input_specs(proto), options, None, None), options, None, {}, None, None)
-    _, start = planned(job)
+    task = Task(proto, "x", open_data(images(), input_specs(proto), options, None, None), options)
+    plan = make_plan(task)
+    _, start = start_of(plan, task.context)
+    planned = plan.model.clone()
+    SetBiasScales().apply(planned, task.context)
     moved = 0.0
     for name, quantizer in start.quantizers.items():
-        a, b = start.graph.tensors()[name], job.planned.graph.tensors()[name]
+        a, b = start.graph.tensors()[name], planned.graph.tensors()[name]
         if quantizer.axis is not None:
             np.testing.assert_array_equal(quantizer.params.quantize(a.values), quantizer.params.quantize(b.values))
             moved += float(np.abs(a.values - b.values).max())
     assert moved > 0
-    copy = start.clone()
-    lowering().run(copy, Context(target=ORT))
-    np.testing.assert_array_equal(run(copy.to_proto(), {"x": images()})["y"], run(job.finished(), {"x": images()})["y"])
+    first, second = (lower(model_, Context(target=ORT))[0] for model_ in (start, planned))
+    np.testing.assert_array_equal(run(first, {"x": images()})["y"], run(second, {"x": images()})["y"])
 
 
 def test_operators_without_a_counterpart_are_named_before_anything_else() -> None:

@@ -22,6 +22,8 @@ from onnxq.passes.base import Context
 from onnxq.passes.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.normalize import Normalize
 from onnxq.passes.set_activation_ranges import SetActivationRanges
+from onnxq.pipeline.pipeline import placement
+from onnxq.pipeline.run_passes import run_passes
 
 # --- logits -----------------------------------------------------------------------------------------------------
 
@@ -197,8 +199,7 @@ def prepared(proto):
     Normalize().apply(model_, Context())
     FoldBatchNorm().apply(model_, Context())
     plan = Options(force_int_kernels=True)
-    onnxq.pipeline.pipeline.placement(plan).run(model_, Context())
-    return model_
+    return run_passes(placement(plan), model_, Context())[0]
 
 
 def test_tensors_with_moments_need_no_data(monkeypatch):

@@ -14,6 +14,7 @@ from onnxq.evaluation.switchboard import Group, Switchboard
 from onnxq.graph.model import Model, grid_root
 from onnxq.graph.simulate import simulated
 from onnxq.options import Options
+from onnxq.pipeline.pipeline import lower
 
 NET = """(float[N,3,8,8] x) => (float[N,4] y, float[N,5,8,8] side) <float[5,3,3,3] a, float[5] b, float[5,1,3,3] d,
          float[5,5,1,1] p, float[5,4] f, float[1] half> {
@@ -37,7 +38,7 @@ def switchboard(given: Evaluator, **limits: Any) -> tuple[Model, dict[str, Group
 
 def whole(given: Evaluator, base: Model, names: set[str]) -> float:
     """The score of the float model with these groups' quantizers, as one model run from front to end."""
-    copy, quantizers = base.clone(), given.job.planned.quantizers
+    copy, quantizers = base.clone(), given.plan.model.quantizers
     copy.quantizers = {n: q for n, q in quantizers.items() if grid_root(quantizers, n) in names}
     return given.measured(simulated(copy))
 
@@ -45,7 +46,7 @@ def whole(given: Evaluator, base: Model, names: set[str]) -> float:
 def test_all_off_is_the_float_model_even_where_biases_and_weights_were_changed() -> None:
     given = evaluator()
     _, _, board = switchboard(given)
-    assert given.job.options.optimised_rounding == "coordinate-descent"
+    assert given.task.options.optimised_rounding == "coordinate-descent"
     assert board.hold({}) == np.inf
     assert given.float_score == np.inf
 
@@ -53,7 +54,7 @@ def test_all_off_is_the_float_model_even_where_biases_and_weights_were_changed()
 def test_all_on_is_the_quantized_model() -> None:
     given = evaluator()
     _, groups, board = switchboard(given)
-    quantized = given.measured(given.job.quantize())
+    quantized = given.measured(lower(given.plan.model, given.task.context)[0])
     assert board.score(groups) == pytest.approx(quantized, abs=0.1)
     assert 5 < quantized < 40
 
@@ -73,7 +74,7 @@ def test_single_switches_score_what_whole_models_do() -> None:
 def test_followers_of_a_grid_are_switched_with_it() -> None:
     given = evaluator(**PLAIN)
     _, groups, _ = switchboard(given)
-    followers = {n for n, q in given.job.planned.quantizers.items() if q.grid_of is not None}
+    followers = {n for n, q in given.plan.model.quantizers.items() if q.grid_of is not None}
     assert followers
     assert not followers & groups.keys()
     assert followers <= {tensor for group in groups.values() for tensor in group.tensors}

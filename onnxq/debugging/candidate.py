@@ -18,7 +18,8 @@ from ..execution.layerwise import isolate
 from ..graph.model import Model
 from ..options import Options
 from ..passes.set_bias_scales import SetBiasScales
-from ..pipeline.build_report import checked
+from ..pipeline.build_report import check_target
+from ..pipeline.pipeline import Quantized, lower, make_plan
 from ..thresholds import EVALUATION_SAMPLES, LEAST_GAIN_DB, ROUNDING_ERROR
 
 Part = Literal["weights", "activations"]
@@ -105,7 +106,7 @@ class Candidate:
         if isinstance(evaluator.metric, SqnrMetric):
             return Score(value, value)
         feeds, references = evaluator.feeds[:EVALUATION_SAMPLES], evaluator.references[:EVALUATION_SAMPLES]
-        db = measure(self.quantized, feeds, SqnrMetric(), references, evaluator.job.context.services.threads)
+        db = measure(self.quantized, feeds, SqnrMetric(), references, evaluator.task.context.services.threads)
         return Score(value, db)
 
     @cached_property
@@ -136,12 +137,11 @@ class Candidate:
 
 def quantized_with(evaluator: Evaluator, options: Options) -> Candidate:
     """Quantize the model with other options. Raises OnnxqError, also where the target refuses the result."""
-    job = replace(evaluator.job, options=options, steps=(), notebook=None)
-    base = job.ranged(job.adjusted())
-    job.planned = job.corrected(base.clone())
-    quantized = job.finished()
-    checked(job, quantized)
-    fitted = job.planned.clone()
-    SetBiasScales().apply(fitted, job.context)
+    task = replace(evaluator.task, options=options)
+    plan = make_plan(task)
+    quantized, lowered = lower(plan.model, task.context)
+    check_target(task, Quantized(plan.model, quantized, plan.steps + lowered))
+    fitted, base = plan.model.clone(), plan.ranged.clone()
+    SetBiasScales().apply(fitted, task.context)
     isolate(base)
-    return Candidate(evaluator, options, base, job.planned, fitted, quantized)
+    return Candidate(evaluator, options, base, plan.model, fitted, quantized)

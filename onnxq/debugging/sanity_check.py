@@ -24,9 +24,9 @@ def check_float(evaluator: Evaluator, log: Log) -> None:
     for number, (feed, outputs) in enumerate(zip(evaluator.feeds, evaluator.references, strict=True)):
         broken = [name for name, value in outputs.items() if _holds_nan(value)]
         if broken:
-            where = _first_nan(evaluator.job.proto, feed)
+            where = _first_nan(evaluator.task.proto, feed)
             raise DataError(
-                f"{evaluator.job.origin}: the float model itself computes not-a-number in {broken[0]!r} for sample"
+                f"{evaluator.task.origin}: the float model itself computes not-a-number in {broken[0]!r} for sample"
                 f" {number}, first in {where}; repair the model or the data before it is quantized"
             )
     metric, score = evaluator.metric, evaluator.float_score
@@ -34,7 +34,7 @@ def check_float(evaluator: Evaluator, log: Log) -> None:
         guessed, spread = _guessing(evaluator, metric.k)
         if score <= guessed + 2 * spread:
             raise DataError(
-                f"{evaluator.job.origin}: the float model itself reaches {score:.2f} % {metric.name} on"
+                f"{evaluator.task.origin}: the float model itself reaches {score:.2f} % {metric.name} on"
                 f" {samples_of(evaluator)} samples, and guessing {guessed:.2f} %: labels or preprocessing do not fit it"
             )
     log.write(
@@ -48,12 +48,12 @@ def check_bypassed(candidate: Candidate, log: Log) -> None:
     """Raise VerificationError where the network with all quantizers bypassed is not the float model."""
     evaluator = candidate.evaluator
     feeds, references = evaluator.feeds[:EVALUATION_SAMPLES], evaluator.references[:EVALUATION_SAMPLES]
-    proto, threads = candidate.base.to_proto(), evaluator.job.context.services.threads
+    proto, threads = candidate.base.to_proto(), evaluator.task.context.services.threads
     db = measure(proto, feeds, SqnrMetric(), references, threads)
     score = db if isinstance(evaluator.metric, SqnrMetric) else evaluator.measured(proto)
     if db < PRESERVED_DB:
         raise VerificationError(
-            f"{evaluator.job.origin}: with all quantizers bypassed, outputs are at {db:.1f} dB of the float model's,"
+            f"{evaluator.task.origin}: with all quantizers bypassed, outputs are at {db:.1f} dB of the float model's,"
             f" and {PRESERVED_DB:.0f} dB were expected: what goes wrong is not quantization but a step that prepares"
             " the network (--no-dead-channels, --no-cle, --no-absorb leave them out), or the model is numerically"
             " unstable"

@@ -170,7 +170,7 @@ class _Workflow:
         if self.held_out is not None:
             check_float(self.held_out, Log(self.held_out.metric))
         self.goal = self._goal()
-        self.candidate = quantized_with(self.evaluator, self.evaluator.job.options)
+        self.candidate = quantized_with(self.evaluator, self.evaluator.task.options)
         check_bypassed(self.candidate, self.log)
         verdict = "reached: nothing to repair" if self.reached else "missed"
         self.log.write(
@@ -201,7 +201,7 @@ class _Workflow:
 
     def _take_back(self, network: NetworkRepair) -> None:
         network.candidate = self.candidate
-        network.take_back(self.evaluator.job.options)
+        network.take_back(self.evaluator.task.options)
         self.candidate = network.candidate
 
     def _rank(self) -> SensitivityAnalysis:
@@ -228,7 +228,7 @@ class _Workflow:
             measure, line = _held_out_measure(self.goal.held_out_check, self.candidate)
             measures.append(measure)
             lines.append(line)
-        lines.append(changes(self.evaluator.job.options, self.candidate.options))
+        lines.append(changes(self.evaluator.task.options, self.candidate.options))
         self.log.write("Accepted" if reached else "The target is not reached; this is the closest", *lines)
         return DebugResult(
             options=self.candidate.options,

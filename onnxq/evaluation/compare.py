@@ -34,9 +34,9 @@ from ..graph.shapes import tensor_bytes
 from ..numeric.distance import Distance
 from ..numeric.metrics import comparable, finite, sqnr
 from ..options import Options, with_settings
-from ..pipeline.job import make_context
 from ..pipeline.open_inputs import open_data, open_model
-from ..pipeline.pipeline import load, prepare
+from ..pipeline.pipeline import prepare
+from ..pipeline.task import make_context
 from ..thresholds import CLEAN_DB, EXPLAINED_DB
 from .comparison import ComparedTensor, Comparison, Jump
 from .matching import Matching, match
@@ -198,8 +198,7 @@ def _has_more(found: Matching, result: str, node: NodeProto) -> bool:
 def _folded_weights(proto: ModelProto, origin: str) -> dict[str, np.ndarray]:
     """Weights by node of the float model as `quantize` prepares it, BatchNormalization folded."""
     try:
-        model = load(proto, origin, Options())
-        prepare().run(model, Context())
+        model, _ = prepare(proto, origin, Options(), Context())
     except OnnxqError:  # a model that could not be quantized here can still be compared, without these weights
         return {}
     return {

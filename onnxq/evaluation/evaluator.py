@@ -17,8 +17,9 @@ from ..execution.services import Workers
 from ..graph.model import Model
 from ..numeric.metrics import class_scores
 from ..options import Options
-from ..pipeline.job import Job
 from ..pipeline.open_inputs import input_specs, open_data, open_model
+from ..pipeline.pipeline import Plan, make_plan
+from ..pipeline.task import Task
 from ..thresholds import COUNTED_SAMPLES, EVALUATION_SAMPLES
 from .custom_metric import parse_metric
 from .labels import read_labels
@@ -32,40 +33,44 @@ Labels = str | os.PathLike[str] | Sequence[int]
 class Evaluator:
     """Measures models by one metric on the same samples.
 
-    job: the quantization as the options want it.  feeds: the samples that the metric is measured on.  references: the
+    task: the quantization as the options want it.  feeds: the samples that the metric is measured on.  references: the
     float model's outputs for them.
     """
 
-    job: Job
+    task: Task
     metric: Metric
     feeds: Sequence[Feed]
     references: list[Outputs] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.references = list(float_outputs(self.job.proto, self.feeds, self.job.context.services.threads))
+        self.references = list(float_outputs(self.task.proto, self.feeds, self.task.context.services.threads))
 
     @cached_property
     def float_score(self) -> float:
         """Of the model as it came."""
-        return self.measured(self.job.proto)
+        return self.measured(self.task.proto)
 
     def measured(self, proto: ModelProto) -> float:
         """What the metric says of a model."""
-        return measure(proto, self.feeds, self.metric, self.references, self.job.context.services.threads)
+        return measure(proto, self.feeds, self.metric, self.references, self.task.context.services.threads)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Of the task, with all its steps. Raises OnnxqError."""
+        return make_plan(self.task)
 
     def planned(self) -> tuple[Model, dict[str, Group]]:
         """The float model, and the switches of everything that the options would quantize in it."""
-        base = self.job.ranged(self.job.adjusted())
-        self.job.planned = self.job.corrected(base.clone())
+        base = self.plan.ranged.clone()
         isolate(base)
-        return base, groups_of(base, self.job.planned)
+        return base, groups_of(base, self.plan.model)
 
     def switchboard(
         self, base: Model, groups: Iterable[Group], metric: Metric | None = None, most: int | None = None
     ) -> Switchboard:
         """Switches for these groups, on the evaluator's samples or at `most` so many of them."""
         metric, feeds, references = metric or self.metric, self.feeds[:most], self.references[:most]
-        threads, memory = self.job.context.services.threads, self.job.context.services.max_memory
+        threads, memory = self.task.context.services.threads, self.task.context.services.max_memory
         return Switchboard(base.to_proto(), groups, feeds, metric, references, threads=threads, max_memory=memory)
 
 
@@ -98,7 +103,7 @@ def open_evaluator(
     proto, origin = open_model(model)
     feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys)
     where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
-    job = Job(proto, origin, feeds, options, progress, input_keys or {}, where, None, workers=workers)
+    task = Task(proto, origin, feeds, options, where, input_keys or {}, workers=workers, progress=progress)
     if by_classes and metric is None and labels is None and _classifies(proto, feeds):
         metric = "agreement"
     if evaluation_samples is None:
@@ -107,7 +112,7 @@ def open_evaluator(
     fewer = replace(options, samples=min(evaluation_samples, options.samples or evaluation_samples))
     samples = open_data(calibration, input_specs(proto), fewer, preprocess, input_keys)
     known = None if labels is None else read_labels(labels, samples)
-    return Evaluator(job, parse_metric(metric, known), list(samples))
+    return Evaluator(task, parse_metric(metric, known), list(samples))
 
 
 def _classifies(proto: ModelProto, feeds: CalibrationData) -> bool:

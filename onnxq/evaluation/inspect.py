@@ -17,7 +17,8 @@ from ..graph.model import Model
 from ..operators.linear import LinearLayer, linear_layer
 from ..options import Options
 from ..pipeline.open_inputs import input_specs
-from ..pipeline.pipeline import load, placement, prepare
+from ..pipeline.pipeline import placement, prepare
+from ..pipeline.run_passes import run_passes
 from ..report import FloatNode, printable
 from ..targets import find_target
 
@@ -84,9 +85,8 @@ def inspect(proto: ModelProto, origin: str, options: Options | None = None) -> I
     """What the checked model `proto` holds, and what would be quantized. Raises ModelError or EngineError."""
     options = options or Options()
     context = Context(target=find_target(options.target))
-    model = load(proto, origin, options)
-    prepare().run(model, context)
-    step = placement(options).run(model, context)[0]
+    model, _ = prepare(proto, origin, options, context)
+    model, (step, *_) = run_passes(placement(options), model, context)
     nodes = {node.name: node.op for node in model.graph.nodes}
     dtypes = Counter[str]()
     for constant in model.initializers():

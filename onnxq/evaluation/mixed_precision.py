@@ -27,6 +27,7 @@ from ..data import Preprocess
 from ..errors import UsageError, VerificationError
 from ..graph import large
 from ..options import Options
+from ..pipeline.pipeline import quantize
 from ..report import ParetoFront, ParetoPoint
 from ..thresholds import EVALUATION_SAMPLES, FRONT_POINTS, ROUNDING_ERROR
 from .bit_allocation import Bits, Cost, path
@@ -106,7 +107,7 @@ def choose(evaluator: Evaluator, candidates: Candidates, limits: Limits, closest
 
     Raises VerificationError where none keep them, and whatever OnnxqError `quantize` does.
     """
-    found = _Search(evaluator, limits, plan(evaluator.job, candidates)).run()
+    found = _Search(evaluator, limits, plan(evaluator.task, candidates)).run()
     if not found.reached and not closest:
         raise VerificationError(f"{candidates} cannot keep the limits; the closest: {found.text}. --closest takes it")
     return found
@@ -160,7 +161,7 @@ class _Search:
         found: dict[str, dict[int, float]] = {}
         for done, (unit, widths) in enumerate(units.items(), 1):
             found[unit] = {bits: 10 ** (-board.score({unit: group}) / 10) for bits, group in widths.items()}
-            self.evaluator.job.context.services.progress("measuring widths", done, len(units))
+            self.evaluator.task.context.services.progress("measuring widths", done, len(units))
         return found
 
     def _score(self, place: int) -> float:
@@ -199,9 +200,9 @@ class _Search:
 
     def _quantized(self, place: int) -> MixedPrecision:
         """The choice at a place, quantized to the end."""
-        job, bits, costs = self.evaluator.job, self._frugal(self.path[place]), self.planned.costs
-        options = chosen_options(job.options, self.planned, bits)
-        score = self.evaluator.measured(replace(job, options=options, steps=(), notebook=None).quantize())
+        task, bits, costs = self.evaluator.task, self._frugal(self.path[place]), self.planned.costs
+        options = chosen_options(task.options, self.planned, bits)
+        score = self.evaluator.measured(quantize(replace(task, options=options)).proto)
         metric, drop = self.evaluator.metric, self.reference - score
         text = (
             f"{costs.mean_bits(bits)} bits on average, weights {costs.size(bits) / 2**20:.3g} MiB,"

@@ -12,8 +12,9 @@ from ..execution.layerwise import isolate
 from ..graph.model import Model
 from ..operators.linear import LinearLayer, linear_layer
 from ..options import Options, Override
-from ..pipeline.job import Job
-from ..pipeline.pipeline import placement, raised
+from ..pipeline.pipeline import at_sufficient_opset, correct, equalize, placement, prepare, set_ranges
+from ..pipeline.run_passes import run_passes
+from ..pipeline.task import Task
 from .bit_allocation import BitCosts, Bits
 from .switchboard import Group, State, groups_of
 from .workload import workload
@@ -74,27 +75,28 @@ class PlannedWidths:
         return {unit: self.groups[unit][width] for unit, width in bits.items()}
 
 
-def plan(job: Job, candidates: Candidates) -> PlannedWidths:
-    """Plan the job's model once for each candidate. The job itself is left as it is, but for its steps.
+def plan(task: Task, candidates: Candidates) -> PlannedWidths:
+    """Plan the model once for each candidate.
 
     Weights of less than 8 bits are rounded by descent at low effort where the options leave the method open. Units
     whose bits the user's own overrides tell have no choice. Raises OnnxqError.
     """
-    options, model = job.options, job.adjusted()
-    probe = model.clone()
-    placement(options).run(probe, job.context)
+    options = task.options
+    model, _ = prepare(task.proto, task.origin, options, task.context)
+    model, _ = equalize(model, task)
+    probe, _ = run_passes(placement(options), model.clone(), task.context)
     layers = (linear_layer(node) for node in probe.graph.nodes)
     weights = {layer.weight.name for layer in layers if isinstance(layer, LinearLayer)}
     units = {name: name in weights for name, q in probe.quantizers.items() if q.grid_of is None}
     plans = [_with_widths(options, units, *widths) for widths in candidates.plans]
     every = tuple(override for variant in plans for override in variant.overrides)
-    model = raised(model, replace(options, overrides=every))  # the same nodes and names at all widths
+    model = at_sufficient_opset(model, replace(options, overrides=every))  # the same nodes and names at all widths
     base: Model | None = None
     groups: dict[str, dict[int, Group]] = {}
     for variant in plans:
-        planner = replace(job, options=variant, steps=(), notebook=None)
-        ranged = planner.ranged(model.clone())
-        planned = planner.corrected(ranged.clone())
+        other = replace(task, options=variant)
+        ranged, _ = set_ranges(model.clone(), other)
+        planned, _ = correct(ranged.clone(), other)
         isolate(ranged)
         base = base or ranged
         for name, group in groups_of(base, planned).items():
@@ -102,7 +104,7 @@ def plan(job: Job, candidates: Candidates) -> PlannedWidths:
             assert params is not None
             groups.setdefault(name, {}).setdefault(params.grid.bits, group)
     assert base is not None
-    costs = BitCosts.of(base, base.quantizers, workload(base.to_proto(), next(iter(job.feeds))))
+    costs = BitCosts.of(base, base.quantizers, workload(base.to_proto(), next(iter(task.feeds))))
     return PlannedWidths(base, groups, frozenset(weights & groups.keys()), costs)
 
 

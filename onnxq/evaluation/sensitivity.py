@@ -178,7 +178,7 @@ def rank(
     effects = [_looked_at(unit, own) for unit in units]
     if budget is not None:
         effects.sort(key=lambda effect: (effect.own_db, effect.unit))
-    begin, float_score, context = time.perf_counter(), evaluator.float_score, evaluator.job.context
+    begin, float_score, context = time.perf_counter(), evaluator.float_score, evaluator.task.context
 
     def due() -> Iterator[Collection[str]]:
         """All groups, and units as long as there is time for one more."""
@@ -198,7 +198,7 @@ def rank(
     measured = [replace(e, only=one.on, all_but=one.off) for e, one in zip(effects, alone, strict=False)]
     passes = [work for one in alone for work in one.passes if work]
     return SensitivityAnalysis(
-        model=evaluator.job.origin,
+        model=evaluator.task.origin,
         metric=evaluator.metric.name,
         unit=evaluator.metric.unit,
         samples=sum(feed.rows or 1 for feed in evaluator.feeds),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +12,6 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from ..check import check
-from ..data import Feed
 from ..errors import VerificationError
 from ..execution.session import saturates
 from ..graph import large
@@ -22,78 +20,85 @@ from ..graph.precision import WIDENED_FROM
 from ..report import FloatNode, ModelFacts, QuantizedTensor, Report
 from ..thresholds import FEW_SAMPLES, QUALITY_SAMPLES
 from .collect_report import ReportCollector
-from .job import Job
+from .pipeline import Quantized, placed
+from .task import Task
 from .verify import verify
 
-INVENTED_WARNING = (
+RANDOM_INPUTS_WARNING = (
     "outputs were compared on random inputs; give calibration data to see how far the result is from the float model"
     " on real ones"
 )
 
 
-def account(
-    job: Job,
-    quantized: ModelProto,
+def build_report(
+    task: Task,
+    quantized: Quantized,
     written: Path,
     output: str | os.PathLike[str] | None,
     seconds: float,
     result: ModelProto | None = None,
+    collector: ReportCollector | None = None,
 ) -> Report:
     """Verify the quantized model, written to a file, and say everything about it. Raises VerificationError.
 
     output: where the result is to be found, the quantized model, or `result` instead of it.
+    collector: what a detailed report shows.
     """
-    compared = job.feeds.take(QUALITY_SAMPLES)
-    target = job.context.target
-    requirements = checked(job, quantized)
+    compared = task.feeds.take(QUALITY_SAMPLES)
+    target, planned = task.context.target, quantized.planned
+    requirements = check_target(task, quantized)
     verdict = verify(
-        written, job.proto, compared, job.context.services.threads, runs_here=target.runs_here, proto=quantized
+        written, task.proto, compared, task.context.services.threads, runs_here=target.runs_here, proto=quantized.proto
     )
-    placed = job.placed()
-    nodes = {node.name: node.op for node in job.planned.graph.nodes}
-    unranged = _unranged(job)
+    placement = placed(quantized.steps)
+    nodes = {node.name: node.op for node in planned.graph.nodes}
+    unranged = _unranged(quantized)
     report = Report(
         onnxq=version("onnxq"),
         onnxruntime=version("onnxruntime"),
         options={
-            **asdict(job.options),
-            "preprocess": asdict(job.feeds.preprocess),
-            "input_keys": dict(job.input_keys),
-            "calibration": job.calibration,
+            **asdict(task.options),
+            "preprocess": asdict(task.feeds.preprocess),
+            "input_keys": dict(task.input_keys),
+            "calibration": task.source,
         },
-        source=_facts(job.proto, job.origin),
-        result=_facts(result or quantized, None if output is None else str(output)),
-        samples=len(job.known.samples) if job.known is not None else 0 if job.invented else len(job.feeds),
-        steps=job.steps,
-        integer_nodes=placed.changed - len(unranged),
+        source=_facts(task.proto, task.origin),
+        result=_facts(result or quantized.proto, None if output is None else str(output)),
+        samples=_sample_count(task),
+        steps=quantized.steps,
+        integer_nodes=placement.changed - len(unranged),
         float_nodes=(
-            *(FloatNode(where, nodes[where], reason) for where, reason in placed.skips),
+            *(FloatNode(where, nodes[where], reason) for where, reason in placement.skips),
             *(FloatNode(where, nodes[where], reason) for where, reason in unranged.items()),
         ),
-        tensors=tuple(_record(job.planned, q) for q in job.planned.quantizers.values()),
+        tensors=tuple(_record(planned, q) for q in planned.quantizers.values()),
         quality=verdict.quality,
         compared_samples=sum(f.rows or 1 for f in compared),
         runtime_operators=dict(verdict.operators),
         requirements=requirements,
-        warnings=_warnings(job) + _saturation(job) + verdict.warnings + (INVENTED_WARNING,) * (job.invented),
+        warnings=_warnings(task, quantized) + verdict.warnings,
         seconds=seconds,
     )
-    return report if job.notebook is None else _detailed(job, report, job.notebook, compared)
+    if collector is None:
+        return report
+    layers = collector.layers(planned, replace(task.context, feeds=compared))
+    return replace(report, layers=layers, distributions=collector.distributions(planned))
 
 
-def _detailed(job: Job, report: Report, notebook: ReportCollector, feeds: Sequence[Feed]) -> Report:
-    """The report with all layers, compared on some feeds, and activations."""
-    layers = notebook.layers(job.planned, replace(job.context, feeds=feeds))
-    return replace(report, layers=layers, distributions=notebook.distributions(job.planned))
+def _sample_count(task: Task) -> int:
+    """Of calibration data that something was learnt from."""
+    if task.statistics is not None:
+        return len(task.statistics.samples)
+    return 0 if task.has_random_inputs else len(task.feeds)
 
 
-def checked(job: Job, quantized: ModelProto) -> tuple[str, ...]:
+def check_target(task: Task, quantized: Quantized) -> tuple[str, ...]:
     """The target's requirements that the model keeps to. Raises VerificationError where it breaks one.
 
     Nodes that the user keeps in float are as they are on purpose.
     """
-    wanted = {where for where, why in job.placed().skips if why.startswith(("excluded by", "not included"))}
-    result = check(quantized, job.context.target, job.origin, wanted)
+    wanted = {where for where, why in placed(quantized.steps).skips if why.startswith(("excluded by", "not included"))}
+    result = check(quantized.proto, task.context.target, task.origin, wanted)
     if result.violations:
         some = "; ".join(str(violation) for violation in result.violations[:3])
         raise VerificationError(
@@ -104,61 +109,81 @@ def checked(job: Job, quantized: ModelProto) -> tuple[str, ...]:
     return tuple(f"{requirement.id}: {requirement.text}" for requirement in result.requirements)
 
 
-def _without_range(job: Job) -> dict[str, str]:
+def _without_range(quantized: Quantized) -> dict[str, str]:
     """Tensors that were to be quantized but have no range, and why."""
     names = ("ApplyEncodings", "SetActivationRanges", "SetDataFreeRanges")
-    skips = dict(skip for step in job.steps if step.name in names for skip in step.skips)
-    tensors = job.planned.graph.tensors()
-    return {n: reason for n, reason in skips.items() if n in tensors and n not in job.planned.quantizers}
+    skips = dict(skip for step in quantized.steps if step.name in names for skip in step.skips)
+    tensors = quantized.planned.graph.tensors()
+    return {n: reason for n, reason in skips.items() if n in tensors and n not in quantized.planned.quantizers}
 
 
-def _unmatched(job: Job) -> list[str]:
-    """Names in the encodings that mean no tensor of the model."""
-    tensors = job.planned.graph.tensors()
-    return [e.name for e in job.encodings if e.name not in tensors]
-
-
-def _unranged(job: Job) -> dict[str, str]:
+def _unranged(quantized: Quantized) -> dict[str, str]:
     """Nodes that compute in float after all, since a tensor that they read has no range, and why."""
-    tensors, known = job.planned.graph.tensors(), {where for where, _ in job.placed().skips}
-    readers, present = {}, {id(node) for node in job.planned.graph.nodes}  # not in subgraphs, not removed
-    for name in _without_range(job):
+    graph = quantized.planned.graph
+    tensors, known = graph.tensors(), {where for where, _ in placed(quantized.steps).skips}
+    readers, present = {}, {id(node) for node in graph.nodes}  # not in subgraphs, not removed
+    for name in _without_range(quantized):
         for node in tensors[name].outputs if name in tensors else ():
             if node.name not in known and id(node) in present:
                 readers[node.name] = f"its input {name!r} has no range"
     return readers
 
 
-def _saturation(job: Job) -> tuple[str, ...]:
-    """A word on 16-bit accumulators, where this machine has them and the weights may reach their ends."""
-    weight = job.options.weight
-    if not (job.context.target.runs_here and weight is not None and weight.grid.bits == 8 and saturates()):
-        return ()
-    return ("this CPU has no VNNI: products of 8-bit integers saturate on it; quantize for --target ort-no-vnni",)
+def _warnings(task: Task, quantized: Quantized) -> tuple[str, ...]:
+    """What a reader of the report should not miss."""
+    found = [
+        _few_samples(task),
+        _unmatched_encodings(task, quantized),
+        _widened_weights(task),
+        _missing_ranges(task, quantized),
+        _saturating_cpu(task),
+        RANDOM_INPUTS_WARNING if task.has_random_inputs else "",
+    ]
+    return tuple(warning for warning in found if warning)
 
 
-def _warnings(job: Job) -> tuple[str, ...]:
-    unmatched = _unmatched(job)
-    learnt = job.known is None and not job.invented and not job.options.data_free
-    warnings: tuple[str, ...] = (
-        f"{len(job.feeds)} calibration samples are few: ranges may not hold for other data, and SQNR is measured on"
-        " these same samples; some hundreds are usual",
-    ) * (learnt and len(job.feeds) < FEW_SAMPLES)
-    warnings += (
-        f"{len(unmatched)} of {len(job.encodings)} encodings name tensors that the prepared model does not have"
-        f" ({', '.join(map(repr, unmatched[:3]))}{', ...' * (len(unmatched) > 3)}); they are not used",
-    ) * bool(unmatched)
-    widened = next((p.value for p in job.proto.metadata_props if p.key == WIDENED_FROM), None)
-    warnings += (f"weights were {widened}: what is not quantized is float32 now",) * (widened is not None)
-    missing = _without_range(job)
-    if not missing:
-        return warnings
-    some = "; ".join(f"{name!r}: {reason}" for name, reason in list(missing.items())[:3])
-    remedy = "; --input-range, --synthetic or calibration data can range them" * job.options.data_free
+def _few_samples(task: Task) -> str:
+    learnt = task.statistics is None and not task.has_no_data
+    if not learnt or len(task.feeds) >= FEW_SAMPLES:
+        return ""
     return (
-        *warnings,
-        f"{len(missing)} tensors have no range and stay in float ({some}{', ...' * (len(missing) > 3)}){remedy}",
+        f"{len(task.feeds)} calibration samples are few: ranges may not hold for other data, and SQNR is measured on"
+        " these same samples; some hundreds are usual"
     )
+
+
+def _unmatched_encodings(task: Task, quantized: Quantized) -> str:
+    """Names in the encodings that mean no tensor of the model."""
+    tensors = quantized.planned.graph.tensors()
+    unmatched = [e.name for e in task.encodings if e.name not in tensors]
+    if not unmatched:
+        return ""
+    return (
+        f"{len(unmatched)} of {len(task.encodings)} encodings name tensors that the prepared model does not have"
+        f" ({', '.join(map(repr, unmatched[:3]))}{', ...' * (len(unmatched) > 3)}); they are not used"
+    )
+
+
+def _widened_weights(task: Task) -> str:
+    widened = next((p.value for p in task.proto.metadata_props if p.key == WIDENED_FROM), None)
+    return "" if widened is None else f"weights were {widened}: what is not quantized is float32 now"
+
+
+def _missing_ranges(task: Task, quantized: Quantized) -> str:
+    missing = _without_range(quantized)
+    if not missing:
+        return ""
+    some = "; ".join(f"{name!r}: {reason}" for name, reason in list(missing.items())[:3])
+    remedy = "; --input-range, --synthetic or calibration data can range them" if task.options.data_free else ""
+    return f"{len(missing)} tensors have no range and stay in float ({some}{', ...' * (len(missing) > 3)}){remedy}"
+
+
+def _saturating_cpu(task: Task) -> str:
+    """Of 16-bit accumulators, where this machine has them and the weights may reach their ends."""
+    weight = task.options.weight
+    if not (task.context.target.runs_here and weight is not None and weight.grid.bits == 8 and saturates()):
+        return ""
+    return "this CPU has no VNNI: products of 8-bit integers saturate on it; quantize for --target ort-no-vnni"
 
 
 def _facts(proto: ModelProto, path: str | None) -> ModelFacts:

@@ -1,25 +1,43 @@
-"""Figure 8 of the white paper from top to bottom, as flat lists of passes, and the check after each of them."""
+"""Figure 8 of the white paper (section 3.6) from top to bottom: a float model becomes a quantized one.
+
+    prepare          normalise, fuse decomposed operators, fold BatchNorm
+    equalize         remove dead channels, CLE, absorb biases, SmoothQuant       each kept if better
+    set_ranges       add quantizers, weight ranges, activation ranges, 16-bit fallback
+    correct          optimised rounding, or bias correction                      kept if better
+    lower            bias scales, fuse activations, QuantizeLinear and DequantizeLinear
+
+What is written is then verified (`verify`). Every function takes a model and returns (model, steps): the next model and
+the record of each pass.
+
+One box departs from the figure, which sets activation ranges last: here they come before weights are rounded, since
+rounding and bias correction fit what a layer computes on its *quantized* inputs, x^ in sum |W~ x^ + b~ - y|^2.
+"""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
+import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from ..errors import VerificationError
-from ..execution.session import Session
+from ..calibration.context import Context
+from ..data import Feed
+from ..encodings import Encoding, encoding_of
+from ..errors import NothingToQuantizeError, UsageError
+from ..execution.services import no_progress
 from ..graph.model import Model
 from ..graph.opset import convert_opset
-from ..numeric.metrics import Sqnr
 from ..options import Options, bits
 from ..passes.absorb_bias import AbsorbBias
 from ..passes.add_quantizers import AddQuantizers
+from ..passes.apply_encodings import ApplyEncodings
 from ..passes.apply_overrides import ApplyOverrides
-from ..passes.base import Context, Outcome, Pass
+from ..passes.base import Pass
 from ..passes.correct_bias import CorrectBias
 from ..passes.correct_bias_empirically import CorrectBiasEmpirically
 from ..passes.equalize_layers import EqualizeLayers
@@ -40,51 +58,62 @@ from ..passes.set_weight_ranges import SetWeightRanges
 from ..passes.smoothquant import SmoothQuant
 from ..report import Step
 from ..targets import find_target
-from ..thresholds import PRESERVED_DB
+from ..thresholds import CLEAR_DB, NOISE_FLOOR_DB
+from .collect_report import ReportCollector
+from .keep_if_better import QualityMeasure, keep_if_better, split
+from .run_passes import Steps, left_out, run_passes
+from .task import Task
 
 
 @dataclass(frozen=True)
-class Pipeline:
-    """Passes in order; after each, a check that the graph is sound and the float function what it was."""
+class Plan:
+    """A float model with a quantizer for each tensor that is to be quantized.
 
-    passes: tuple[Pass, ...]
+    ranged: with all ranges set, weights and biases still those of the equalized float model.
+    model: with weights rounded, or biases corrected.  steps: how it came about.
+    """
 
-    def run(self, model: Model, context: Context, original: ModelProto | None = None) -> tuple[Step, ...]:
-        """Apply all passes to `model`. A failing pass names itself. Raises OnnxqError.
-
-        original: the float model that passes must preserve the function of; `model` as it is if None.
-        """
-        steps = []
-        feed = next((f.arrays for f in context.feeds), None) if any(p.preserves for p in self.passes) else None
-        before = {} if feed is None else Session(original or model.to_proto()).run(feed)
-        for index, step in enumerate(self.passes):
-            name = type(step).__name__
-            context.services.progress(name, index, len(self.passes))
-            start = time.perf_counter()
-            outcome = step.apply(model, context)
-            if step.preserves and outcome.changed:
-                after = {} if feed is None else Session(model.to_proto()).run(feed)
-                _refuse_change(name, before, after)
-            steps.append(step_record(name, step, outcome, time.perf_counter() - start))
-        return tuple(steps)
+    ranged: Model
+    model: Model
+    steps: Steps
 
 
-def _refuse_change(name: str, before: dict[str, Any], after: dict[str, Any]) -> None:
-    for output, x in before.items():
-        if output in after and isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.shape == after[output].shape:
-            distance = Sqnr()
-            distance.update(x, after[output])
-            if distance.db < PRESERVED_DB and distance.noise > np.finfo(np.float32).tiny:
-                raise VerificationError(
-                    f"{name} changed the float model's output {output!r} (SQNR {distance.db:.1f} dB, expected at"
-                    f" least {PRESERVED_DB:.0f}); this is a bug in onnxq, or the model is numerically unstable"
-                )
+@dataclass(frozen=True)
+class Quantized:
+    """planned: what was lowered.  proto: the result.  steps: all of them."""
+
+    planned: Model
+    proto: ModelProto
+    steps: Steps
 
 
-def step_record(name: str, step: Pass, outcome: Outcome, seconds: float) -> Step:
-    options = repr(step).partition("(")[2].removesuffix(")")
-    skips = tuple((skip.where, skip.reason) for skip in outcome.skips)
-    return Step(name, options, outcome.changed, seconds, outcome.notes, skips, rounded=outcome.rounded)
+def quantize(task: Task, collector: ReportCollector | None = None) -> Quantized:
+    """Figure 8. collector: takes down what a detailed report shows. Raises OnnxqError."""
+    plan = make_plan(task, collector)
+    proto, lowered = lower(plan.model, task.context)
+    return Quantized(plan.model, proto, plan.steps + lowered)
+
+
+def make_plan(task: Task, collector: ReportCollector | None = None) -> Plan:
+    """All of figure 8 that decides something; what is left is to write it down. Raises OnnxqError."""
+    model, prepared = prepare(task.proto, task.origin, task.options, task.context)
+    if collector is not None:
+        collector.start(model)
+    model, equalized = equalize(model, task)
+    ranged, ranges = set_ranges(model, task, collector)
+    if collector is not None:
+        collector.adjusted(ranged)
+    model, corrected = correct(ranged, task)
+    return Plan(ranged, model, prepared + equalized + ranges + corrected)
+
+
+# --- prepare ----------------------------------------------------------------------------------------------------------
+
+
+def prepare(proto: ModelProto, origin: str, options: Options, context: Context) -> tuple[Model, Steps]:
+    """From any exporter's model to the one form that the rest works on; the function stays."""
+    model = load(proto, origin, options)
+    return run_passes((Normalize(), FuseDecomposedOperators(), FoldBatchNorm()), model, context, proto)
 
 
 def load(proto: ModelProto, origin: str, options: Options) -> Model:
@@ -94,8 +123,130 @@ def load(proto: ModelProto, origin: str, options: Options) -> Model:
     return Model.from_proto(convert_opset(proto, target.min_opset, origin, target.max_opset), origin)
 
 
-def raised(model: Model, options: Options) -> Model:
-    """The planned model at an operator set that its grids need, ready for `lowering`."""
+# --- equalize ---------------------------------------------------------------------------------------------------------
+
+
+def equalization(options: Options) -> tuple[Pass, ...]:
+    """Steps that make the float network easier to quantize."""
+    weight_bits, activation_bits = bits(options.preset)
+    passes: list[Pass] = []
+    if options.dead_channels:
+        passes.append(RemoveDeadChannels())
+    if options.cle != "off":
+        method: Literal["range", "noise"] = "range" if options.cle == "range" else "noise"
+        passes.append(EqualizeLayers(method, bits=(weight_bits or 16, activation_bits or 16)))
+    if options.absorb:
+        passes.append(AbsorbBias())
+    if options.smoothquant is not None:
+        passes.append(SmoothQuant(options.smoothquant))
+    return tuple(passes)
+
+
+def equalize(model: Model, task: Task) -> tuple[Model, Steps]:
+    """The float model, easier to quantize. Without data nothing says what a step is worth: then all are applied."""
+    passes, skipped = _fitting_equalization(task)
+    if not passes:
+        return model, skipped
+    if task.has_no_data:
+        model, steps = run_passes(passes, model, replace(task.learning, feeds=()))
+        return model, skipped + steps
+    correction = _quick_correction(model, task)
+    model, steps = keep_if_better(
+        passes, model, task.context, lambda copy: _quantized_quickly(copy, task, correction), _quality(task)
+    )
+    return model, skipped + steps
+
+
+def _fitting_equalization(task: Task) -> tuple[tuple[Pass, ...], Steps]:
+    """Statistics and encodings belong to the network as it was; without data, per-channel grids are not equalized."""
+    passes = equalization(task.options)
+    dropped: tuple[Pass, ...] = ()
+    reason = ""
+    if task.encodings:
+        dropped, reason = passes, "the encodings were made for the network as it is"
+    elif task.statistics is not None:
+        dropped, reason = passes, "statistics were collected on the network as it was"
+    elif task.options.data_free and task.options.per_channel:
+        reason = "per channel it helps only where data says so"
+        dropped = tuple(step for step in passes if isinstance(step, EqualizeLayers))
+    return tuple(p for p in passes if p not in dropped), tuple(left_out(p, reason) for p in dropped)
+
+
+def _quick_correction(model: Model, task: Task) -> Pass:
+    """What makes up for rounding while equalization is compared. Where rounding to nearest leaves the outputs below the
+    noise floor, their SQNR says nothing: there weights are rounded by the quickest of the optimising methods."""
+    if task.options.optimised_rounding is None:
+        return CorrectBias()
+    db = _quality(task).db(_quantized_quickly(model.clone(), task, CorrectBias()))
+    return CorrectBias() if db >= NOISE_FLOOR_DB else RoundWeights("gptq", "low", task.options.seed)
+
+
+def _quantized_quickly(model: Model, task: Task, correction: Pass) -> ModelProto:
+    """A float model quantized with a few samples and a quick correction: good enough to compare steps."""
+    few = _silent(task.context, split(task.feeds)[0])
+    model, _ = run_passes(ranging(task.options), model, few)
+    model = at_sufficient_opset(model, task.options)
+    if task.options.weight is not None:
+        correction.apply(model, few)
+    return _lowered(model, task)
+
+
+# --- quantizers and ranges --------------------------------------------------------------------------------------------
+
+
+def placement(options: Options) -> tuple[Pass, ...]:
+    """Where quantizers go, and what they are to be like."""
+    place = AddQuantizers(
+        options.activation,
+        options.weight,
+        options.force_int_kernels or not options.has_integer_kernels,
+        options.include,
+        options.exclude,
+        options.tie,
+    )
+    return (place, ApplyOverrides(options.overrides)) if options.overrides else (place,)
+
+
+def ranging(options: Options, given: Sequence[Pass] = ()) -> tuple[Pass, ...]:
+    """Where quantizers go, and what their scales are. given: passes that decide some of them beforehand."""
+    passes = [*placement(options), *given, SetWeightRanges(options.weight_method)]
+    if options.weighs_weights and options.weight is not None:
+        passes.append(RefineWeightRanges())
+    if options.synthetic or not options.data_free:
+        passes.append(SetActivationRanges(options.activation_range, options.logits_range))
+    if options.data_free:
+        passes.append(SetDataFreeRanges(inputs=options.input_ranges))
+    if find_target(options.target).fits_scales:
+        passes.append(FitScales())
+    return tuple(passes)
+
+
+def set_ranges(model: Model, task: Task, collector: ReportCollector | None = None) -> tuple[Model, Steps]:
+    """The model, which is changed, with all quantizers and their ranges; weights and biases stay as they are."""
+    options, context = task.options, task.learning
+    if collector is not None:
+        context = replace(context, ranged=collector.ranged)
+    model, steps = run_passes(ranging(options, _given_encodings(task)), model, context)
+    if not model.quantizers:
+        raise NothingToQuantizeError(f"{task.origin}: nothing to quantize: {_reasons(placed(steps), model)}")
+    if options.a16_fallback == "auto" and options.activation is not None:
+        model, fallback = run_passes((FallbackTo16Bits(),), model, context)
+        steps += fallback
+    return at_sufficient_opset(model, options), steps
+
+
+def _given_encodings(task: Task) -> tuple[Pass, ...]:
+    """What decides grids before any range is set."""
+    if not task.encodings:
+        return ()
+    target, options = task.context.target, task.options
+    complete = not task.has_random_inputs or task.statistics is not None or options.data_free
+    activation, weight = options.activation or target.activation, options.weight or target.weight
+    return (ApplyEncodings(task.encodings, activation, weight, complete),)
+
+
+def at_sufficient_opset(model: Model, options: Options) -> Model:
+    """The planned model at an operator set that has its grids."""
     proto = model.to_proto()
     specs = [q.spec for q in model.quantizers.values()]
     wide = any(spec.grid.stored_bits in (4, 16) or spec.block is not None for spec in specs)
@@ -108,58 +259,24 @@ def raised(model: Model, options: Options) -> Model:
     return copy
 
 
-def prepare() -> Pipeline:
-    """From any exporter's model to the one form that the rest works on; the function stays."""
-    return Pipeline((Normalize(), FuseDecomposedOperators(), FoldBatchNorm()))
+def placed(steps: Steps) -> Step:
+    """The record of where quantizers went."""
+    return next(step for step in steps if step.name == "AddQuantizers")
 
 
-def placement(options: Options) -> Pipeline:
-    """Where quantizers go, and what they are to be like."""
-    place = AddQuantizers(
-        options.activation,
-        options.weight,
-        options.force_int_kernels or not options.has_integer_kernels,
-        options.include,
-        options.exclude,
-        options.tie,
-    )
-    return Pipeline((place, *(ApplyOverrides(options.overrides),) * bool(options.overrides)))
+def _reasons(placed: Step, model: Model) -> str:
+    operators = {node.name: node.op for node in model.graph.nodes}
+    counts = Counter(f"{operators[where]}: {reason}" for where, reason in placed.skips)
+    return "; ".join(f"{count} {text}" for text, count in counts.most_common()) or "no node computes float32"
 
 
-def adjustments(options: Options) -> tuple[Pass, ...]:
-    """Steps that make the float network easier to quantize; each may be dropped where the result says so."""
-    weight_bits, activation_bits = bits(options.preset)
-    steps: list[Pass] = []
-    if options.dead_channels:
-        steps.append(RemoveDeadChannels())
-    if options.cle != "off":
-        method: Literal["range", "noise"] = "range" if options.cle == "range" else "noise"
-        steps.append(EqualizeLayers(method, bits=(weight_bits or 16, activation_bits or 16)))
-    if options.absorb:
-        steps.append(AbsorbBias())
-    if options.smoothquant is not None:
-        steps.append(SmoothQuant(options.smoothquant))
-    return tuple(steps)
+# --- rounding and bias correction -------------------------------------------------------------------------------------
 
 
-def ranging(options: Options, given: tuple[Pass, ...] = ()) -> Pipeline:
-    """Where quantizers go, and what their scales are. given: passes that know some of them beforehand."""
-    weigh = (RefineWeightRanges(),) * (options.weighs_weights and options.weight is not None)
-    ranges: tuple[Pass, ...] = (SetActivationRanges(options.activation_range, options.logits_range),)
-    if options.data_free:
-        ranges = (*ranges * options.synthetic, SetDataFreeRanges(inputs=options.input_ranges))
-    fit = (FitScales(),) * find_target(options.target).fits_scales
-    return Pipeline((*placement(options).passes, *given, SetWeightRanges(options.weight_method), *weigh, *ranges, *fit))
-
-
-def exceptions(options: Options) -> Pipeline:
-    """Grids that turn out too coarse, once all have their scales."""
-    return Pipeline((FallbackTo16Bits(),) * (options.a16_fallback == "auto" and options.activation is not None))
-
-
-def corrections(options: Options) -> tuple[Pass, ...]:
-    """Steps that take back what rounding the weights does to a layer's output; dropped where they do not help."""
-    if options.optimised_rounding is not None:  # it re-centres biases by itself
+def correction(options: Options) -> tuple[Pass, ...]:
+    """The step that takes back what rounding the weights does to a layer's output. Optimised rounding re-centres
+    biases by itself."""
+    if options.optimised_rounding is not None:
         folder = None if options.checkpoint is None else Path(options.checkpoint)
         return (RoundWeights(options.optimised_rounding, options.effort, options.seed, folder),)
     if options.bias_correction == "off" or options.weight is None:
@@ -169,6 +286,91 @@ def corrections(options: Options) -> tuple[Pass, ...]:
     return (CorrectBias("moments" if options.data_free else "data"),)
 
 
-def lowering() -> Pipeline:
-    """From a model with planned quantizers to QuantizeLinear and DequantizeLinear."""
-    return Pipeline((SetBiasScales(), FuseActivation(), LowerToQdq()))
+def correct(model: Model, task: Task) -> tuple[Model, Steps]:
+    """A model like the ranged one, which stays as it is, with weights and biases that make up for rounding."""
+    passes, skipped = _fitting_correction(model, task)
+    if not passes:
+        return model, skipped
+    if task.has_no_data:
+        model, steps = run_passes(passes, model.clone(), replace(task.learning, feeds=()))
+    else:
+        model, steps = keep_if_better(passes, model, task.context, lambda copy: _lowered(copy, task), _quality(task))
+    return model, skipped + steps
+
+
+def _fitting_correction(model: Model, task: Task) -> tuple[tuple[Pass, ...], Steps]:
+    """What corrects weights and biases, given what there is to learn from."""
+    passes = correction(task.options)
+    if task.encodings:
+        return (), tuple(left_out(step, "the encodings were made for the weights as they are") for step in passes)
+    if not task.has_random_inputs or task.options.data_free:
+        return _optimised_where_needed(model, task, passes)
+    # statistics alone do not say what layers compute: then only moments can correct biases
+    need_data = [step for step in passes if not isinstance(step, CorrectBias)]
+    if need_data and (task.options.rounding != "auto" or task.options.bias_correction == "empirical"):
+        raise UsageError("optimised rounding and empirical bias correction need calibration data beside statistics")
+    skipped = tuple(left_out(step, "it needs calibration data beside the statistics") for step in need_data)
+    corrects = task.options.bias_correction != "off" and task.options.weight is not None
+    return (CorrectBias("moments"),) if corrects else (), skipped
+
+
+def _optimised_where_needed(model: Model, task: Task, passes: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], Steps]:
+    """At 8 bits, too, `auto` rounds by coordinate descent where nearest leaves outputs below `CLEAR_DB`."""
+    weight = task.options.weight
+    if passes != (CorrectBias(),) or task.options.rounding != "auto" or weight is None:
+        return passes, ()
+    if weight.block is not None or weight.grid.bits > 8:
+        return passes, ()
+    copy = model.clone()
+    CorrectBias().apply(copy, _silent(task.context, split(task.feeds)[0]))
+    db = _quality(task).db(_lowered(copy, task))
+    if db >= CLEAR_DB:
+        return passes, ()
+    reason = f"rounded to nearest, outputs would be at {db:.1f} dB: coordinate descent instead"
+    return correction(replace(task.options, rounding="coordinate-descent")), (left_out(passes[0], reason),)
+
+
+# --- lower ------------------------------------------------------------------------------------------------------------
+
+
+def lower(model: Model, context: Context) -> tuple[ModelProto, Steps]:
+    """A plan, which stays as it is, as a model with QuantizeLinear and DequantizeLinear."""
+    model, steps = run_passes(LOWERING, model.clone(), replace(context, feeds=()))
+    return _signed(model), steps
+
+
+LOWERING: tuple[Pass, ...] = (SetBiasScales(), FuseActivation(), LowerToQdq())
+
+
+def float_model_of(plan: Model, context: Context) -> tuple[ModelProto, tuple[Encoding, ...]]:
+    """The float model that was quantized at last, and encodings of its tensors: the grids of the quantized one."""
+    model = plan.clone()
+    SetBiasScales().apply(model, context)
+    tensors = model.graph.tensors()
+    found = [(q.tensor, q.params) for q in model.quantizers.values() if q.params is not None]
+    return _signed(model), tuple(encoding_of(n, params, isinstance(tensors[n], gs.Constant)) for n, params in found)
+
+
+def _signed(model: Model) -> ModelProto:
+    model.graph.producer_name, model.graph.producer_version = "onnxq", version("onnxq")
+    return model.to_proto()
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def _lowered(model: Model, task: Task) -> ModelProto:
+    """A plan, which may be changed, as a quantized model to compare."""
+    model = at_sufficient_opset(model, task.options)
+    model, _ = run_passes(LOWERING, model, replace(task.context, feeds=()))
+    return model.to_proto()
+
+
+def _quality(task: Task) -> QualityMeasure:
+    """Measures on the evaluation samples, which no range is set on while steps are compared."""
+    return QualityMeasure(task.proto, split(task.feeds)[1], task.context.services.threads)
+
+
+def _silent(context: Context, feeds: Sequence[Feed]) -> Context:
+    """The context for a trial on some feeds, which shows no progress of its own."""
+    return replace(context, feeds=feeds, services=replace(context.services, progress=no_progress))

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,18 @@ from ..graph.model import Model
 from ..graph.scratch import scratch_folder
 from ..numeric.metrics import OutputSqnr, class_scores
 from ..options import Options, with_settings
-from ..pipeline.build_report import account
+from ..pipeline import pipeline
+from ..pipeline.build_report import build_report
 from ..pipeline.collect_report import ReportCollector
-from ..pipeline.job import Job
 from ..pipeline.open_inputs import input_specs, open_data, open_model, open_output
-from ..pipeline.pipeline import load, lowering
-from ..pipeline.pipeline import prepare as preparation
+from ..pipeline.pipeline import Plan, Quantized, lower, make_plan
+from ..pipeline.task import Task
 from ..report import Measure, Report, Step
 from ..thresholds import QAT_CALIBRATION_SAMPLES, QAT_CHECK_SAMPLES, QAT_COMPARED_SAMPLES, TORCH_AGREES_DB
 from .loss import CrossEntropy, Distillation, Loss, load_loss
 from .network import Network
 from .samples import Augmentation, Samples, read_samples
-from .start import planned
+from .start import start_of
 from .train import Recipe, Training
 
 Progress = Callable[[str, int, int], None]
@@ -79,9 +78,9 @@ def prepare(
     model's inputs in order, and returns its outputs. Its `weights` and `quantizers` are what there is to train.
     Raises a subclass of OnnxqError.
     """
-    job = _open_job(model, data, with_settings(options, settings), preprocess, input_keys, progress)
-    _, start = planned(job)
-    return Network(start, job.context.target, learn_ranges)
+    task = _open_task(model, data, with_settings(options, settings), preprocess, input_keys, progress)
+    _, start = start_of(make_plan(task), task.context)
+    return Network(start, task.context.target, learn_ranges)
 
 
 def finish(network: Network) -> ModelProto:
@@ -89,10 +88,7 @@ def finish(network: Network) -> ModelProto:
 
     It is lowered like every other, but not verified: it has not been compared with the float model.
     """
-    model = network.written()
-    lowering().run(model, Context(target=network.target))
-    model.graph.producer_name, model.graph.producer_version = "onnxq", version("onnxq")
-    return model.to_proto()
+    return lower(network.written(), Context(target=network.target))[0]
 
 
 def train(
@@ -123,22 +119,24 @@ def train(
     _refuse_dataless(options)
     with ExitStack() as stack:
         path = open_output(stack, model, output)
-        job = _open_job(model, data, options, preprocess, input_keys, progress)
-        job.notebook = ReportCollector() if details else None
+        task = _open_task(model, data, options, preprocess, input_keys, progress)
+        collector = ReportCollector() if details else None
         stack.enter_context(_threads(options))
-        samples = _read(job, data, labels, options, preprocess, input_keys, stack)
-        training = _training(job, samples, recipe)
+        samples = _read(task, data, labels, options, preprocess, input_keys, stack)
+        training, plan = _training(task, samples, recipe, collector)
         started = time.perf_counter()
         training.run()
-        job.planned = training.student.written()
-        job.steps += (_step(training, time.perf_counter() - started),)
-        quantized = job.finished()
+        trained = _step(training, time.perf_counter() - started)
+        planned = training.student.written()
+        proto, lowered = lower(planned, task.context)
+        quantized = Quantized(planned, proto, (*plan.steps, trained, *lowered))
         path = path or stack.enter_context(scratch_folder()) / "model.onnx"
-        storage.write(quantized, path)
-        db, same, compared = _held_against(training, path, job.context.services.threads)
-        report = account(job, quantized, path, output, time.perf_counter() - begin)
+        storage.write(proto, path)
+        db, same, compared = _held_against(training, path, task.context.services.threads)
+        seconds = time.perf_counter() - begin
+        report = build_report(task, quantized, path, output, seconds, collector=collector)
         report = _completed(report, training, recipe, db, same, compared)
-    return QatResult(quantized, report, training.student, db, same, compared)
+    return QatResult(proto, report, training.student, db, same, compared)
 
 
 def _refuse_dataless(options: Options) -> None:
@@ -148,23 +146,23 @@ def _refuse_dataless(options: Options) -> None:
         raise UsageError("nothing is to be quantized")
 
 
-def _open_job(
+def _open_task(
     model: str | os.PathLike[str] | ModelProto,
     data: Any,
     options: Options,
     preprocess: Preprocess | None,
     input_keys: Mapping[str, str] | None,
     progress: Progress | None,
-) -> Job:
+) -> Task:
     proto, origin = open_model(model)
     fewer = replace(options, samples=min(options.samples or QAT_CALIBRATION_SAMPLES, QAT_CALIBRATION_SAMPLES))
     feeds = open_data(data, input_specs(proto), fewer, preprocess, input_keys)
     where = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
-    return Job(proto, origin, feeds, options, progress, input_keys or {}, where, None)
+    return Task(proto, origin, feeds, options, where, input_keys or {}, progress=progress)
 
 
 def _read(
-    job: Job,
+    task: Task,
     data: Any,
     labels: Any,
     options: Options,
@@ -172,24 +170,24 @@ def _read(
     input_keys: Mapping[str, str] | None,
     stack: ExitStack,
 ) -> Samples:
-    feeds = open_data(data, input_specs(job.proto), options, preprocess, input_keys)
+    feeds = open_data(data, input_specs(task.proto), options, preprocess, input_keys)
     known = None if labels is None else read_labels(labels, feeds)
     return read_samples(feeds, known, options.max_memory * 2**20, stack)
 
 
-def _training(job: Job, samples: Samples, recipe: Recipe) -> Training:
+def _training(task: Task, samples: Samples, recipe: Recipe, collector: ReportCollector | None) -> tuple[Training, Plan]:
     """Everything ready; operators and arithmetic are checked before the quantization starts."""
-    specs, target = input_specs(job.proto), job.context.target
-    prepared = load(job.proto, job.origin, job.options)
-    preparation().run(prepared, replace(job.context, feeds=()))
+    specs, target = input_specs(task.proto), task.context.target
+    prepared, _ = pipeline.prepare(task.proto, task.origin, task.options, replace(task.context, feeds=()))
     teacher = Network(prepared, target)
-    rows = _rows(teacher, job.proto, samples, specs, job.origin)
+    rows = _rows(teacher, task.proto, samples, specs, task.origin)
     wanted = _inner(prepared, recipe.distill)
     loss: Loss = (
         CrossEntropy() if samples.labels is not None else Distillation(tuple(teacher.outputs), recipe.temperature)
     )
     loss = load_loss(recipe.loss) if recipe.loss is not None else loss
-    adjusted, start = planned(job)
+    plan = make_plan(task, collector)
+    adjusted, start = start_of(plan, task.context)
     if wanted:  # inner tensors are compared with those of the network that was equalized
         teacher = Network(adjusted, target)
         missing = set(wanted) - {name for step in Network(start, target).steps for name in step.writes}
@@ -201,10 +199,10 @@ def _training(job: Job, samples: Samples, recipe: Recipe) -> Training:
     training = Training(
         student, teacher.to(device), loss, recipe, kept, held, Augmentation.of(recipe.augment, specs), wanted, rows
     )
-    training.progress = job.context.services.progress
-    if job.options.checkpoint is not None:
-        training.checkpoint = Checkpoint(Path(job.options.checkpoint), _key(job, recipe, samples))
-    return training
+    training.progress = task.context.services.progress
+    if task.options.checkpoint is not None:
+        training.checkpoint = Checkpoint(Path(task.options.checkpoint), _key(task, recipe, samples))
+    return training, plan
 
 
 def _rows(teacher: Network, proto: ModelProto, samples: Samples, specs: Sequence[InputSpec], origin: str) -> int | None:
@@ -270,10 +268,10 @@ def _device(name: str) -> torch.device:
         raise UsageError(f"--device {name!r} cannot be used: {' '.join(str(error).split())[:200]}") from None
 
 
-def _key(job: Job, recipe: Recipe, samples: Samples) -> str:
+def _key(task: Task, recipe: Recipe, samples: Samples) -> str:
     """Of all that the training depends on."""
-    options = replace(job.options, threads=0, batch_size=0, max_memory=512, checkpoint=None)
-    return key_of(job.proto.SerializeToString(deterministic=True), repr((options, recipe)).encode(), samples.digest())
+    options = replace(task.options, threads=0, batch_size=0, max_memory=512, checkpoint=None)
+    return key_of(task.proto.SerializeToString(deterministic=True), repr((options, recipe)).encode(), samples.digest())
 
 
 @contextmanager

@@ -15,22 +15,21 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from ..calibration.context import Context
 from ..graph.model import Model
 from ..passes.set_bias_scales import SetBiasScales
-from ..pipeline.job import Job
+from ..pipeline.pipeline import Plan
 
 CELL = 0.25
 """Of a step, to either side."""
 
 
-def planned(job: Job) -> tuple[Model, Model]:
-    """(adjusted float model, the post-training plan with weights to start from); fills `job.planned`."""
-    ranged = job.ranged(job.adjusted())
-    adjusted = ranged.clone()
-    adjusted.quantizers.clear()
-    job.planned = job.corrected(ranged)
-    SetBiasScales().apply(job.planned, job.context)
-    return adjusted, with_latent_weights(job.planned, adjusted)
+def start_of(plan: Plan, context: Context) -> tuple[Model, Model]:
+    """(equalized float model, the post-training plan with weights to start from)."""
+    equalized, planned = plan.ranged.clone(), plan.model.clone()
+    equalized.quantizers.clear()
+    SetBiasScales().apply(planned, context)
+    return equalized, with_latent_weights(planned, equalized)
 
 
 def with_latent_weights(rounded: Model, unrounded: Model) -> Model:

@@ -1,0 +1,88 @@
+"""Passes in order, each recorded, and each that claims to preserve the float function held to it.
+
+The function is measured on one sample, before the first pass and after each one that edits the graph:
+
+    SQNR(output before, output after) >= PRESERVED_DB
+
+A pass that cannot keep this is undone and left out, with a note (the model may be numerically unstable): a rewrite is a
+convenience, and never a reason to refuse a model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from ..calibration.context import Context
+from ..errors import EngineError
+from ..execution.session import Session
+from ..graph.model import Model
+from ..numeric.metrics import Sqnr
+from ..passes.base import Outcome, Pass
+from ..report import Step
+from ..thresholds import PRESERVED_DB
+
+Steps = tuple[Step, ...]
+
+
+def run_passes(
+    passes: Sequence[Pass], model: Model, context: Context, original: ModelProto | None = None
+) -> tuple[Model, Steps]:
+    """The model after all passes, which edit the one given unless one of them is undone. Raises OnnxqError.
+
+    original: the float model that passes must preserve the function of; `model` as it is if None.
+    """
+    steps: list[Step] = []
+    feed = next((f.arrays for f in context.feeds), None) if any(p.preserves for p in passes) else None
+    expected = {} if feed is None else Session(original or model.to_proto()).run(feed)
+    for index, step in enumerate(passes):
+        context.services.progress(step_name(step), index, len(passes))
+        start = time.perf_counter()
+        untouched = model.clone() if step.preserves and feed is not None else None
+        outcome = step.apply(model, context)
+        record = step_record(step, outcome, 0.0)
+        if untouched is not None and feed is not None and outcome.changed:
+            fault = _difference(model, feed, expected)
+            if fault is not None:
+                model, record = untouched, left_out(step, f"{fault}; the model may be numerically unstable")
+        steps.append(replace(record, seconds=time.perf_counter() - start))
+    return model, tuple(steps)
+
+
+def _difference(model: Model, feed: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> str | None:
+    """How the float model's outputs differ from the expected ones by more than rounding; None where they do not."""
+    try:
+        found = Session(model.to_proto()).run(feed)
+    except EngineError as error:
+        return f"the float model does not run with it ({error})"
+    for output, x in expected.items():
+        if output in found and isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.shape == found[output].shape:
+            distance = Sqnr()
+            distance.update(x, found[output])
+            if distance.db < PRESERVED_DB and distance.noise > np.finfo(np.float32).tiny:
+                return (
+                    f"it changed the float model's output {output!r} (SQNR {distance.db:.1f} dB, expected at"
+                    f" least {PRESERVED_DB:.0f})"
+                )
+    return None
+
+
+def step_name(step: Pass) -> str:
+    return type(step).__name__
+
+
+def step_record(step: Pass, outcome: Outcome, seconds: float) -> Step:
+    """What is reported of a pass that was applied."""
+    options = repr(step).partition("(")[2].removesuffix(")")
+    skips = tuple((skip.where, skip.reason) for skip in outcome.skips)
+    return Step(step_name(step), options, outcome.changed, seconds, outcome.notes, skips, rounded=outcome.rounded)
+
+
+def left_out(step: Pass, reason: str) -> Step:
+    """What is reported of a pass that was not run, or undone."""
+    return replace(step_record(step, Outcome(notes=(f"left out: {reason}",)), 0.0), kept=False)

@@ -1,0 +1,85 @@
+"""What figure 8 starts from: a float model, its data, and how to quantize it. Nothing here changes while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from onnx import ModelProto
+
+from ..calibration.context import Context
+from ..calibration.statistics import Statistics
+from ..data import CalibrationData
+from ..encodings import Encoding
+from ..execution.services import Here, Services, Workers, no_progress
+from ..execution.session import default_threads
+from ..options import Options
+from ..targets import find_target
+
+RANDOM_INPUTS = "random inputs"
+"""The source of the feeds where there is no calibration data."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One float model to quantize.
+
+    proto: the checked float model, which messages call `origin`.
+    feeds: calibration data, or random inputs where `source`, its path if it has one, says so.
+    input_keys: input name -> key in .npz files, for the report.
+    statistics: of activations, collected before.  encodings: grids that are given.
+    workers: who collects statistics.  progress: called with (label, done, total).
+    """
+
+    proto: ModelProto
+    origin: str
+    feeds: CalibrationData
+    options: Options
+    source: str | None = None
+    input_keys: Mapping[str, str] = field(default_factory=dict)
+    statistics: Statistics | None = None
+    encodings: tuple[Encoding, ...] = ()
+    workers: Workers | None = None
+    progress: Progress | None = None
+
+    @cached_property
+    def context(self) -> Context:
+        """What passes may use; the feeds among it serve comparisons even where nothing may be learnt from them."""
+        return make_context(self.options, self.feeds, self.progress, self.statistics, self.workers)
+
+    @property
+    def has_random_inputs(self) -> bool:
+        """Whether the feeds are random, so that they show whether a model runs and nothing else."""
+        return self.source == RANDOM_INPUTS
+
+    @property
+    def has_no_data(self) -> bool:
+        """Whether there is no calibration data to measure results on."""
+        return self.has_random_inputs or self.options.data_free
+
+    @property
+    def learning(self) -> Context:
+        """The context of passes that learn from data: without feeds where there is none."""
+        return replace(self.context, feeds=()) if self.has_no_data and not self.options.synthetic else self.context
+
+
+def make_context(
+    options: Options,
+    feeds: CalibrationData,
+    progress: Progress | None,
+    statistics: Statistics | None = None,
+    workers: Workers | None = None,
+) -> Context:
+    """What passes may use, as the options say."""
+    threads = options.threads or default_threads()
+    services = Services(
+        threads=threads,
+        in_flight=options.batch_size or 2 * threads,
+        max_memory=options.max_memory * 2**20,
+        workers=workers or Here(),
+        progress=progress or no_progress,
+    )
+    return Context(target=find_target(options.target), feeds=feeds, statistics=statistics, services=services)
