@@ -267,7 +267,7 @@ def test_a_pass_that_changes_the_function_is_undone_and_left_out_with_a_note(net
     work, (step, normalized) = run_passes((faulty(), Normalize()), before.clone(), context)
     assert work.to_proto() == run_passes((Normalize(),), before, context)[0].to_proto()
     assert (step.name, step.changed, step.kept) == (faulty.__name__, 0, False)
-    assert re.match(f"left out: {note}", step.notes[0])
+    assert re.match(f"undone: {note}", step.notes[0])
     assert normalized.kept
 
 

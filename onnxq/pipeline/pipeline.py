@@ -61,7 +61,7 @@ from ..targets import find_target
 from ..thresholds import CLEAR_DB, NOISE_FLOOR_DB
 from .collect_report import ReportCollector
 from .keep_if_better import QualityMeasure, keep_if_better, split
-from .run_passes import Steps, left_out, run_passes
+from .run_passes import Steps, run_passes, without
 from .task import Task
 
 
@@ -169,7 +169,7 @@ def _fitting_equalization(task: Task) -> tuple[tuple[Pass, ...], Steps]:
     elif task.options.data_free and task.options.per_channel:
         reason = "per channel it helps only where data says so"
         dropped = tuple(step for step in passes if isinstance(step, EqualizeLayers))
-    return tuple(p for p in passes if p not in dropped), tuple(left_out(p, reason) for p in dropped)
+    return tuple(p for p in passes if p not in dropped), tuple(not_run(p, reason) for p in dropped)
 
 
 def _quick_correction(model: Model, task: Task) -> Pass:
@@ -302,14 +302,14 @@ def _fitting_correction(model: Model, task: Task) -> tuple[tuple[Pass, ...], Ste
     """What corrects weights and biases, given what there is to learn from."""
     passes = correction(task.options)
     if task.encodings:
-        return (), tuple(left_out(step, "the encodings were made for the weights as they are") for step in passes)
+        return (), tuple(not_run(step, "the encodings were made for the weights as they are") for step in passes)
     if not task.has_random_inputs or task.options.data_free:
         return _optimised_where_needed(model, task, passes)
     # statistics alone do not say what layers compute: then only moments can correct biases
     need_data = [step for step in passes if not isinstance(step, CorrectBias)]
     if need_data and (task.options.rounding != "auto" or task.options.bias_correction == "empirical"):
         raise UsageError("optimised rounding and empirical bias correction need calibration data beside statistics")
-    skipped = tuple(left_out(step, "it needs calibration data beside the statistics") for step in need_data)
+    skipped = tuple(not_run(step, "it needs calibration data beside the statistics") for step in need_data)
     corrects = task.options.bias_correction != "off" and task.options.weight is not None
     return (CorrectBias("moments"),) if corrects else (), skipped
 
@@ -327,7 +327,7 @@ def _optimised_where_needed(model: Model, task: Task, passes: tuple[Pass, ...]) 
     if db >= CLEAR_DB:
         return passes, ()
     reason = f"rounded to nearest, outputs would be at {db:.1f} dB: coordinate descent instead"
-    return correction(replace(task.options, rounding="coordinate-descent")), (left_out(passes[0], reason),)
+    return correction(replace(task.options, rounding="coordinate-descent")), (not_run(passes[0], reason),)
 
 
 # --- lower ------------------------------------------------------------------------------------------------------------
@@ -349,6 +349,10 @@ def float_model_of(plan: Model, context: Context) -> tuple[ModelProto, tuple[Enc
     tensors = model.graph.tensors()
     found = [(q.tensor, q.params) for q in model.quantizers.values() if q.params is not None]
     return _signed(model), tuple(encoding_of(n, params, isinstance(tensors[n], gs.Constant)) for n, params in found)
+
+
+def not_run(step: Pass, reason: str) -> Step:
+    return without(step, f"not run: {reason}")
 
 
 def _signed(model: Model) -> ModelProto:

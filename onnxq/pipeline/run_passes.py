@@ -49,7 +49,7 @@ def run_passes(
         if untouched is not None and feed is not None and outcome.changed:
             fault = _difference(model, feed, expected)
             if fault is not None:
-                model, record = untouched, left_out(step, f"{fault}; the model may be numerically unstable")
+                model, record = untouched, without(step, f"undone: {fault}; the model may be numerically unstable")
         steps.append(replace(record, seconds=time.perf_counter() - start))
     return model, tuple(steps)
 
@@ -83,6 +83,6 @@ def step_record(step: Pass, outcome: Outcome, seconds: float) -> Step:
     return Step(step_name(step), options, outcome.changed, seconds, outcome.notes, skips, rounded=outcome.rounded)
 
 
-def left_out(step: Pass, reason: str) -> Step:
-    """What is reported of a pass that was not run, or undone."""
-    return replace(step_record(step, Outcome(notes=(f"left out: {reason}",)), 0.0), kept=False)
+def without(step: Pass, note: str) -> Step:
+    """What is reported of a pass that was not run, or undone, as the note says."""
+    return replace(step_record(step, Outcome(notes=(note,)), 0.0), kept=False)
