@@ -1,9 +1,10 @@
 """One quantization in a process of its own; the last line it prints is its peak memory in KiB.
 
     python bench/child.py onnxq|calibrate MODEL OUTPUT --calib FOLDER [options of `onnxq quantize` or `calibrate`]
-    python bench/child.py quantize_static MODEL OUTPUT --calib FOLDER [MinMax|Percentile]
+    python bench/child.py quantize_static MODEL OUTPUT --calib FOLDER [MinMax|Percentile [w8a8|w4a8|w8a16]]
 
-Peak memory is VmHWM (Linux). `getrusage` would count what the parent held before this program was started.
+FOLDER holds .npy files of models with one input, or .npz files keyed by the inputs' names. The exit status is the
+tool's. Peak memory is VmHWM (Linux). `getrusage` would count what the parent held before this program was started.
 """
 
 from __future__ import annotations
@@ -12,15 +13,20 @@ import sys
 import tempfile
 from pathlib import Path
 
+STATIC_TYPES = {"w8a8": ("QInt8", "QUInt8"), "w4a8": ("QInt4", "QUInt8"), "w8a16": ("QInt8", "QUInt16")}
+"""Presets that quantize_static has, with its types of weights and activations."""
+
 
 def run_onnxq(command: str, arguments: list[str]) -> None:
     """The command line as a user calls it."""
     from onnxq.cli import main
 
-    main([command, *arguments, "--quiet"], standalone_mode=False)
+    main([command, *arguments, "--quiet"])
 
 
-def run_quantize_static(model: str, output: str, option: str, folder: str, method: str = "MinMax") -> None:
+def run_quantize_static(
+    model: str, output: str, option: str, folder: str, method: str = "MinMax", preset: str = "w8a8"
+) -> None:
     """What ONNX Runtime's documentation recommends: preprocess, then quantize_static with a reader of samples.
 
     A model below opset 13 is converted first, for per-channel quantization writes an invalid model there.
@@ -44,8 +50,13 @@ def run_quantize_static(model: str, output: str, option: str, folder: str, metho
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             file = next(self.files, None)
-            return None if file is None else {self.name: np.load(file)}
+            if file is None:
+                return None
+            loaded = np.load(file)
+            feed = dict(loaded) if file.suffix == ".npz" else {self.name: loaded}
+            return {name: x.astype(object) if x.dtype.kind == "U" else x for name, x in feed.items()}
 
+    weights_as, activations_as = (QuantType[name] for name in STATIC_TYPES[preset])
     proto = onnx.load(model)
     weights = {t.name for t in proto.graph.initializer}
     name = next(value.name for value in proto.graph.input if value.name not in weights)
@@ -61,22 +72,24 @@ def run_quantize_static(model: str, output: str, option: str, folder: str, metho
             Reader(name),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+            activation_type=activations_as,
+            weight_type=weights_as,
             calibrate_method=CalibrationMethod[method],
         )
 
 
-def peak_memory() -> int:
-    """Of this process, in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+def peak_memory(process: int | str = "self") -> int:
+    """Of a process, in KiB; 0 once it has ended."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
 if __name__ == "__main__":
     tool, *arguments = sys.argv[1:]
-    if tool == "quantize_static":
-        run_quantize_static(*arguments)
-    else:
-        run_onnxq("quantize" if tool == "onnxq" else tool, arguments)
-    print(peak_memory())
+    try:
+        if tool == "quantize_static":
+            run_quantize_static(*arguments)
+        else:
+            run_onnxq("quantize" if tool == "onnxq" else tool, arguments)
+    finally:  # onnxq ends by SystemExit
+        print(peak_memory())

@@ -9,8 +9,11 @@ ratios: other work on the machine changes the seconds, but hardly the ratios.
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -26,6 +29,7 @@ import measure
 import numpy as np
 import tables
 from cases import Case, Images
+from child import peak_memory
 
 TOOLS = ("quantize_static", "onnxq")
 
@@ -38,22 +42,59 @@ MIN_MAX = (
 
 @dataclass(frozen=True)
 class Run:
-    """One quantization in a process of its own: wall time, imports included, and peak memory in MiB."""
+    """One quantization in a process of its own, imports included.
+
+    seconds: on the clock. cpu_seconds: user and system, of its children, too. mebibytes: peak memory.
+    code: exit status; None where the process was ended at its limit. said: its standard output and error.
+    """
 
     seconds: float
+    cpu_seconds: float
     mebibytes: float
+    code: int | None
+    said: str
 
 
 def quantize(tool: str, model: Path, folder: Path, output: Path, *options: str) -> Run:
     """Let a tool quantize `model` with the calibration samples in `folder`. Raises RuntimeError with what it said."""
+    run = attempt(tool, model, folder, output, *options)
+    if run.code:
+        raise RuntimeError(f"{tool} failed on {model}:\n{run.said}")
+    return run
+
+
+def attempt(tool: str, model: Path, folder: Path, output: Path, *options: str, limit: float = math.inf) -> Run:
+    """The same, whatever becomes of it. It is ended after `limit` CPU seconds, or ten times as many on the clock."""
     child = Path(__file__).with_name("child.py")
     command = [sys.executable, str(child), tool, str(model), str(output), "--calib", str(folder), *options]
-    start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        raise RuntimeError(f"{tool} failed on {model}:\n{done.stdout}{done.stderr}")
-    return Run(seconds, int(done.stdout.split()[-1]) / 1024)
+    with tempfile.TemporaryFile("w+") as said:
+        start, peak, ended = time.perf_counter(), 0, False
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        while True:
+            found, status, usage = os.wait4(process.pid, os.WNOHANG)
+            seconds = time.perf_counter() - start
+            if found:
+                break
+            peak = peak_memory(process.pid) or peak
+            if not ended and (_cpu_seconds(process.pid) > limit or seconds > 10 * limit):
+                os.killpg(process.pid, signal.SIGKILL)
+                ended = True
+            time.sleep(0.01)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        text = said.read()
+    if text.split() and text.split()[-1].isdigit():  # by the process itself, at its end
+        text, _, last = text.rstrip().rpartition("\n")
+        peak = int(last)
+    return Run(
+        seconds, usage.ru_utime + usage.ru_stime, peak / 1024, None if ended else process.returncode, text.strip()
+    )
+
+
+def _cpu_seconds(process: int) -> float:
+    """User and system time of a running process and of those of its children that have ended."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def write_samples(folder: Path, x: Images, count: int | None = None) -> None:
@@ -183,7 +224,7 @@ profiling adds 1 to 3 us to each node.
 """
 
 
-def _processor() -> str:
+def processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
@@ -201,7 +242,7 @@ def main() -> None:
     def parts() -> Iterator[Iterable[str]]:
         command = "python bench/compare.py --memory --markdown docs/benchmarks.md"
         text = TEXT.format(repeats=args.repeats)
-        yield tables.heading("onnxq beside quantize_static", command, text, _processor())
+        yield tables.heading("onnxq beside quantize_static", command, text, processor())
         for name in args.models or known:
             with tempfile.TemporaryDirectory() as scratch:
                 yield compare(known[name], args.repeats, args.seconds, Path(scratch))

@@ -17,7 +17,9 @@ import onnx
 import onnxruntime as ort
 from cases import Images
 
-from onnxq.numeric.metrics import Sqnr
+from onnxq.numeric.metrics import OutputSqnr
+
+Feed = Mapping[str, np.ndarray]
 
 CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
 MOVEMENT = frozenset(
@@ -107,13 +109,33 @@ def pairs(model: Path) -> tuple[int, int]:
 
 def sqnr(reference: Path, other: Path, x: Images, samples: int = 200) -> float:
     """Signal to quantization noise of the worst output, in dB, over samples run one by one."""
-    a, b = session(reference), session(other)
-    totals = [Sqnr() for _ in a.get_outputs()]
-    for i in range(min(samples, len(x))):
-        outputs = [s.run(None, {s.get_inputs()[0].name: x[i : i + 1]}) for s in (a, b)]
-        for total, expected, got in zip(totals, *outputs, strict=True):
-            total.update(expected, got)
-    return float(min(total.db for total in totals))
+    feeds = [{input_name(reference): x[i : i + 1]} for i in range(min(samples, len(x)))]
+    return min(distances(outputs(reference, feeds), outputs(other, feeds)).values())
+
+
+def input_name(model: Path) -> str:
+    """Of a model with one input."""
+    return str(session(model).get_inputs()[0].name)
+
+
+def outputs(model: Path, feeds: Sequence[Feed]) -> list[dict[str, Any]]:
+    """What the model says to each feed, by output."""
+    running = session(model)
+    names = [output.name for output in running.get_outputs()]
+    return [dict(zip(names, running.run(None, _strings(feed)), strict=True)) for feed in feeds]
+
+
+def _strings(feed: Feed) -> Feed:
+    """Strings as ONNX Runtime takes them."""
+    return {name: x.astype(object) if x.dtype.kind == "U" else x for name, x in feed.items()}
+
+
+def distances(expected: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """SQNR in dB of each float output over the samples for which its shapes agree; outputs without any are left out."""
+    total = OutputSqnr()
+    for a, b in zip(expected, found, strict=True):
+        total.update(a, b)
+    return {name: float(one.db) for name, one in total.totals.items()}
 
 
 def latencies(models: Sequence[Path], x: Images, seconds: float, sessions: int = 3) -> np.ndarray:
