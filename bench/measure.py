@@ -109,7 +109,8 @@ def pairs(model: Path) -> tuple[int, int]:
 
 def sqnr(reference: Path, other: Path, x: Images, samples: int = 200) -> float:
     """Signal to quantization noise of the worst output, in dB, over samples run one by one."""
-    feeds = [{input_name(reference): x[i : i + 1]} for i in range(min(samples, len(x)))]
+    name = input_name(reference)
+    feeds = [{name: x[i : i + 1]} for i in range(min(samples, len(x)))]
     return min(distances(outputs(reference, feeds), outputs(other, feeds)).values())
 
 
