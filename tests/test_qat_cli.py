@@ -77,7 +77,7 @@ def test_the_command_trains_and_reports(files: Path, arguments: tuple[str, ...])
         "--lr", "0.01", "--report", str(report),
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "trained network and written model on 6 samples held back" in result.output
+    assert "trained network and written model on 6 held-out samples" in result.output
     onnx.checker.check_model(onnx.load(files / "out.onnx"), full_check=True)
     told = json.loads(report.read_text())
     assert told["options"]["training"]["steps"] == 4

@@ -218,7 +218,7 @@ def test_the_start_rounds_to_what_post_training_quantization_rounds_to() -> None
     from onnxq.api import input_specs, open_data
     from onnxq.pipeline.pipeline import make_plan
     from onnxq.pipeline.task import Task
-    from onnxq.qat.start import start_of
+    from onnxq.qat.initialize import start_of
 
     options, proto = Options(preset="w4a4", force_int_kernels=True), model(RESIDUAL)
     task = Task(proto, "x", open_data(images(), input_specs(proto), options, None, None), options)

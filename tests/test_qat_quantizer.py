@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from onnxq.numeric.quant import Grid, QuantParams, QuantSpec  # noqa: E402
-from onnxq.qat.quantizer import FakeQuantize, Quantizer, on_bias_grid  # noqa: E402
+from onnxq.qat.quantizer import FakeQuantize, LearnedQuantizer, on_bias_grid  # noqa: E402
 
 GRIDS = [Grid(4, False), Grid(8, False), Grid(8, True), Grid(4, True, narrow=True), Grid(2, True), Grid(16, False)]
 
@@ -33,7 +33,7 @@ def test_the_forward_pass_is_that_of_numpy_to_the_last_bit(grid: Grid, axis: int
     params = params_of(grid, axis, block)
     x = np.concatenate([values(), params.dequantize(np.full((5, 7), grid.qmax)) + np.float32(0)])[:5]
     ties = (np.arange(35).reshape(5, 7) - 9 + 0.5) * params.broadcast((5, 7))[0]
-    quantizer = Quantizer(params, QuantSpec(grid, False, block=block), (5, 7), learned=True)
+    quantizer = LearnedQuantizer(params, QuantSpec(grid, False, block=block), (5, 7), learned=True)
     for array in (x, np.asarray(ties, np.float32)):
         found = quantizer(torch.from_numpy(array)).detach().numpy()
         np.testing.assert_array_equal(found, params.fake(array))
@@ -86,7 +86,7 @@ def test_gradients_are_the_slopes_of_the_surrounding_function() -> None:
 def test_every_scale_gets_the_gradient_of_its_own_elements(axis: int, block: int | None) -> None:
     grid = Grid(4, True, narrow=True)
     params = params_of(grid, axis, block, symmetric=True)
-    quantizer = Quantizer(params, QuantSpec(grid, True, block is None, block=block), (5, 7), learned=True)
+    quantizer = LearnedQuantizer(params, QuantSpec(grid, True, block is None, block=block), (5, 7), learned=True)
     x, g = values(), values(seed=2)
     (quantizer(torch.from_numpy(x)) * torch.from_numpy(g)).sum().backward()
     scales = params.broadcast((5, 7))[0] * np.ones((5, 7), np.float32)
@@ -104,32 +104,32 @@ def test_the_zero_point_is_learned_where_zero_lies_inside_the_grid() -> None:
     spec = QuantSpec(Grid(4, False), symmetric=False)
     behind_relu = QuantParams.from_range(np.asarray(0.0), np.asarray(2.0), spec)
     both_sides = QuantParams.from_range(np.asarray(-1.0), np.asarray(2.0), spec)
-    assert not Quantizer(behind_relu, spec, (9,), True).shift.requires_grad
-    assert Quantizer(both_sides, spec, (9,), True).shift.requires_grad
-    assert not Quantizer(both_sides, spec, (9,), False).growth.requires_grad
+    assert not LearnedQuantizer(behind_relu, spec, (9,), True).shift.requires_grad
+    assert LearnedQuantizer(both_sides, spec, (9,), True).shift.requires_grad
+    assert not LearnedQuantizer(both_sides, spec, (9,), False).growth.requires_grad
 
 
 def test_a_moved_grid_is_answered_as_it_is_used() -> None:
     spec = QuantSpec(Grid(4, False), symmetric=False)
     params = QuantParams.from_range(np.asarray(-1.0), np.asarray(2.0), spec)
-    quantizer = Quantizer(params, spec, (9,), True)
+    quantizer = LearnedQuantizer(params, spec, (9,), True)
     with torch.no_grad():
         quantizer.growth.fill_(0.3)
         quantizer.shift.fill_(-0.1)
-    answer = quantizer.answer()
-    np.testing.assert_allclose(answer.scale, params.scale * np.exp(0.3), rtol=1e-6)
-    assert int(answer.zero_point) == round(int(params.zero_point) - 1.5)
+    trained = quantizer.trained_params()
+    np.testing.assert_allclose(trained.scale, params.scale * np.exp(0.3), rtol=1e-6)
+    assert int(trained.zero_point) == round(int(params.zero_point) - 1.5)
     x = values()
-    np.testing.assert_array_equal(quantizer(torch.from_numpy(x)).detach().numpy(), answer.fake(x))
+    np.testing.assert_array_equal(quantizer(torch.from_numpy(x)).detach().numpy(), trained.fake(x))
 
 
 def test_scales_stay_powers_of_two() -> None:
     spec = QuantSpec(Grid(8, True), symmetric=True, power_of_two=True)
     params = QuantParams.from_range(np.asarray(-1.0), np.asarray(1.0), spec)
-    quantizer = Quantizer(params, spec, (9,), True)
+    quantizer = LearnedQuantizer(params, spec, (9,), True)
     with torch.no_grad():
         quantizer.growth.fill_(0.5)
-    assert float(quantizer.answer().scale) == 2 * float(params.scale)
+    assert float(quantizer.trained_params().scale) == 2 * float(params.scale)
     quantizer(torch.from_numpy(values())).sum().backward()
     assert quantizer.growth.grad.item() != 0
 

@@ -20,9 +20,9 @@ from onnxq.errors import DataError, OnnxqError, UsageError  # noqa: E402
 from onnxq.options import Options  # noqa: E402
 from onnxq.pipeline.open_inputs import input_specs, open_data  # noqa: E402
 from onnxq.qat import Recipe, train  # noqa: E402
-from onnxq.qat import api as qat_api  # noqa: E402
+from onnxq.qat import pipeline as qat_pipeline  # noqa: E402
 from onnxq.qat.loss import CrossEntropy, Distillation, agreement, is_scores, load_loss  # noqa: E402
-from onnxq.qat.samples import Augmentation, Samples, read_samples  # noqa: E402
+from onnxq.qat.samples import Augmentation, TrainingSamples, read_samples  # noqa: E402
 
 NET = """(float[N,3,8,8] x) => (float[N,5] y) <float[6,3,3,3] w, float[6] b, float[6,6,3,3] v, float[6] c,
 float[96,5] u> {
@@ -58,10 +58,10 @@ def steps_of(result) -> list[str]:
     return list(next(s for s in result.report.steps if s.name == "Train").notes)
 
 
-def training_of(recipe: Recipe = SHORT, samples: Samples | None = None, options: Options = OPTIONS):
+def training_of(recipe: Recipe = SHORT, samples: TrainingSamples | None = None, options: Options = OPTIONS):
     """A training before it runs."""
-    job = qat_api._open_job(network(), images(), options, None, None, None)
-    return qat_api._training(job, samples or Samples({"x": images()}), recipe)
+    task = qat_pipeline._open_task(network(), images(), options, None, None, None)
+    return qat_pipeline._initialized(task, samples or TrainingSamples({"x": images()}), recipe, None)[0]
 
 
 def test_training_brings_the_quantized_network_nearer() -> None:
@@ -95,15 +95,15 @@ def test_what_is_worse_than_the_start_is_not_kept() -> None:
 def test_the_best_state_has_the_lowest_loss_and_agrees_no_less_than_the_start() -> None:
     training = training_of(replace(SHORT, batch=64))
     scores, others = torch.eye(5)[:2], torch.eye(5)[[0, 2]]  # `others` agrees with one of two
-    judged = iter([(3.0, scores), (2.0, scores), (2.5, scores), (1.0, others), (1.5, scores), (1.6, scores)])
+    scores_in_turn = iter([(3.0, scores), (2.0, scores), (2.5, scores), (1.0, others), (1.5, scores), (1.6, scores)])
 
-    def compare(samples: Samples) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        loss, outputs = next(judged)
+    def compare(samples: TrainingSamples) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        loss, outputs = next(scores_in_turn)
         return torch.tensor(loss), {"y": outputs}, {"y": scores}
 
     training._compare = compare
     for step in range(6):
-        training._judge(step)
+        training._evaluate(step)
         assert training.best.step == [0, 1, 1, 1, 4, 4][step]
 
 
@@ -134,7 +134,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path: Path) -
     second, seen = training_of(options=options), []
     second.progress = lambda label, done, total: seen.append(done)
     second.run()
-    assert seen[0] == 25  # judged and saved every 12 steps
+    assert seen[0] == 25  # evaluated and saved every 12 steps
     assert second.history == whole.history
     for name, tensor in whole.state.items():
         assert torch.equal(tensor, second.state[name]), name
@@ -164,7 +164,7 @@ def test_inner_tensors_are_learned_too() -> None:
 
 def test_labels_are_learned_where_there_are_any() -> None:
     labels = run(network(), {"x": images()})["y"].argmax(1)
-    training = training_of(samples=Samples({"x": images()}, labels))
+    training = training_of(samples=TrainingSamples({"x": images()}, labels))
     assert training.loss == CrossEntropy()
     training.run()
     assert training.best.loss < training.history[0].loss
@@ -214,32 +214,32 @@ def test_models_of_a_fixed_batch_are_trained_in_parts() -> None:
 
 
 def test_every_sample_is_drawn_once_an_epoch() -> None:
-    samples = Samples({"x": np.arange(12)})
+    samples = TrainingSamples({"x": np.arange(12)})
     rows = np.concatenate([samples.drawn(step, 4, seed=0).arrays["x"] for step in range(3)])
     assert sorted(rows) == list(range(12))
     assert not np.array_equal(rows, np.concatenate([samples.drawn(s, 4, seed=0).arrays["x"] for s in range(3, 6)]))
 
 
-def test_samples_held_back_are_not_trained_on() -> None:
-    kept, held = Samples({"x": np.arange(100)}).split(1000)
+def test_samples_held_out_are_not_trained_on() -> None:
+    kept, held = TrainingSamples({"x": np.arange(100)}).split(1000)
     assert (len(kept), len(held)) == (90, 10)
     seen = [next(part.batches(100)).arrays["x"] for part in (kept, held)]
     assert not set(seen[0]) & set(seen[1])
     assert not set(kept.drawn(3, 20, seed=0).arrays["x"]) & set(seen[1])
     with pytest.raises(DataError, match="at least two samples"):
-        Samples({"x": np.arange(1)}).split(5)
+        TrainingSamples({"x": np.arange(1)}).split(5)
 
 
 def test_images_are_mirrored_and_shifted_as_a_whole() -> None:
     ramp = np.broadcast_to(np.arange(16, dtype=np.float32), (40, 3, 16, 16)).copy()
     augmentation = Augmentation.of(("flip", "crop"), input_specs(model(NET)))
-    views = augmentation.apply(Samples({"x": ramp}), step=1, seed=0).arrays["x"]
+    views = augmentation.apply(TrainingSamples({"x": ramp}), step=1, seed=0).arrays["x"]
     steps = np.diff(views[:, 0, 0, :], axis=1)
     mirrored = steps.sum(axis=1) < 0
     assert 5 < mirrored.sum() < 35
     assert np.abs(steps).max() == 1  # edges are repeated
     assert len({tuple(v) for v in views[:, 0, 0, :]}) > 4
-    np.testing.assert_array_equal(augmentation.apply(Samples({"x": ramp}), 1, 0).arrays["x"], views)
+    np.testing.assert_array_equal(augmentation.apply(TrainingSamples({"x": ramp}), 1, 0).arrays["x"], views)
     assert not Augmentation.of(("flip",), input_specs(model("(float[N,4] x) => (float[N,4] y) { y = Relu(x) }"))).images
 
 

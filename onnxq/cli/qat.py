@@ -79,22 +79,26 @@ training_options = options(
         "--learn-ranges/--fixed-ranges", default=True, help="Train scales and zero points beside weights [on]."
     ),
     click.option(
-        "--held-back",
+        "--held-out",
         type=click.IntRange(min=1),
         default=1000,
         show_default=True,
-        help="Samples that judge, at most; one in ten.",
+        help="Held-out samples, at most; one in ten.",
     ),
     click.option(
-        "--evaluations", type=click.IntRange(min=1), default=20, show_default=True, help="How often they judge."
+        "--evaluations",
+        type=click.IntRange(min=1),
+        default=20,
+        show_default=True,
+        help="How often to evaluate them.",
     ),
-    click.option("--patience", type=click.IntRange(min=1), help="End after N judgements without progress [never]."),
+    click.option("--patience", type=click.IntRange(min=1), help="End after N evaluations without progress [never]."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, ...; auto: a GPU where there is one."),
 )
 
 RECIPE = (
     "steps", "batch", "lr", "scale_lr", "warmup", "loss", "temperature", "distill", "augment", "learn_ranges",
-    "held_back", "evaluations", "patience", "device",
+    "held_out", "evaluations", "patience", "device",
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ Outputs = Mapping[str, Tensor]
 SMALLEST_PROBABILITY = 1e-7
 
 
-class Loss(Protocol):
+class TrainingLoss(Protocol):
     """A scalar of one batch. labels: (N,) int64, or None."""
 
     def __call__(self, outputs: Outputs, reference: Outputs, labels: Tensor | None) -> Tensor: ...
@@ -77,7 +77,7 @@ class CrossEntropy:
         return functional.nll_loss(log_probabilities(y, is_distribution(reference[found[0]])), labels)
 
 
-def load_loss(name: str) -> Loss:
+def load_loss(name: str) -> TrainingLoss:
     """The user's function `module:function`, imported from the current folder first. Raises UsageError."""
     module_name, _, function_name = name.partition(":")
     here = os.getcwd()

@@ -4,7 +4,7 @@
     weight W        readers see W^; W is trained
     bias b          on integers at s_x s_w where lowering writes it so; b is trained
 
-What is computed is what `lower_to_qdq` will write: the same tensors on the same grids, but for biases that a target
+What is computed is what `lower_to_qdq` will write: the same tensors quantized alike, but for biases that a target
 wants in 8 bits or added by operators of their own, which stay in float here. Activations that requantization performs
 are kept, which changes nothing. Weights and biases go back into the ONNX model by their tensors' names; the network
 itself is never exported.
@@ -28,7 +28,7 @@ from ..operators.linear import ONNX_DOMAINS, LinearLayer, linear_layer
 from ..rounding.bias_scale import input_scale
 from ..targets import Target
 from .operators import OPERATORS, Function
-from .quantizer import Quantizer, on_bias_grid
+from .quantizer import LearnedQuantizer, on_bias_grid
 
 AVERAGES = ("AveragePool", "GlobalAveragePool", "ReduceMean", "Resize")
 """Whose results are means of what they read, halves, quarters and the like."""
@@ -47,7 +47,7 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Step:
+class Operation:
     """One node. spent: values that nothing reads later."""
 
     name: str
@@ -86,7 +86,7 @@ class Network(nn.Module):
                 self._hold(name, np.asarray(tensor.values), name in trained)
         biases = {id(layer.bias_node): layer for layer in layers if self._rounds_bias(layer)}
         self.outputs = {t.name: self._output(t) for t in model.graph.outputs}
-        self.steps = self._steps([self._reads(node, biases.get(id(node))) for node in model.graph.nodes])
+        self.operations = self._operations([self._reads(node, biases.get(id(node))) for node in model.graph.nodes])
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The outputs, in the model's order; one alone comes bare."""
@@ -94,30 +94,30 @@ class Network(nn.Module):
         outputs = tuple(found[name] for name in self.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def run(self, inputs: Mapping[str, Tensor], wanted: Collection[str] = ()) -> dict[str, Tensor]:
-        """Outputs by name, and the inner tensors `wanted`, as they are before their quantizers."""
+    def run(self, inputs: Mapping[str, Tensor], inner: Collection[str] = ()) -> dict[str, Tensor]:
+        """Outputs by name, and the inner tensors `inner`, as they are before their quantizers."""
         values: dict[tuple[str, bool], Tensor] = {(name, False): x for name, x in inputs.items()}
         kept: dict[str, Tensor] = {}
-        for step in self.steps:
-            results = self._compute(step, values)
-            for name, result in zip(step.writes, results, strict=False):
+        for operation in self.operations:
+            results = self._compute(operation, values)
+            for name, result in zip(operation.writes, results, strict=False):
                 if name:
                     values[name, False] = result
-                if name in wanted:
+                if name in inner:
                     kept[name] = result
-            for name in step.spent:
+            for name in operation.spent:
                 values.pop((name, False), None)
                 values.pop((name, True), None)
         return {**kept, **{name: self._value(read, values) for name, read in self.outputs.items()}}
 
-    def _compute(self, step: Step, values: dict[tuple[str, bool], Tensor]) -> tuple[Tensor, ...]:
-        inputs = [None if read is None else self._value(read, values) for read in step.reads]
+    def _compute(self, operation: Operation, values: dict[tuple[str, bool], Tensor]) -> tuple[Tensor, ...]:
+        inputs = [None if read is None else self._value(read, values) for read in operation.reads]
         try:
-            result = step.function(step.attributes, *inputs)
+            result = operation.function(operation.attributes, *inputs)
         except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
             reason = " ".join(str(error).split())[:300]
             raise EngineError(
-                f"{self.model.origin}: node {step.name!r} ({step.op}) failed in PyTorch: {reason}"
+                f"{self.model.origin}: node {operation.name!r} ({operation.op}) failed in PyTorch: {reason}"
             ) from None
         return tuple(result) if isinstance(result, tuple | list) else (result,)
 
@@ -140,9 +140,9 @@ class Network(nn.Module):
             return values[name, False]
         return self.weights[key(name)] if key(name) in self.weights else self._constants[name]
 
-    def _quantizer(self, name: str) -> Quantizer:
+    def _quantizer(self, name: str) -> LearnedQuantizer:
         module = self.quantizers[key(self._roots[name])]
-        assert isinstance(module, Quantizer)
+        assert isinstance(module, LearnedQuantizer)
         return module
 
     def _hold(self, name: str, values: np.ndarray, trained: bool) -> None:
@@ -211,18 +211,18 @@ class Network(nn.Module):
     def _output(self, tensor: gs.Tensor) -> Read:
         return Read(tensor.name, tensor.name in self.model.quantizers and self._is_written_output(tensor))
 
-    def _steps(self, reads: list[tuple[Read | None, ...]]) -> list[Step]:
+    def _operations(self, reads: list[tuple[Read | None, ...]]) -> list[Operation]:
         last: dict[str, int] = {}
         for index, found in enumerate(reads):
             last.update({read.name: index for read in found if read is not None})
-        steps = []
+        operations = []
         for index, (node, found) in enumerate(zip(self.model.graph.nodes, reads, strict=True)):
             names = {read.name for read in found if read is not None}
             spent = tuple(n for n in names if last[n] == index and n not in self.outputs)
             attributes = {**node.attrs, "_outputs": len(node.outputs)}
             writes = tuple(t.name for t in node.outputs)
-            steps.append(Step(node.name, node.op, OPERATORS[node.op], attributes, found, writes, spent))
-        return steps
+            operations.append(Operation(node.name, node.op, OPERATORS[node.op], attributes, found, writes, spent))
+        return operations
 
     def written(self) -> Model:
         """A copy of the planned model with weights, biases and grids as they are now."""
@@ -231,9 +231,9 @@ class Network(nn.Module):
         for name, tensor in tensors.items():
             if isinstance(tensor, gs.Constant) and key(name) in self.weights:
                 tensor.values = np.array(self.weights[key(name)].detach().cpu().numpy())
-        answers = {root: self._quantizer(root).answer() for root in set(self._roots.values())}
+        trained = {root: self._quantizer(root).trained_params() for root in set(self._roots.values())}
         for name, root in self._roots.items():
-            model.quantizers[name] = model.quantizers[name].answered(answers[root])
+            model.quantizers[name] = model.quantizers[name].answered(trained[root])
         return model
 
 
@@ -248,23 +248,23 @@ def _rms(x: Tensor) -> Tensor:
     return torch.where(size > 0, size, 1.0)
 
 
-def _quantizer(model: Model, name: str, tensor: gs.Tensor, learn_ranges: bool, averaged: bool) -> Quantizer:
+def _quantizer(model: Model, name: str, tensor: gs.Tensor, learn_ranges: bool, averaged: bool) -> LearnedQuantizer:
     quantizer = model.quantizers[name]
     assert quantizer.params is not None
     shape = tuple(n if isinstance(n, int) and n > 0 else 1 for n in tensor.shape or ())
     if not isinstance(tensor, gs.Constant):
         shape = shape[1:]  # a sample's elements, whatever the batch
     learned = learn_ranges and quantizer.fixed is None and not quantizer.given
-    return Quantizer(quantizer.params, quantizer.spec, shape, learned, averaged)
+    return LearnedQuantizer(quantizer.params, quantizer.spec, shape, learned, averaged)
 
 
 def _refuse_unknown(model: Model) -> None:
     nodes = [n for n in model.graph.nodes if n.domain not in ONNX_DOMAINS or n.op not in OPERATORS]
     if nodes:
         counts = Counter(n.op if n.domain in ONNX_DOMAINS else f"{n.domain}.{n.op}" for n in nodes)
-        told = ", ".join(f"{op} ({count} nodes, such as {_first(nodes, op)!r})" for op, count in counts.items())
+        listed = ", ".join(f"{op} ({count} nodes, such as {_first(nodes, op)!r})" for op, count in counts.items())
         raise ModelError(
-            f"{model.origin}: cannot be trained, since these operators have no counterpart in PyTorch here: {told};"
+            f"{model.origin}: cannot be trained, since these operators have no counterpart in PyTorch here: {listed};"
             " `onnxq quantize` needs no training"
         )
 

@@ -83,7 +83,7 @@ def shortened(s: Tensor) -> Tensor:
     return ((bits + (1 << (DROPPED - 1))) & -(1 << DROPPED)).view(torch.float32)
 
 
-class Quantizer(nn.Module):
+class LearnedQuantizer(nn.Module):
     """One grid, which all tensors that keep it share.
 
     growth, shift: what is trained, of the scale's shape; `learned`: whether it is. The zero point is learned where the
@@ -141,7 +141,7 @@ class Quantizer(nn.Module):
         shape[axis] = -1
         return value.reshape(shape)
 
-    def answer(self) -> QuantParams:
+    def trained_params(self) -> QuantParams:
         """The grid as it is now, exactly as the forward pass uses it."""
         scale = np.asarray(self.scale().detach().cpu().numpy(), np.float32)
         zero = np.asarray(self.zero_point().detach().cpu().numpy(), self.params.grid.dtype)

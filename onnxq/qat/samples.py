@@ -28,7 +28,7 @@ _ORDER, _AUGMENTATION = 0, 1
 
 
 @dataclass(frozen=True)
-class Samples:
+class TrainingSamples:
     """arrays: by input, the samples along axis 0.  labels: (N,) int64, or None.
 
     rows: which of them count, in order; None: all. Parts are read when they are taken: arrays may lie in a file.
@@ -41,27 +41,27 @@ class Samples:
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())) if self.rows is None else self.rows)
 
-    def take(self, which: NDArray[np.int64] | slice) -> Samples:
+    def take(self, which: NDArray[np.int64] | slice) -> TrainingSamples:
         """Some of them, in memory."""
         places = which if self.rows is None else self.rows[which]
         labels = None if self.labels is None else self.labels[places]
-        return Samples({name: a[places] for name, a in self.arrays.items()}, labels)
+        return TrainingSamples({name: a[places] for name, a in self.arrays.items()}, labels)
 
-    def batches(self, size: int) -> Iterator[Samples]:
+    def batches(self, size: int) -> Iterator[TrainingSamples]:
         """All, in order; the last batch may be smaller."""
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
 
-    def split(self, most: int) -> tuple[Samples, Samples]:
-        """Those to train on, and one in ten, at most `most`, held back, evenly spread. Raises DataError."""
+    def split(self, most: int) -> tuple[TrainingSamples, TrainingSamples]:
+        """Those to train on, and one in ten, at most `most`, held out, evenly spread. Raises DataError."""
         count = min(len(self) // 10 or 1, most)
         if len(self) < 2:
-            raise DataError("training needs at least two samples, one of them to be held back")
+            raise DataError("training needs at least two samples, one of them to be held out")
         held = np.linspace(0, len(self) - 1, count + 2)[1:-1].astype(np.int64)
         kept = np.setdiff1d(np.arange(len(self)), held)
         return replace(self, rows=kept), replace(self, rows=held)
 
-    def drawn(self, step: int, size: int, seed: int) -> Samples:
+    def drawn(self, step: int, size: int, seed: int) -> TrainingSamples:
         """The batch of a training step; a sample is drawn once an epoch at most."""
         size = min(size, len(self))
         per_epoch = len(self) // size
@@ -80,7 +80,9 @@ class Samples:
         return sha.digest()
 
 
-def read_samples(data: CalibrationData, labels: Sequence[int] | None, max_bytes: int, stack: ExitStack) -> Samples:
+def read_samples(
+    data: CalibrationData, labels: Sequence[int] | None, max_bytes: int, stack: ExitStack
+) -> TrainingSamples:
     """All samples of `data`; in a temporary file where they are larger than `max_bytes`.
 
     Raises DataError where samples differ in shape, UsageError where a model's inputs share no batch axis.
@@ -101,7 +103,7 @@ def read_samples(data: CalibrationData, labels: Sequence[int] | None, max_bytes:
                 )
             arrays[name][filled : filled + feed.rows] = array[: feed.rows]
         filled += feed.rows
-    return Samples(arrays, None if labels is None else np.asarray(labels, np.int64))
+    return TrainingSamples(arrays, None if labels is None else np.asarray(labels, np.int64))
 
 
 def _room(shape: tuple[int, ...], dtype: np.dtype[np.generic], max_bytes: int, stack: ExitStack) -> NDArray[np.generic]:
@@ -128,7 +130,7 @@ class Augmentation:
         images = {spec.name: axes for spec in inputs if (axes := _image_axes(spec)) is not None}
         return cls("flip" in kinds, "crop" in kinds, images)
 
-    def apply(self, samples: Samples, step: int, seed: int) -> Samples:
+    def apply(self, samples: TrainingSamples, step: int, seed: int) -> TrainingSamples:
         """The same samples as other views of them; every image of a sample is treated alike."""
         if not self.images or not (self.flip or self.crop):
             return samples
@@ -138,7 +140,7 @@ class Augmentation:
         arrays = dict(samples.arrays)
         for name, axes in self.images.items():
             arrays[name] = _viewed(samples.arrays[name], axes, mirrored, shifts)
-        return Samples(arrays, samples.labels)
+        return TrainingSamples(arrays, samples.labels)
 
 
 def _viewed(

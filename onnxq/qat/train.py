@@ -1,11 +1,11 @@
-"""The training loop: a quantized network learns to answer as the float one does.
+"""The training loop: a quantized network learns to compute what the float one does.
 
     batch -> other views of it -> float network t, quantized network y -> loss(y, t) -> Adam on weights and grids
 
 Adam's steps are of the size of the learning rate, whatever the gradient's. Growth and shift of grids take steps of eta,
 a weight takes steps of eta_w s, s the step of its grid (`Network.units`): at any bits and in every channel about one
 weight in 1 / eta_w is rounded to another integer at a time. Both rates rise over the first steps and fall to zero along
-a cosine. Samples held back are judged now and then; the best state of all, the one at the start among them, is what
+a cosine. Held-out samples are evaluated now and then; the best state of all, the one at the start among them, is what
 remains: lowest loss, with no fewer samples classified as the float model does than at the start.
 """
 
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ..calibration.checkpoint import Checkpoint
 from ..errors import EngineError, UsageError
-from .loss import Loss, agreement
+from .loss import TrainingLoss, agreement
 from .network import Network
-from .samples import Augmentation, Samples
+from .samples import Augmentation, TrainingSamples
 
 State = dict[str, Tensor]
 
@@ -33,8 +33,8 @@ class Recipe:
     """How to train.
 
     steps: batches, of `batch` samples each. lr: of weights, in steps of their grids; scale_lr: of grids, relative.
-    warmup: share of the steps over which the rates rise. held_back: samples at most that judge, one in ten.
-    evaluations: how often they are judged. patience: judgements without progress that end it; None: never.
+    warmup: share of the steps over which the rates rise. held_out: samples at most that are held out, one in ten.
+    evaluations: how often these are evaluated. patience: evaluations without progress that end it; None: never.
     temperature: of distillation. distill: inner tensors (globs) to learn beside the outputs. loss: `module:function`.
     augment: of flip, crop; a mirrored image may be another thing (digits, text, left and right), a shifted one hardly.
     learn_ranges: whether grids are trained, or weights and biases alone.
@@ -45,7 +45,7 @@ class Recipe:
     lr: float = 1e-2
     scale_lr: float = 2e-3
     warmup: float = 0.05
-    held_back: int = 1000
+    held_out: int = 1000
     evaluations: int = 20
     patience: int | None = None
     temperature: float = 1.0
@@ -57,7 +57,7 @@ class Recipe:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, lowest in (("steps", 1), ("batch", 1), ("held_back", 1), ("evaluations", 1), ("patience", 1)):
+        for name, lowest in (("steps", 1), ("batch", 1), ("held_out", 1), ("evaluations", 1), ("patience", 1)):
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise UsageError(f"{name.replace('_', '-')} must be at least {lowest}, got {value}")
@@ -78,8 +78,8 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """Of samples held back. same: share whose best class is the float model's; None without class scores."""
+class HeldOutScore:
+    """Of held-out samples at a step. same: share whose best class is the float model's; None without class scores."""
 
     step: int
     loss: float
@@ -96,17 +96,17 @@ class Training:
 
     student: Network
     teacher: Network
-    loss: Loss
+    loss: TrainingLoss
     recipe: Recipe
-    samples: Samples
-    held_back: Samples
+    samples: TrainingSamples
+    held_out: TrainingSamples
     augmentation: Augmentation
-    wanted: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
     rows: int | None = None
     checkpoint: Checkpoint | None = None
     progress: Callable[[str, int, int], None] = lambda label, done, total: None
-    history: list[Judgement] = field(default_factory=list)
-    best: Judgement = field(init=False)
+    history: list[HeldOutScore] = field(default_factory=list)
+    best: HeldOutScore = field(init=False)
     state: State = field(init=False)
     units: State = field(init=False)
 
@@ -119,17 +119,17 @@ class Training:
         first = self._resume(optimizer)
         every = max(self.recipe.steps // self.recipe.evaluations, 1)
         if first == 0:
-            self._judge(0)
+            self._evaluate(0)
         for step in range(first, self.recipe.steps):
             for group in optimizer.param_groups:
                 group["lr"] = group["full"] * self.recipe.rate(step)
             value = self._step(optimizer, step)
             if (step + 1) % every == 0 or step + 1 == self.recipe.steps:
-                self._judge(step + 1)
+                self._evaluate(step + 1)
                 self._save(optimizer, step + 1)
                 if self._is_stale():
                     break
-            label = f"training: loss {value:.4g}; held back: {self.history[-1]}"
+            label = f"training: loss {value:.4g}; held out: {self.history[-1]}"
             self.progress(label, step + 1, self.recipe.steps)
         self.student.load_state_dict(self.state)
 
@@ -159,26 +159,26 @@ class Training:
                 weight.copy_(torch.lerp(before[name], weight, self.units[name]))
         return total
 
-    def _compare(self, samples: Samples) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]:
+    def _compare(self, samples: TrainingSamples) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]:
         """(loss, outputs, the float network's) of one run."""
         device = next(iter(self.student.parameters())).device
         inputs = {n: _on(device, a) for n, a in samples.arrays.items()}
         labels = None if samples.labels is None else torch.from_numpy(samples.labels).to(device)
         with torch.no_grad():
-            reference = self.teacher.run(inputs, self.wanted)
-        outputs = self.student.run(inputs, self.wanted)
+            reference = self.teacher.run(inputs, self.inner)
+        outputs = self.student.run(inputs, self.inner)
         return self.loss(outputs, reference, labels), outputs, reference
 
-    def _judge(self, step: int) -> None:
-        """Measure on samples held back; keep the state if it is the best."""
-        total, same, judged = 0.0, 0, 0
-        for part in self.held_back.batches(self.rows or self.recipe.batch):
+    def _evaluate(self, step: int) -> None:
+        """Measure on the held-out samples; keep the state if it is the best."""
+        total, same, classified = 0.0, 0, 0
+        for part in self.held_out.batches(self.rows or self.recipe.batch):
             with torch.no_grad():
                 loss, outputs, reference = self._compare(part)
             total += float(loss) * len(part)
-            found = agreement(outputs, {n: t for n, t in reference.items() if n not in self.wanted})
-            same, judged = same + found[0], judged + found[1]
-        now = Judgement(step, total / len(self.held_back), same / judged if judged else None)
+            found = agreement(outputs, {n: t for n, t in reference.items() if n not in self.inner})
+            same, classified = same + found[0], classified + found[1]
+        now = HeldOutScore(step, total / len(self.held_out), same / classified if classified else None)
         start = self.history[0] if self.history else now
         self.history.append(now)
         if step == 0 or (now.loss < self.best.loss and (now.same or 0) >= (start.same or 0)):
@@ -186,7 +186,7 @@ class Training:
             self.state = {n: t.detach().clone() for n, t in self.student.state_dict().items()}
 
     def _is_stale(self) -> bool:
-        """Whether the best state was too many judgements ago."""
+        """Whether the best state was too many evaluations ago."""
         patience = self.recipe.patience
         since = sum(j.step > self.best.step for j in self.history)
         return patience is not None and since >= patience
@@ -217,7 +217,7 @@ class Training:
                 adam.setdefault(int(number), {})[moment] = tensor
         optimizer.load_state_dict({**optimizer.state_dict(), "state": adam})
         rows = found["history"].tolist()
-        self.history = [Judgement(int(s), loss, None if math.isnan(same) else same) for s, loss, same in rows]
+        self.history = [HeldOutScore(int(s), loss, None if math.isnan(same) else same) for s, loss, same in rows]
         self.best = self.history[int(found["best"])]
         return int(found["step"])
 

@@ -1,4 +1,13 @@
-"""From a float ONNX model to a trained quantized one; `prepare` and `finish` are for training loops of one's own."""
+"""Figure 12 of the white paper: quantization-aware training. `train` reads top to bottom as the figure.
+
+    pre-trained float model
+      -> cross-layer equalization, quantizers, range setting    `pipeline.make_plan`, the post-training steps
+      -> learnable quantizers, unless ranges are fixed          `Network`, `quantizer`
+      -> train                                                  `train.Training`
+      -> quantized model, verified against what was trained     lowering, `verify`
+
+`prepare` and `finish` are the parts before and behind the training, for training loops of one's own.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +26,13 @@ from onnx import ModelProto
 
 from ..calibration.checkpoint import Checkpoint, key_of
 from ..calibration.context import Context
-from ..data import InputSpec, Preprocess
-from ..data.inputs import batch_size
-from ..errors import EngineError, UsageError
+from ..data import Preprocess
+from ..errors import UsageError
 from ..evaluation.labels import read_labels
-from ..execution.session import Session, default_threads, parallel_map
+from ..execution.session import default_threads
 from ..graph import storage
 from ..graph.model import Model
 from ..graph.scratch import scratch_folder
-from ..numeric.metrics import OutputSqnr, class_scores
 from ..options import Options, with_settings
 from ..pipeline import pipeline
 from ..pipeline.build_report import build_report
@@ -34,23 +41,24 @@ from ..pipeline.open_inputs import input_specs, open_data, open_model, open_outp
 from ..pipeline.pipeline import Plan, Quantized, lower, make_plan
 from ..pipeline.task import Task
 from ..report import Measure, Report, Step
-from ..thresholds import QAT_CALIBRATION_SAMPLES, QAT_CHECK_SAMPLES, QAT_COMPARED_SAMPLES, TORCH_AGREES_DB
-from .loss import CrossEntropy, Distillation, Loss, load_loss
+from ..thresholds import QAT_CALIBRATION_SAMPLES
+from .initialize import start_of
+from .loss import CrossEntropy, Distillation, TrainingLoss, load_loss
 from .network import Network
-from .samples import Augmentation, Samples, read_samples
-from .start import start_of
+from .samples import Augmentation, TrainingSamples, read_samples
 from .train import Recipe, Training
+from .verify import WrittenModel, compare_written, rows_of_run
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class QatResult:
-    """The trained, quantized model, and what is to be said about it.
+    """The trained, quantized model, its report, and how closely the file computes what was trained.
 
     network: as it was trained.
-    sqnr_db, same: of the network and the model as ONNX Runtime runs it, over `compared` samples held
-    back: SQNR, and the share with the same best class (None without class scores).
+    sqnr_db, same: of the network and the model as ONNX Runtime runs it, over `compared` held-out samples: SQNR, and
+    the share with the same best class (None without class scores).
     """
 
     model: ModelProto
@@ -59,36 +67,6 @@ class QatResult:
     sqnr_db: float
     same: float | None
     compared: int
-
-
-def prepare(
-    model: str | os.PathLike[str] | ModelProto,
-    data: Any,
-    *,
-    options: Options | None = None,
-    preprocess: Preprocess | None = None,
-    input_keys: Mapping[str, str] | None = None,
-    learn_ranges: bool = True,
-    progress: Progress | None = None,
-    **settings: Any,
-) -> Network:
-    """A float model, quantized after training, as a PyTorch module to train further; `finish` makes it ONNX again.
-
-    data: what the start is calibrated with; this and the rest as `onnxq.quantize` takes them. The module takes the
-    model's inputs in order, and returns its outputs. Its `weights` and `quantizers` are what there is to train.
-    Raises a subclass of OnnxqError.
-    """
-    task = _open_task(model, data, with_settings(options, settings), preprocess, input_keys, progress)
-    _, start = start_of(make_plan(task), task.context)
-    return Network(start, task.context.target, learn_ranges)
-
-
-def finish(network: Network) -> ModelProto:
-    """The quantized ONNX model of a network of `prepare`, with weights, biases and grids as they are now.
-
-    It is lowered like every other, but not verified: it has not been compared with the float model.
-    """
-    return lower(network.written(), Context(target=network.target))[0]
 
 
 def train(
@@ -123,7 +101,7 @@ def train(
         collector = ReportCollector() if details else None
         stack.enter_context(_threads(options))
         samples = _read(task, data, labels, options, preprocess, input_keys, stack)
-        training, plan = _training(task, samples, recipe, collector)
+        training, plan = _initialized(task, samples, recipe, collector)  # equalization, quantizers, ranges
         started = time.perf_counter()
         training.run()
         trained = _step(training, time.perf_counter() - started)
@@ -132,11 +110,44 @@ def train(
         quantized = Quantized(planned, proto, (*plan.steps, trained, *lowered))
         path = path or stack.enter_context(scratch_folder()) / "model.onnx"
         storage.write(proto, path)
-        db, same, compared = _held_against(training, path, task.context.services.threads)
+        written = compare_written(training, path, task.context.services.threads)
         seconds = time.perf_counter() - begin
         report = build_report(task, quantized, path, output, seconds, collector=collector)
-        report = _completed(report, training, recipe, db, same, compared)
-    return QatResult(proto, report, training.student, db, same, compared)
+        report = _completed(report, training, recipe, written)
+    return QatResult(proto, report, training.student, written.sqnr_db, written.same, written.compared)
+
+
+def prepare(
+    model: str | os.PathLike[str] | ModelProto,
+    data: Any,
+    *,
+    options: Options | None = None,
+    preprocess: Preprocess | None = None,
+    input_keys: Mapping[str, str] | None = None,
+    learn_ranges: bool = True,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Network:
+    """A float model, quantized after training, as a PyTorch module to train further; `finish` makes it ONNX again.
+
+    data: what the start is calibrated with; this and the rest as `onnxq.quantize` takes them. The module takes the
+    model's inputs in order, and returns its outputs. Its `weights` and `quantizers` are what there is to train.
+    Raises a subclass of OnnxqError.
+    """
+    task = _open_task(model, data, with_settings(options, settings), preprocess, input_keys, progress)
+    _, start = start_of(make_plan(task), task.context)
+    return Network(start, task.context.target, learn_ranges)
+
+
+def finish(network: Network) -> ModelProto:
+    """The quantized ONNX model of a network of `prepare`, with weights, biases and grids as they are now.
+
+    It is lowered like every other, but not verified: it has not been compared with the float model.
+    """
+    return lower(network.written(), Context(target=network.target))[0]
+
+
+# --- what comes in ---------------------------------------------------------------------------------------------------
 
 
 def _refuse_dataless(options: Options) -> None:
@@ -169,35 +180,55 @@ def _read(
     preprocess: Preprocess | None,
     input_keys: Mapping[str, str] | None,
     stack: ExitStack,
-) -> Samples:
+) -> TrainingSamples:
     feeds = open_data(data, input_specs(task.proto), options, preprocess, input_keys)
     known = None if labels is None else read_labels(labels, feeds)
     return read_samples(feeds, known, options.max_memory * 2**20, stack)
 
 
-def _training(task: Task, samples: Samples, recipe: Recipe, collector: ReportCollector | None) -> tuple[Training, Plan]:
-    """Everything ready; operators and arithmetic are checked before the quantization starts."""
+@contextmanager
+def _threads(options: Options) -> Iterator[None]:
+    """PyTorch on as many threads as the options say, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(options.threads or default_threads())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- the training, ready to run --------------------------------------------------------------------------------------
+
+
+def _initialized(
+    task: Task, samples: TrainingSamples, recipe: Recipe, collector: ReportCollector | None
+) -> tuple[Training, Plan]:
+    """The post-training result as a network to train; operators and arithmetic are checked before it is computed."""
     specs, target = input_specs(task.proto), task.context.target
     prepared, _ = pipeline.prepare(task.proto, task.origin, task.options, replace(task.context, feeds=()))
     teacher = Network(prepared, target)
-    rows = _rows(teacher, task.proto, samples, specs, task.origin)
-    wanted = _inner(prepared, recipe.distill)
-    loss: Loss = (
-        CrossEntropy() if samples.labels is not None else Distillation(tuple(teacher.outputs), recipe.temperature)
-    )
-    loss = load_loss(recipe.loss) if recipe.loss is not None else loss
+    rows = rows_of_run(teacher, task.proto, samples, specs, task.origin)
+    inner = _inner_tensors(prepared, recipe.distill)
     plan = make_plan(task, collector)
     adjusted, start = start_of(plan, task.context)
-    if wanted:  # inner tensors are compared with those of the network that was equalized
+    if inner:  # inner tensors are compared with those of the network that was equalized
         teacher = Network(adjusted, target)
-        missing = set(wanted) - {name for step in Network(start, target).steps for name in step.writes}
+        missing = set(inner) - {name for step in Network(start, target).operations for name in step.writes}
         if missing:
             raise UsageError(f"--distill-tensors: {sorted(missing)[0]!r} is not among what the adjusted model computes")
     device = _device(recipe.device)
     student = Network(start, target, recipe.learn_ranges).to(device)
-    kept, held = samples.split(recipe.held_back)
+    kept, held_out = samples.split(recipe.held_out)
     training = Training(
-        student, teacher.to(device), loss, recipe, kept, held, Augmentation.of(recipe.augment, specs), wanted, rows
+        student,
+        teacher.to(device),
+        _loss(recipe, samples, tuple(teacher.outputs)),
+        recipe,
+        kept,
+        held_out,
+        Augmentation.of(recipe.augment, specs),
+        inner,
+        rows,
     )
     training.progress = task.context.services.progress
     if task.options.checkpoint is not None:
@@ -205,47 +236,13 @@ def _training(task: Task, samples: Samples, recipe: Recipe, collector: ReportCol
     return training, plan
 
 
-def _rows(teacher: Network, proto: ModelProto, samples: Samples, specs: Sequence[InputSpec], origin: str) -> int | None:
-    """How many samples one run takes, None for any number; the PyTorch network is held against ONNX Runtime on the way.
-
-    Raises EngineError where the two do not compute the same.
-    """
-    fixed = next((s.shape[0] for s in specs if s.shape and isinstance(s.shape[0], int)), None)
-    size = batch_size(specs) if fixed is not None else 1
-    some, session = samples.take(slice(0, max(QAT_CHECK_SAMPLES // (size or 1), 1) * (size or 1))), Session(proto)
-    expected = [session.run(part.arrays) for part in some.batches(size or 1)]
-    for rows in dict.fromkeys((size if fixed is not None else len(some), size)):
-        try:
-            found = [_outputs(teacher, part) for part in some.batches(rows or 1)]
-        except EngineError:
-            if rows == size:
-                raise
-            continue  # the model allows any batch, and has one written into its shapes
-        db = _sqnr(expected, found)
-        if db >= TORCH_AGREES_DB:
-            return None if fixed is None and rows == len(some) else rows
-    raise EngineError(
-        f"{origin}: the PyTorch network does not compute what ONNX Runtime does (SQNR {db:.1f} dB);"
-        " this is a bug in onnxq"
-    )
+def _loss(recipe: Recipe, samples: TrainingSamples, outputs: tuple[str, ...]) -> TrainingLoss:
+    if recipe.loss is not None:
+        return load_loss(recipe.loss)
+    return CrossEntropy() if samples.labels is not None else Distillation(outputs, recipe.temperature)
 
 
-def _outputs(network: Network, samples: Samples) -> dict[str, np.ndarray]:
-    device = next(iter(network.parameters())).device
-    with torch.no_grad():
-        inputs = {n: torch.from_numpy(np.ascontiguousarray(a)).to(device) for n, a in samples.arrays.items()}
-        return {n: t.cpu().numpy() for n, t in network.run(inputs).items()}
-
-
-def _sqnr(expected: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, np.ndarray]]) -> float:
-    """Of all outputs, the runs put together."""
-    total = OutputSqnr()
-    first, second = ({n: np.concatenate([r[n] for r in runs]) for n in runs[0]} for runs in (expected, found))
-    total.update(first, second)
-    return total.db
-
-
-def _inner(model: Model, globs: Sequence[str]) -> tuple[str, ...]:
+def _inner_tensors(model: Model, globs: Sequence[str]) -> tuple[str, ...]:
     """Inner tensors that the patterns name. Raises UsageError."""
     outputs = {t.name for t in model.graph.outputs}
     names = [t.name for node in model.graph.nodes for t in node.outputs if t.name and t.name not in outputs]
@@ -268,63 +265,35 @@ def _device(name: str) -> torch.device:
         raise UsageError(f"--device {name!r} cannot be used: {' '.join(str(error).split())[:200]}") from None
 
 
-def _key(task: Task, recipe: Recipe, samples: Samples) -> str:
+def _key(task: Task, recipe: Recipe, samples: TrainingSamples) -> str:
     """Of all that the training depends on."""
     options = replace(task.options, threads=0, batch_size=0, max_memory=512, checkpoint=None)
     return key_of(task.proto.SerializeToString(deterministic=True), repr((options, recipe)).encode(), samples.digest())
 
 
-@contextmanager
-def _threads(options: Options) -> Iterator[None]:
-    """PyTorch on as many threads as the options say, for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(options.threads or default_threads())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+# --- the report ------------------------------------------------------------------------------------------------------
 
 
 def _step(training: Training, seconds: float) -> Step:
     start, best, last = training.history[0], training.best, training.history[-1]
     notes = (
-        f"samples held back: {start} at the start, {best} at step {best.step}, which is kept",
+        f"held-out samples: {start} at the start, {best} at step {best.step}, which is kept",
         f"steps: {last.step} of {training.recipe.steps}; {len(training.samples)} samples to train on,"
-        f" {len(training.held_back)} held back",
+        f" {len(training.held_out)} held out",
     )
     options = repr(training.recipe).partition("(")[2].removesuffix(")")
     return Step("Train", options, last.step, seconds, notes, kept=best.step > 0)
 
 
-def _held_against(training: Training, written: Path, threads: int) -> tuple[float, float | None, int]:
-    """(SQNR, share of the same best class, samples) of the trained network and the written model in ONNX Runtime."""
-    session, rows = Session(written), training.rows or 1
-    some = training.held_back.take(slice(0, max(QAT_COMPARED_SAMPLES // rows, 1) * rows))
-    expected = list(parallel_map(lambda part: session.run(part.arrays), some.batches(rows), threads))
-    found = [_outputs(training.student, part) for part in some.batches(training.rows or training.recipe.batch)]
-    first, second = ({n: np.concatenate([r[n] for r in runs]) for n in runs[0]} for runs in (expected, found))
-    same = [
-        np.mean(x.argmax(1) == y.argmax(1))
-        for x, y in ((class_scores(first[n]), class_scores(second[n])) for n in first)
-        if x is not None and y is not None
-    ]
-    return _sqnr(expected, found), float(np.mean(same)) if same else None, len(some)
-
-
-def _completed(
-    report: Report, training: Training, recipe: Recipe, db: float, same: float | None, compared: int
-) -> Report:
+def _completed(report: Report, training: Training, recipe: Recipe, written: WrittenModel) -> Report:
     start, best = training.history[0], training.best
-    told = "the same to the last bit" if np.isinf(db) else f"SQNR {db:.1f} dB"
-    words = f", same top-1 {100 * same:.1f} %" if same is not None else ""
-    text = f"trained network and written model on {compared} samples held back: {told}{words}"
-    measures = (
-        () if best.same is None else (Measure("top-1 agreement, samples held back", "%", 100.0, 100 * best.same),)
-    )
-    steps = tuple(replace(s, notes=(*s.notes, text)) if s.name == "Train" else s for s in report.steps)
+    measures: tuple[Measure, ...] = ()
+    if best.same is not None:
+        measures = (Measure("top-1 agreement, held-out samples", "%", 100.0, 100 * best.same),)
+    steps = tuple(replace(s, notes=(*s.notes, written.to_text())) if s.name == "Train" else s for s in report.steps)
     warnings = report.warnings
     if best.step == 0:
-        warnings += (f"training made nothing better ({start} on samples held back): this is the start",)
+        warnings += (f"training made nothing better ({start} on held-out samples): this is the start",)
     return replace(
         report, steps=steps, measures=measures, warnings=warnings,
         options={**report.options, "training": vars(recipe)},

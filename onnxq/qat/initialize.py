@@ -1,4 +1,4 @@
-"""Where training starts: the post-training result (tables 8 and 9), with weights that still know where they came from.
+"""Where training starts: the post-training result (white paper, tables 8 and 9), with weights near their float values.
 
 What post-training rounding leaves of a weight lies in the middle of its cell of the grid. The float weight w says more:
 on which side of it, and how near to its neighbour. Training starts from
@@ -7,7 +7,7 @@ on which side of it, and how near to its neighbour. Training starts from
 
 which rounds to the same integer: the network starts at the post-training result exactly. At c = 0.49 weights that were
 rounded the farther way would lie at the border of their cell, and the first steps of training would undo the rounding:
-ResNet-20 at W4A8 fell from 96.5 % of answers like float's to 85.5 % in 15 steps; at c = 0.25, to 95.5 %.
+ResNet-20 at W4A8 fell from 96.5 % top-1 agreement with float to 85.5 % in 15 steps; at c = 0.25, to 95.5 %.
 """
 
 from __future__ import annotations
