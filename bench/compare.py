@@ -1,6 +1,6 @@
 """onnxq beside onnxruntime.quantization.quantize_static: same model, same calibration samples, same grids.
 
-    python bench/compare.py [MODEL ...] [--repeats 5] [--memory] [--markdown docs/benchmarks.md]
+    python bench/compare.py [MODEL ...] [--repeats 5] [--memory] [--markdown bench/results/benchmarks.md]
 
 Needs `pip install -e '.[bench]'`. Both tools are set to uint8 activations and symmetric int8 weights, one scale a
 channel, min-max ranges. What takes time is measured alternately, A B A B, and reported as the median of the pairs'
@@ -240,7 +240,7 @@ def main() -> None:
     args = tables.parsed(parser, known)
 
     def parts() -> Iterator[Iterable[str]]:
-        command = "python bench/compare.py --memory --markdown docs/benchmarks.md"
+        command = "python bench/compare.py --memory --markdown bench/results/benchmarks.md"
         text = TEXT.format(repeats=args.repeats)
         yield tables.heading("onnxq beside quantize_static", command, text, processor())
         for name in args.models or known:

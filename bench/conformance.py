@@ -1,6 +1,6 @@
 """Every ONNX operator test, and ONNX's models that carry their weights, through onnxq and through quantize_static.
 
-    python bench/conformance.py --markdown docs/conformance.md      all of them, both tools
+    python bench/conformance.py --markdown bench/results/conformance.md      all of them, both tools
     python bench/conformance.py --only conv --every 10              some of them (quantize_static needs sympy)
 
 Each test goes through twice: as it is, and with all inputs but the first made initializers, for operator tests feed
@@ -241,7 +241,7 @@ def markdown(answers: Mapping[tuple[str, str, str], Answer], settings: Mapping[s
         f"onnx {version('onnx')}, onnxruntime {version('onnxruntime')}, Python {platform.python_version()}; options of"
         f" onnxq: {', '.join(f'{k}={v}' for k, v in settings.items()) or 'default'}.", "",
     ]  # fmt: skip
-    lines[1:1] = ["", "Written by `python bench/conformance.py --markdown docs/conformance.md`."]
+    lines[1:1] = ["", "Written by `python bench/conformance.py --markdown bench/results/conformance.md`."]
     tools = [tool for tool in TOOLS if any(key[0] == tool for key in answers)]
     for variant in VARIANTS:
         counts = {t: Counter(a.outcome for key, a in answers.items() if key[:2] == (t, variant)) for t in tools}

@@ -1,6 +1,6 @@
 """Families of networks as exporters write them, on every target, beside ONNX Runtime's quantize_static.
 
-    python bench/families.py [--markdown docs/accuracy-families.md] [--export] [MODEL ...]
+    python bench/families.py [--markdown bench/results/accuracy-families.md] [--export] [MODEL ...]
 
 The graphs are those of `tests/exported/families`, with random weights; --export: what torch exports now, by each
 exporter (needs torch and onnxscript). The text detectors and recognisers are those of `tests/ocr.py`. Figures are SQNR
@@ -42,7 +42,7 @@ import ocr  # noqa: E402
 
 Feeds: TypeAlias = Sequence[dict[str, np.ndarray]]
 CALIBRATION, EVALUATION = 8, 4
-COMMAND = "python bench/families.py --markdown docs/accuracy-families.md"
+COMMAND = "python bench/families.py --markdown bench/results/accuracy-families.md"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Quantization-aware training against post-training quantization, in the form of the white paper's tables 8 to 10.
 
-    python bench/qat.py [MODEL ...] [--steps N] [--ablation-steps N] [--quick] [--markdown docs/accuracy-qat.md]
+    python bench/qat.py [MODEL ...] [--steps N] [--ablation-steps N] [--quick] [--markdown FILE.md]
 
 Trains resnet20_cifar10 on its 10,000 unlabelled images and mobilenet_digits on 10,000 images of its training digits,
 both to answer as the float model does. A step takes about 0.35 s on two idle cores (0.6 and 0.45 s of one), beside half
@@ -176,7 +176,7 @@ def main() -> None:
     ablation = replace(recipe, steps=shorter) if shorter else None
 
     def parts() -> Iterator[Iterable[str]]:
-        command = "python bench/qat.py --markdown docs/accuracy-qat.md"
+        command = "python bench/qat.py --markdown bench/results/accuracy-qat.md"
         yield tables.heading("Quantization-aware training", command, TEXT, f"torch {torch.__version__}")
         for name in args.models or known:
             yield measured(Subject(known[name], recipe), steps, ablation)

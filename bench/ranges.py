@@ -1,6 +1,6 @@
 """Range-setting methods by top-1 accuracy, in the form of the white paper's tables 1 and 2; cost of calibration.
 
-    python bench/ranges.py [MODEL ...] [--images 2000] [--cost] [--markdown docs/accuracy.md]
+    python bench/ranges.py [MODEL ...] [--images 2000] [--cost] [--markdown bench/results/accuracy.md]
 
 Statistics are collected once for each model and serve all widths and methods. Needs `pip install -e '.[bench]'`.
 """
@@ -250,7 +250,7 @@ def main() -> None:
     args = tables.parsed(parser, known)
 
     def parts() -> Iterator[Iterable[str]]:
-        command = "python bench/ranges.py --cost --markdown docs/accuracy.md"
+        command = "python bench/ranges.py --cost --markdown bench/results/accuracy.md"
         yield tables.heading("Accuracy of range-setting methods", command, TEXT)
         for name in () if args.cost_only else args.models or default:
             with tempfile.TemporaryDirectory() as scratch:

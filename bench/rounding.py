@@ -1,6 +1,6 @@
 """Rounding to nearest against each solver, in the form of the white paper's tables 5 and 6.
 
-    python bench/rounding.py [MODEL ...] [--quick] [--markdown docs/accuracy-rounding.md]
+    python bench/rounding.py [MODEL ...] [--quick] [--markdown bench/results/accuracy-rounding.md]
 
 Every cell is what `onnxq.quantize` makes with `rounding` set, all other options at their defaults; `adaround` runs
 with the low effort, and at W4A8 alone unless `--everything` is given: it takes ten times as long as the others.
@@ -214,7 +214,7 @@ def main() -> None:
     failures: list[str] = []
 
     def parts() -> Iterator[Iterable[str]]:
-        command = "python bench/rounding.py --markdown docs/accuracy-rounding.md"
+        command = "python bench/rounding.py --markdown bench/results/accuracy-rounding.md"
         yield tables.heading("Rounding of weights", command, TEXT)
         for name in args.models or usual:
             yield measured(Subject(known[name], samples, images, args.everything), solvers, presets, failures)

@@ -1,6 +1,6 @@
 """What each step of the white paper's sections 3.2 and 3.3 brings, in the form of its tables 3 and 4: top-1 accuracy.
 
-    python bench/steps.py [MODEL ...] [--samples 64] [--markdown docs/accuracy-steps.md]
+    python bench/steps.py [MODEL ...] [--samples 64] [--markdown bench/results/accuracy-steps.md]
 
 Steps are run on their own, one after another, with nobody to drop those that hurt; the last rows are what
 `onnxq.quantize` makes, which drops them, and optimises rounding where that pays. Needs `pip install -e '.[bench]'`.
@@ -206,7 +206,7 @@ def main() -> None:
     args = tables.parsed(parser, known)
 
     def parts() -> Iterator[Iterable[str]]:
-        command = "python bench/steps.py --markdown docs/accuracy-steps.md"
+        command = "python bench/steps.py --markdown bench/results/accuracy-steps.md"
         yield tables.heading("What equalization, absorption and bias correction bring", command, TEXT)
         for name in args.models or [name for name in NAMES if name in known]:
             yield measured(Subject(known[name], args.samples))

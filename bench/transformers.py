@@ -1,6 +1,6 @@
 """What exceptions, scale migration and 4-bit weights do to a transformer whose activations have outliers.
 
-    python bench/transformers.py [--layers 6] [--width 384] [--samples 8] [--markdown docs/accuracy-transformers.md]
+    python bench/transformers.py [--layers 6] [--width 384] [--samples 8] [--markdown FILE.md]
 
 The encoder of `bench/encoder.py`, as BERT (norms behind the residuals) and as GPT (in front of the layers). SQNR of its
 scores on sentences that calibration has not seen; sentences differ in length. Needs no torch.
@@ -70,7 +70,7 @@ def table(shape: Shape, title: str, samples: int, evaluated: int) -> Iterator[st
 def heading(shape: Shape, samples: int, evaluated: int) -> Iterator[str]:
     packages = ", ".join(f"{name} {version(name)}" for name in ("onnxq", "onnxruntime", "onnx", "numpy"))
     yield "# Transformers with outliers\n"
-    yield "Written by `python bench/transformers.py --markdown docs/accuracy-transformers.md`; do not edit.\n"
+    yield "Written by `python bench/transformers.py --markdown bench/results/accuracy-transformers.md`; do not edit.\n"
     yield f"{packages}, Python {platform.python_version()}, {os.cpu_count()} cores.\n"
     yield (
         f"A seeded encoder of {shape.layers} layers, {shape.width} wide, its outliers planted (`bench/encoder.py`);"

@@ -22,7 +22,7 @@ from graphs import model
 
 import onnxq
 
-ROOT = Path(onnxq.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 
 DOCUMENTED = (
     "onnxq",

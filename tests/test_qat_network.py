@@ -13,7 +13,6 @@ torch = pytest.importorskip("torch")
 
 from one_thread import one_thread  # noqa: E402, F401
 
-import onnxq  # noqa: E402
 from onnxq.errors import ModelError  # noqa: E402
 from onnxq.execution.session import Session  # noqa: E402
 from onnxq.numeric.metrics import sqnr  # noqa: E402
@@ -153,7 +152,7 @@ def test_means_in_the_middle_of_two_integers_are_rounded_as_onnx_runtime_does(pr
 
 @pytest.mark.parametrize("preset", ["w4a4", "w8a8"])
 def test_a_trained_mobilenet_is_the_written_model(preset: str) -> None:
-    folder = Path(onnxq.__file__).parents[1] / "models" / "mobilenet_digits"
+    folder = Path(__file__).parents[1] / "models" / "mobilenet_digits"
     images = np.concatenate([np.load(path) for path in sorted((folder / "calib").iterdir())[:3]])
     off = {"rounding": "nearest", "cle": "off", "absorb": False, "bias_correction": "off", "dead_channels": False}
     coarse = {"weight_range": "minmax", "activation_range": "minmax", "logits_range": "minmax"}

@@ -156,7 +156,7 @@ def test_a_loss_that_is_no_number_stops_the_training() -> None:
 def test_inner_tensors_are_learned_too() -> None:
     training = training_of(replace(SHORT, distill=("r", "s")))
     training.run()
-    assert training.wanted == ("r", "s")
+    assert training.inner == ("r", "s")
     assert training.best.step > 0
     with pytest.raises(UsageError, match="matches no inner float tensor"):
         training_of(replace(SHORT, distill=("nowhere*",)))

@@ -11,7 +11,7 @@ import pytest
 import onnxq
 
 ROOT = Path(onnxq.__file__).parent
-sys.path.insert(0, str(ROOT.parent / "docs"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 
 from make_tables import Threshold, thresholds, thresholds_page  # noqa: E402
 
