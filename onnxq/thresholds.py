@@ -1,8 +1,9 @@
 """Every dB, count and share that decides something: its value, its meaning, and where it comes from.
 
 A docstring ends with its source. "Measured: ..." names the page under bench/results/ that holds the figures; "By
-definition: ..." says what the value means exactly; "Chosen: ..." says what it was chosen for, where no measurement is on record.
-"Option: ..." names what lets a user set it; without it, nothing does. docs/thresholds.md is made from this file.
+definition: ..." says what the value means exactly; "Chosen: ..." says what it was chosen for, where no measurement is
+on record. "Option: ..." names what lets a user set it; without it, nothing does. docs/thresholds.md is made from this
+file.
 
 Sizes that bound memory or a file format, and constants of one algorithm's formulas, stay beside their algorithm.
 """
