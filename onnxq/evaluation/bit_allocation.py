@@ -3,7 +3,7 @@
     size     sum over weights   |W| * (bits that store them) / 8          bytes
     BOPs     sum over products  MACs * b_a * b_b                          bit operations a sample
              (van Baalen et al. 2020, "Bayesian Bits", arXiv:2005.07093, and AIMET count so; float has 32 bits)
-    N        sum over units u   N_u(b_u)                                  noise, as if units did not know each other
+    N        sum over units u   N_u(b_u)                                  noise, taken as additive
 
 A unit is whatever has bits of its own: weights, or the grid of an activation. The path goes from the most bits
 everywhere to the fewest. Each step gives one unit fewer bits: the one, and so many, that

@@ -34,13 +34,12 @@ from ..graph.shapes import tensor_bytes
 from ..numeric.distance import Distance
 from ..numeric.metrics import comparable, finite, sqnr
 from ..options import Options, with_settings
-from ..pipeline.open_inputs import open_data, open_model
+from ..pipeline.open_inputs import common_inputs, open_data, open_model
 from ..pipeline.pipeline import prepare
 from ..pipeline.task import make_context
 from ..thresholds import CLEAN_DB, EXPLAINED_DB
 from .comparison import ComparedTensor, Comparison, Jump
 from .matching import Matching, match
-from .two_models import common_inputs
 
 MOVEMENT = frozenset({
     "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout", "Cast", "Slice", "Split", "Expand"

@@ -62,7 +62,7 @@ def load_function(name: str) -> Function:
     try:
         function = getattr(importlib.import_module(module_name), function_name, None)
     except Exception as error:  # whatever the user's module does when it is imported
-        raise UsageError(f"--metric {name}: module {module_name!r} cannot be imported: {_told(error)}") from None
+        raise UsageError(f"--metric {name}: module {module_name!r} cannot be imported: {_description(error)}") from None
     if not callable(function):
         raise UsageError(f"--metric {name}: module {module_name!r} has no function {function_name!r}")
     loaded: Function = function
@@ -99,7 +99,7 @@ class _Stack:
             found = metric.function({name: _stacked(parts) for name, parts in self.parts.items()}, labels)
             value = float(found)
         except Exception as error:  # whatever the user's function does
-            raise UsageError(f"--metric {metric.name} failed: {_told(error)}") from None
+            raise UsageError(f"--metric {metric.name} failed: {_description(error)}") from None
         if not np.isfinite(value):
             raise UsageError(f"--metric {metric.name} returned {value}; it must return a finite number")
         return value
@@ -110,7 +110,7 @@ def _stacked(parts: Sequence[Any]) -> Any:
     return np.concatenate(parts) if same else list(parts)
 
 
-def _told(error: Exception) -> str:
+def _description(error: Exception) -> str:
     """Its type, its first line, and the line of the user's file where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""

@@ -17,12 +17,11 @@ from ..execution.session import Session, Source, default_threads, parallel_map
 from ..graph import large
 from ..numeric.metrics import finite
 from ..options import Options, with_settings
-from ..pipeline.open_inputs import input_specs, open_data, open_model
+from ..pipeline.open_inputs import common_inputs, input_specs, open_data, open_model
 from ..report import printable
 from .custom_metric import BUILT_IN, parse_metric
 from .labels import read_labels
 from .metric import AccuracyMetric, Metric, Tally, final_outputs
-from .two_models import common_inputs
 
 Progress = Callable[[str, int, int], None]
 
@@ -111,7 +110,7 @@ def evaluate(
     sessions = [Session(p, optimize=optimized) for p in (proto, other) if p is not None]
     figures, samples = _measured(sessions, feeds, chosen, options, progress)
     if not figures:
-        raise UsageError(f"{name}: no output is of a kind that {', '.join(m.name for m in chosen)} can judge")
+        raise UsageError(f"{name}: no output is of a kind that {', '.join(m.name for m in chosen)} can measure")
     return Evaluation(name, other_name, _path(data), _path(labels), samples, figures)
 
 

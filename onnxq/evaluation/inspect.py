@@ -24,7 +24,7 @@ from ..targets import find_target
 
 
 @dataclass(frozen=True)
-class Layer:
+class InspectedLayer:
     """A linear layer, and whether its weight could be quantized."""
 
     node: str
@@ -49,7 +49,7 @@ class Inspection:
     parameter_types: dict[str, int]
     operators: dict[str, int]
     normalized_operators: dict[str, int]
-    layers: tuple[Layer, ...]
+    layers: tuple[InspectedLayer, ...]
     integer_nodes: int
     quantized_tensors: int
     float_nodes: tuple[FloatNode, ...]
@@ -110,7 +110,7 @@ def inspect(proto: ModelProto, origin: str, options: Options | None = None) -> I
     )
 
 
-def _layers(model: Model) -> list[Layer]:
+def _layers(model: Model) -> list[InspectedLayer]:
     found = []
     for layer in map(linear_layer, model.graph.nodes):
         if isinstance(layer, LinearLayer):
@@ -118,13 +118,13 @@ def _layers(model: Model) -> list[Layer]:
             quantizer = model.quantizers.get(layer.weight.name)
             quantized = quantizer is not None and layer.node.name in quantizer.readers
             count = int(np.prod(shape))
-            found.append(Layer(layer.node.name, layer.node.op, layer.weight.name, shape, count, quantized))
+            found.append(InspectedLayer(layer.node.name, layer.node.op, layer.weight.name, shape, count, quantized))
     return found
 
 
 def _tensor(tensor: gs.Tensor) -> str:
     if not isinstance(tensor.dtype, (np.dtype, type)):
-        return f"{tensor.name!r} of a type numpy does not know"
+        return f"{tensor.name!r} of a type that numpy does not have"
     spec = InputSpec(tensor.name, np.dtype(tensor.dtype), None if tensor.shape is None else tuple(tensor.shape))
     return str(spec).removeprefix("input ")
 
@@ -133,7 +133,7 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {op}" for op, count in counts.items()) or "none"
 
 
-def _layer(layer: Layer) -> str:
+def _layer(layer: InspectedLayer) -> str:
     shape = "x".join(str(n) for n in layer.shape)
     state = "quantizable" if layer.quantized else "float"
     return f"{layer.node} ({layer.op}): weight {layer.weight} {shape}, {layer.parameters:,} parameters, {state}"

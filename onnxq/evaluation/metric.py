@@ -35,7 +35,7 @@ class Tally(Protocol):
         """One feed. sample: the number of its first sample. reference: the float model's outputs, if known."""
 
     def value(self) -> float:
-        """Higher is better. Not-a-number where no output could be judged."""
+        """Higher is better. Not-a-number where no output could be measured."""
 
 
 class Metric(Protocol):
@@ -52,7 +52,7 @@ class Metric(Protocol):
 
 @dataclass(frozen=True)
 class SqnrMetric:
-    """Signal to quantization noise of all float outputs together, in dB; what steps of `quantize` are judged by."""
+    """Signal to quantization noise of all float outputs together, in dB; by it `quantize` keeps steps or not."""
 
     name: ClassVar[str] = "SQNR"
     unit: ClassVar[str] = "dB"
@@ -216,7 +216,7 @@ def by_sample(value: Any, feed: Feed) -> Any:
 
 
 def final_outputs(session: Session, feed: Feed) -> dict[str, Any]:
-    """What a loaded model answers to `feed`, as tallies take it."""
+    """The outputs of a loaded model for `feed`, as tallies take them."""
     return {name: by_sample(value, feed) for name, value in session.run(feed.arrays).items()}
 
 

@@ -1,7 +1,7 @@
 """Bits for every tensor: as few as an allowed drop leaves room for, or the best that limits of cost leave.
 
     1. Plan the model once for each candidate width (`planned_widths`).
-    2. N_u(b): noise over signal of the model's outputs with unit u alone on its grid of b bits (`switchboard`).
+    2. N_u(b): noise over signal of the model's outputs with unit u alone quantized, to b bits (`switchboard`).
     3. A path from the most bits to the fewest, by noise and cost (`bit_allocation`).
     4. Measure points of the path by the real metric; bisection finds the last one within the allowed drop.
        Activations that no product reads get the fewest bits there, if that still keeps the drop.
@@ -107,14 +107,14 @@ def choose(evaluator: Evaluator, candidates: Candidates, limits: Limits, closest
 
     Raises VerificationError where none keep them, and whatever OnnxqError `quantize` does.
     """
-    found = _Search(evaluator, limits, plan(evaluator.task, candidates)).run()
+    found = _BitSearch(evaluator, limits, plan(evaluator.task, candidates)).run()
     if not found.reached and not closest:
         raise VerificationError(f"{candidates} cannot keep the limits; the closest: {found.text}. --closest takes it")
     return found
 
 
 @dataclass
-class _Search:
+class _BitSearch:
     """scores: of points of the path, by their place on it."""
 
     evaluator: Evaluator

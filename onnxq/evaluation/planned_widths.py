@@ -71,15 +71,15 @@ class PlannedWidths:
     costs: BitCosts
 
     def state(self, bits: Bits) -> State:
-        """Everything on its grid, with these bits."""
+        """Everything quantized, with these bits."""
         return {unit: self.groups[unit][width] for unit, width in bits.items()}
 
 
 def plan(task: Task, candidates: Candidates) -> PlannedWidths:
     """Plan the model once for each candidate.
 
-    Weights of less than 8 bits are rounded by descent at low effort where the options leave the method open. Units
-    whose bits the user's own overrides tell have no choice. Raises OnnxqError.
+    Weights of less than 8 bits are rounded by coordinate descent at low effort where the options leave the method open.
+    Units whose bits the user's own overrides set have no choice. Raises OnnxqError.
     """
     options = task.options
     model, _ = prepare(task.proto, task.origin, options, task.context)

@@ -1,8 +1,8 @@
-"""Which grid costs how much: every quantizer alone switched on, and alone switched off (white paper, figure 9).
+"""Sensitivity analysis: every quantizer alone switched on, and alone switched off (white paper, figure 9).
 
-    only       the metric with this unit on its grid and everything else in float
-    all but    the metric with this unit in float and everything else on its grid
-    own        SQNR of what the unit holds, float against on its grid: a look at the unit, not at the network. Of
+    only       the metric with this unit quantized and everything else in float
+    all but    the metric with this unit in float and everything else quantized
+    own        SQNR of the unit's own tensors, quantized against float: it depends on the unit, not on the network. Of
                weights by the mean over channels, since the small channels of a tensor are the first to vanish
 
 A unit is one grid (weights, or an activation with what keeps its grid), or a layer's weights with its output.
@@ -75,7 +75,7 @@ class UnitEffect:
 class SensitivityAnalysis:
     """float_score: of the original model; off: all switches off, which must be the same; on: all on.
 
-    measured: the most harmful first; not_measured: what the budget did not reach, the most suspicious first.
+    measured: the most harmful first; not_measured: what the budget did not reach, those with the lowest own SQNR first.
     passes: runs of the whole network a sample that the evaluations were worth, of `evaluations`.
     """
 
@@ -175,7 +175,7 @@ def rank(
     """Measure units of a planned model. Raises OnnxqError."""
     start = time.perf_counter()
     own = own_sqnr(evaluator, base, groups)
-    effects = [_looked_at(unit, own) for unit in units]
+    effects = [_not_measured(unit, own) for unit in units]
     if budget is not None:
         effects.sort(key=lambda effect: (effect.own_db, effect.unit))
     begin, float_score, context = time.perf_counter(), evaluator.float_score, evaluator.task.context
@@ -326,6 +326,6 @@ def _db(x: np.ndarray, y: np.ndarray) -> float:
     return total.db
 
 
-def _looked_at(unit: Unit, own: Mapping[str, float]) -> UnitEffect:
-    """Before anything is measured. A layer is as suspicious as the worst of its grids."""
+def _not_measured(unit: Unit, own: Mapping[str, float]) -> UnitEffect:
+    """Before anything is measured. The own SQNR of a layer is that of its worst grid."""
     return UnitEffect(unit.name, unit.kind, unit.groups, min(own[name] for name in unit.groups))

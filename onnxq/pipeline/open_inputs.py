@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ..thresholds import RANDOM_SAMPLES
 def open_model(model: str | os.PathLike[str] | ModelProto, *, quantized: bool = False) -> tuple[ModelProto, str]:
     """The model as a checked protobuf, and what messages call it. Raises ModelError.
 
-    quantized: whether it may be; then it is handed on as it is, else in the form that `graph.intake` describes.
+    quantized: whether it may be; then it stays as it is, else `graph.import_model` brings it into one form.
     """
     if isinstance(model, ModelProto):
         proto, origin = in_order(model), "model"
@@ -64,6 +65,39 @@ def _input_spec(value: onnx.ValueInfoProto) -> InputSpec:
 def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     """Old exporters write -1 for a dynamic one."""
     return dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None
+
+
+def common_inputs(first: ModelProto, second: ModelProto, names: tuple[str, str]) -> list[InputSpec]:
+    """Inputs that both models take: of each dimension the length that either fixes it to.
+
+    names: what messages call the two. Raises ModelError where they differ in names, types or shapes.
+    """
+    one, other = ({spec.name: spec for spec in input_specs(proto)} for proto in (first, second))
+    if one.keys() != other.keys():
+        raise ModelError(
+            f"the models have different inputs: {names[0]} has {_names(one)}, {names[1]} has {_names(other)}; give two"
+            " versions of one model"
+        )
+    return [_merged(spec, other[name], names) for name, spec in one.items()]
+
+
+def _merged(one: InputSpec, other: InputSpec, names: tuple[str, str]) -> InputSpec:
+    if one.shape is None or other.shape is None:
+        shape = one.shape or other.shape
+        fits = True
+    else:
+        dims = list(zip(one.shape, other.shape, strict=False))
+        fits = len(one.shape) == len(other.shape) and not any(
+            isinstance(a, int) and isinstance(b, int) and a != b for a, b in dims
+        )
+        shape = tuple(a if isinstance(a, int) else b if isinstance(b, int) else a for a, b in dims)
+    if one.dtype != other.dtype or not fits:
+        raise ModelError(f"the models have different inputs: {one} of {names[0]}, {other} of {names[1]}")
+    return replace(one, shape=shape)
+
+
+def _names(specs: dict[str, InputSpec]) -> str:
+    return ", ".join(repr(name) for name in specs) or "none"
 
 
 def open_data(

@@ -2,7 +2,7 @@
 
     class scores    T^2 KL(softmax(t / T), softmax(y / T)), mean over samples (Hinton et al., arXiv:1503.02531)
     other outputs   mean (y - t)^2 / var(t)
-    inner tensors   the same as other outputs, added with a weight, where they are asked for
+    inner tensors   the same as other outputs, added with a weight, where `--distill-tensors` names them
     labels          cross-entropy of y
 
 Where a model ends in Softmax its outputs are probabilities: their logarithms are logits.
