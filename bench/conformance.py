@@ -65,7 +65,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Outcome:
     """One of OUTCOMES, and the reason: a message, an exception, a signal."""
 
     outcome: str
@@ -113,7 +113,7 @@ def constant(case: Case) -> Case | None:
     return Case(case.name, model, (first[1],))
 
 
-def run_onnxq(case: Case, output: Path, settings: Mapping[str, Any]) -> Answer:
+def run_onnxq(case: Case, output: Path, settings: Mapping[str, Any]) -> Outcome:
     """As `onnxq quantize` runs it."""
     import onnxq
     from onnxq.errors import NothingToQuantizeError, OnnxqError
@@ -121,15 +121,15 @@ def run_onnxq(case: Case, output: Path, settings: Mapping[str, Any]) -> Answer:
     try:
         onnxq.quantize(case.model, [case.feed], output=output, **settings)
     except NothingToQuantizeError as error:
-        return Answer("nothing to quantize", str(error))
+        return Outcome("nothing to quantize", str(error))
     except OnnxqError as error:
-        return Answer("refused", f"{type(error).__name__}: {error}")
+        return Outcome("refused", f"{type(error).__name__}: {error}")
     except Exception as error:
-        return Answer("traceback", _place(error))
-    return judge(case, output)
+        return Outcome("traceback", _place(error))
+    return outcome_of(case, output)
 
 
-def run_static(case: Case, output: Path, settings: Mapping[str, Any]) -> Answer:
+def run_static(case: Case, output: Path, settings: Mapping[str, Any]) -> Outcome:
     """quantize_static behind quant_pre_process, as its documentation recommends; opset 13 where it is older."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quant_pre_process, quantize_static
 
@@ -149,18 +149,18 @@ def run_static(case: Case, output: Path, settings: Mapping[str, Any]) -> Answer:
         quant_pre_process(str(source), str(prepared))
         quantize_static(str(prepared), str(output), Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
     except (Exception, SystemExit) as error:
-        return Answer("traceback", _place(error))
+        return Outcome("traceback", _place(error))
     nodes = {node.op_type for node in onnx.load(output).graph.node}
     if "QuantizeLinear" not in nodes or "DequantizeLinear" not in nodes:
-        return Answer("nothing to quantize")
-    return judge(case, output)
+        return Outcome("nothing to quantize")
+    return outcome_of(case, output)
 
 
 def _opset(model: ModelProto) -> int | None:
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
 
 
-def judge(case: Case, written: Path) -> Answer:
+def outcome_of(case: Case, written: Path) -> Outcome:
     """Whatever tool wrote it: does it load and run as users run it, and is it anywhere near the float model?"""
     from onnxq.execution.session import Session
     from onnxq.numeric.metrics import Sqnr
@@ -172,20 +172,20 @@ def judge(case: Case, written: Path) -> Answer:
     try:
         found = Session(written, optimize=True).run(case.feed)
     except Exception as error:
-        return Answer("damaged", str(error))
+        return Outcome("damaged", str(error))
     lowest = np.inf
     for name, x in reference.items():
         y = found.get(name)
         if not isinstance(x, np.ndarray) or x.dtype.kind != "f":
             continue
         if not isinstance(y, np.ndarray) or (x.shape, x.dtype) != (y.shape, y.dtype):
-            return Answer("damaged", f"output {name!r} has another shape or type")
+            return Outcome("damaged", f"output {name!r} has another shape or type")
         distance = Sqnr()
         distance.update(x, y)
         if not np.isfinite(distance.noise):
-            return Answer("damaged", f"output {name!r} is not finite where the float model's is")
+            return Outcome("damaged", f"output {name!r} is not finite where the float model's is")
         lowest = min(lowest, distance.db)
-    return Answer("quantized" if lowest >= 0 else "noise above signal", f"{lowest:.1f} dB")
+    return Outcome("quantized" if lowest >= 0 else "noise above signal", f"{lowest:.1f} dB")
 
 
 def _place(error: BaseException) -> str:
@@ -200,7 +200,7 @@ def _place(error: BaseException) -> str:
 RUNNERS = {"onnxq": run_onnxq, "quantize_static": run_static}
 
 
-def attempt(tool: str, case: Case, settings: Mapping[str, Any]) -> Answer:
+def attempt(tool: str, case: Case, settings: Mapping[str, Any]) -> Outcome:
     """One tool on one case, in this process."""
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
         return RUNNERS[tool](case, Path(folder) / "out.onnx", settings)
@@ -208,20 +208,20 @@ def attempt(tool: str, case: Case, settings: Mapping[str, Any]) -> Answer:
 
 def survey(
     cases: list[tuple[str, Case]], tools: Iterable[str], settings: Mapping[str, Any], seconds: float, log: Any = None
-) -> dict[tuple[str, str, str], Answer]:
-    """(tool, variant, test) -> answer, each in a process with limits."""
-    answers = {}
+) -> dict[tuple[str, str, str], Outcome]:
+    """(tool, variant, test) -> outcome, each in a process with limits."""
+    outcomes = {}
     with Worker(lambda job: attempt(job[0], cases[job[1]][1], settings), seconds) as worker:
         for number, (variant, case) in enumerate(cases):
             for tool in tools:
-                answer = worker.run((tool, number))
-                answer = Answer(answer.kind, answer.detail) if isinstance(answer, Lost) else answer
-                answers[tool, variant, case.name] = answer
+                outcome = worker.run((tool, number))
+                outcome = Outcome(outcome.kind, outcome.detail) if isinstance(outcome, Lost) else outcome
+                outcomes[tool, variant, case.name] = outcome
                 if log is not None:
-                    print(tool, variant, case.name, answer.outcome, answer.reason, sep="\t", file=log, flush=True)
+                    print(tool, variant, case.name, outcome.outcome, outcome.reason, sep="\t", file=log, flush=True)
             if number % 100 == 99:
                 print(f"{number + 1} of {len(cases)}", file=sys.stderr)
-    return answers
+    return outcomes
 
 
 def kind_of(reason: str) -> str:
@@ -232,7 +232,7 @@ def kind_of(reason: str) -> str:
     return re.sub(r"\d+", "#", short)[:120]
 
 
-def markdown(answers: Mapping[tuple[str, str, str], Answer], settings: Mapping[str, Any]) -> str:
+def markdown(outcomes: Mapping[tuple[str, str, str], Outcome], settings: Mapping[str, Any]) -> str:
     """Counts for each outcome, and reasons grouped."""
     from importlib.metadata import version
 
@@ -242,9 +242,9 @@ def markdown(answers: Mapping[tuple[str, str, str], Answer], settings: Mapping[s
         f" onnxq: {', '.join(f'{k}={v}' for k, v in settings.items()) or 'default'}.", "",
     ]  # fmt: skip
     lines[1:1] = ["", "Written by `python bench/conformance.py --markdown bench/results/conformance.md`."]
-    tools = [tool for tool in TOOLS if any(key[0] == tool for key in answers)]
+    tools = [tool for tool in TOOLS if any(key[0] == tool for key in outcomes)]
     for variant in VARIANTS:
-        counts = {t: Counter(a.outcome for key, a in answers.items() if key[:2] == (t, variant)) for t in tools}
+        counts = {t: Counter(a.outcome for key, a in outcomes.items() if key[:2] == (t, variant)) for t in tools}
         total = sum(counts[tools[0]].values())
         lines += [f"## Tests {'as they are' if variant == 'as it is' else 'with constant weights'}: {total}", ""]
         lines += ["| outcome | " + " | ".join(tools) + " |", "|---|" + "---:|" * len(tools)]
@@ -253,9 +253,9 @@ def markdown(answers: Mapping[tuple[str, str, str], Answer], settings: Mapping[s
     for tool in tools:
         lines += [f"## Reasons: {tool}", "", "| count | outcome | reason | such as |", "|---:|---|---|---|"]
         groups: dict[tuple[str, str], list[str]] = {}
-        for (who, _, name), answer in answers.items():
-            if who == tool and answer.outcome not in ("quantized", "noise above signal", "nothing to quantize"):
-                groups.setdefault((answer.outcome, kind_of(answer.reason)), []).append(name)
+        for (who, _, name), outcome in outcomes.items():
+            if who == tool and outcome.outcome not in ("quantized", "noise above signal", "nothing to quantize"):
+                groups.setdefault((outcome.outcome, kind_of(outcome.reason)), []).append(name)
         for (outcome, reason), names in sorted(groups.items(), key=lambda g: (OUTCOMES.index(g[0][0]), -len(g[1]))):
             safe = reason.replace("|", "\\|").replace("<", "&lt;")
             lines.append(f"| {len(names)} | {outcome} | {safe} | {names[0]} |")
@@ -278,17 +278,17 @@ def main() -> None:
     parser.add_argument("--steps", action="store_true", help="onnxq's default options instead of plain ones")
     parser.add_argument("--seconds", type=float, default=60, help="limit for one run")
     parser.add_argument("--markdown", type=Path)
-    parser.add_argument("--log", type=Path, help="every answer, as tab-separated values")
+    parser.add_argument("--log", type=Path, help="every outcome, as tab-separated values")
     given = parser.parse_args()
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     settings: Mapping[str, Any] = {} if given.steps else PLAIN
     log = None if given.log is None else given.log.open("w")
-    answers = survey(select(given.only, given.every), given.tool or TOOLS, settings, given.seconds, log)
-    text = markdown(answers, settings)
+    outcomes = survey(select(given.only, given.every), given.tool or TOOLS, settings, given.seconds, log)
+    text = markdown(outcomes, settings)
     print(text)
     if given.markdown is not None:
         given.markdown.write_text(text + "\n", encoding="utf-8")
-    bad = [key for key, a in answers.items() if key[0] == "onnxq" and a.outcome in ("damaged", *OUTCOMES[-3:])]
+    bad = [key for key, a in outcomes.items() if key[0] == "onnxq" and a.outcome in ("damaged", *OUTCOMES[-3:])]
     sys.exit(1 if bad else 0)
 
 

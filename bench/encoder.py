@@ -5,9 +5,9 @@ the output of the feed-forward layers and of the LayerNorm behind (Bondarenko et
 grid for all dimensions is too coarse for most of them. Here a rare token's embedding is large in the `loud` dimensions;
 in the later layers a unit of the feed-forward layer keeps it so, and gamma behind it is large there. Layers that write
 or read those dimensions have small weights there, so that other tokens' values are ordinary, and the rare token's do
-not drown everything.
+not dominate everything.
 
-Nodes are those of `torch.onnx.export` below opset 17: LayerNormalization and Gelu in pieces, biases as Add, a mask
+Nodes are those of `torch.onnx.export` below opset 17: decomposed LayerNormalization and Gelu, biases as Add, a mask
 of -10000, lengths known at run time only.
 """
 
@@ -144,7 +144,7 @@ class _Builder:
         return self.linear(self.op("Mul", self.op("Mul", h, gate), np.asarray(0.5)), second)
 
     def norm(self, x: str, gain: float = 1.0) -> str:
-        """LayerNormalization in pieces."""
+        """Decomposed LayerNormalization."""
         gamma = 1 + self.normal(self.shape.width, std=0.1)
         gamma[self.loud] *= gain
         centred = self.op("Sub", x, self.op("ReduceMean", x, axes=[-1]))

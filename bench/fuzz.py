@@ -127,8 +127,8 @@ def survey(
     results = {}
     with Worker(lambda number: attempt(*make_case(seeds, seed, number)[1:]), seconds, 4096) as worker:
         for count, number in enumerate(numbers):
-            answer = worker.run(number)
-            outcome, detail = (answer.kind, answer.detail) if isinstance(answer, Lost) else answer
+            result = worker.run(number)
+            outcome, detail = (result.kind, result.detail) if isinstance(result, Lost) else result
             kind, data, *_ = make_case(seeds, seed, number)
             results[number] = (kind, outcome, detail)
             if outcome not in ("quantized", "refused") and keep is not None:

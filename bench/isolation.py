@@ -1,4 +1,4 @@
-"""A function in a process of its own, with limits on time and memory: what it does to that process is an answer, too.
+"""A function in a process of its own, with limits on time and memory: what it does to that process is an outcome, too.
 
     with Worker(function, seconds=60, mebibytes=4096) as worker:
         worker.run(case)      what function(case) returned, or Lost("crash", "SIGSEGV"), or Lost("hang", "60 s")
@@ -26,7 +26,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Lost:
-    """The process did not live to answer. kind: `crash` or `hang`; detail: the signal, exit code or time limit."""
+    """The process ended without a result. kind: `crash` or `hang`; detail: the signal, exit code or time limit."""
 
     kind: str
     detail: str

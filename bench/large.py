@@ -4,7 +4,7 @@
 
 The network has ResNet-50's 53 convolutions and its Gemm, weights at random (He), and BatchNorm whose moments are those
 that its inputs really have. Images have the spectrum of photographs, 1 / f. Accuracy means nothing here. Time is
-told apart by looking at all threads every 20 ms (`Sampler`). Peak memory is VmHWM (Linux).
+distinguished by sampling all threads every 20 ms (`Sampler`). Peak memory is VmHWM (Linux).
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Sampler(threading.Thread):
                 if thread != self.ident and own and not idle:
                     self.functions[own[0]] += now - last  # type: ignore[assignment]
                 if thread == main:
-                    places = [f for f, name in stack if name == "apply" or f in ("judge", "verify")]
+                    places = [f for f, name in stack if name == "apply" or f in ("keep_if_better", "verify")]
                     self.passes[" < ".join(dict.fromkeys(places)) or "else"] += now - last  # type: ignore[assignment]
             last = now
 

@@ -3,9 +3,9 @@
     python bench/qat.py [MODEL ...] [--steps N] [--ablation-steps N] [--quick] [--markdown FILE.md]
 
 Trains resnet20_cifar10 on its 10,000 unlabelled images and mobilenet_digits on 10,000 images of its training digits,
-both to answer as the float model does. A step takes about 0.35 s on two idle cores (0.6 and 0.45 s of one), beside half
-a minute a row to quantize and verify: an hour in all. The file has every row as soon as it is there; `--quick` runs 20
-steps of everything. Needs `pip install -e '.[qat,train]'`.
+both to compute what the float model does. A step takes about 0.35 s on two idle cores (0.6 and 0.45 s of one), to
+quantize and verify takes half a minute a row: an hour in all. The file has every row as soon as it is there; `--quick`
+runs 20 steps of everything. Needs `pip install -e '.[qat,train]'`.
 """
 
 from __future__ import annotations

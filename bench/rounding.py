@@ -34,12 +34,12 @@ SLOW = "adaround"
 SOLVERS = ("nearest", "gptq", "coordinate-descent", SLOW)
 PRESETS = ("w8a8", "w4a8", "w3a8")
 GRANULARITIES = {"per tensor": False, "per channel": True}
-MIXED = "descent; first, last and depthwise layers at 8 bits"
+MIXED = "coordinate-descent; first, last and depthwise layers at 8 bits"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One quantization. seconds: of all processors. error: of layers on samples held back, nearest and optimised.
+    """One quantization. seconds: of all processors. error: of layers on held-out samples, nearest and optimised.
     failure: why there is none."""
 
     accuracy: str = ""
@@ -100,7 +100,7 @@ class Subject:
 
 
 def held_back(report: onnxq.Report) -> str:
-    """Mean over layers of the squared error on samples held back, in percent of each output's variance."""
+    """Mean over layers of the squared error on held-out samples, in percent of each output's variance."""
     layers = [layer for step in report.steps for layer in step.rounded]
     if not layers:
         return ""
@@ -123,19 +123,19 @@ def measured(subject: Subject, solvers: Sequence[str], presets: Sequence[str], f
             cells[row] = [subject.cell(row, preset, GRANULARITIES[name]) for preset, name in columns]
             yield line(row, *(cell.accuracy for cell in cells[row]))
     yield ""
-    yield from head("error on samples held back, %, nearest -> optimised", *titles)
+    yield from head("error on held-out samples, %, nearest -> optimised", *titles)
     yield from (line(row, *(cell.error for cell in made)) for row, made in cells.items() if row != "nearest")
     yield ""
     yield from head("CPU seconds", *titles)
     yield from (line(row, *(cell.seconds for cell in made)) for row, made in cells.items())
-    told = [
+    failed = [
         f"{row}, {title}: {c.failure}"
         for row in cells
         for title, c in zip(titles, cells[row], strict=True)
         if c.failure
     ]
-    yield from (f"\n**Failed**: {text}" for text in told)
-    failures += told
+    yield from (f"\n**Failed**: {text}" for text in failed)
+    failures += failed
 
 
 TEXT = """Cells: what `onnxq.quantize` makes with `--rounding` set, everything else by default: steps before it are kept
@@ -143,11 +143,11 @@ where the result is no worse; `nearest` with analytic bias correction, the other
 layers take part (`force_int_kernels`), the first and the last too. Activations are uint8. Run by ONNX Runtime, its
 optimisations on.
 
-- *Error on samples held back*: squared error of a layer's output in percent of its variance, mean over channels, then
-  over layers; one sample in five is held back while the rounding is chosen. *Nearest* is not what rounding to nearest
-  from the start makes: layers before are optimised already. Empty where the judge dropped the step.
+- *Error on held-out samples*: squared error of a layer's output in percent of its variance, mean over channels, then
+  over layers; one sample in five is held out while the rounding is chosen. *Nearest* is not what rounding to nearest
+  from the start makes: layers before are optimised already. Empty where the step was not kept.
 - `adaround` runs with `--effort low` (500 iterations), the others with the default effort; -: not run.
-- *CPU seconds*: of the whole quantization, with all steps that are tried and judged, and the verification of the
+- *CPU seconds*: of the whole quantization, with all steps that are tried and measured, and the verification of the
   result; all threads together, so that two cores need little more than half of it on the clock.
 """
 
@@ -165,12 +165,12 @@ ranges the same in all rows, 200 calibration samples; measured before averages h
 | weights of depthwise layers alone at 4 | 0.052 | 58.1 |
 
 - **Weights, not activations.** Without quantizing activations at all the divergence goes from 0.237 to 0.230 (both
-  before the samples held back joined the fit).
+  before the held-out samples joined the fit).
 - **Pointwise layers**, all alike. Rounding adds 0.5 to 1.3 % of the output's variance in each of them, a fifth to a
   half of what rounding to nearest adds; what layers before have added is passed on, so that the last ones start with
   7 to 10 %, which no rounding of theirs takes back.
-- **The search is near its end.** A dense grid of 64 scales lowers the objective by 1.4 %, descent for each of these
-  scales by 3 %. One integer more (-8 to 7 instead of -7 to 7) lowered the divergence from 0.258 to 0.237.
+- **The search is near its end.** A dense grid of 64 scales lowers the objective by 1.4 %, coordinate descent for each
+  of these scales by 3 %. One integer more (-8 to 7 instead of -7 to 7) lowered the divergence from 0.258 to 0.237.
 - **Equalization does not help** optimised rounding: per channel the divergence rises from 0.258 to 0.312; per tensor
   the whole pipeline reaches 40.8 % with and 45.3 % without it.
 
@@ -182,9 +182,9 @@ a machine with five other jobs) and 4.3 GB at most, the Gram matrices of a layer
 
 | where | seconds, all threads |
 |---|--:|
-| descent on the Gram matrices, float64 | 1137 |
+| coordinate descent on the Gram matrices, float64 | 1137 |
 | ONNX Runtime | 992 |
-| error feedback, mostly for scales | 882 |
+| GPTQ, mostly for scales | 882 |
 | mse ranges | 340 |
 | factorisation of Gram matrices | 212 |
 | statistics of channels and activations | 292 |

@@ -55,7 +55,7 @@ ROWS: dict[str, tuple[tuple[Pass, ...], tuple[Pass, ...]]] = {
 """Row of the table: what is done to the float network, and what behind the setting of ranges."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "default: judged steps": {},
+    "default: steps kept if better": {},
     "data-free": {"data_free": True},
     "data-free, synthetic": {"data_free": True, "synthetic": True},
 }
@@ -136,8 +136,8 @@ def measured(subject: Subject) -> Iterator[str]:
     for name in DEFAULTS:
         found = list(subject.default(name))
         yield line(name, *(cell for cell, _ in found))
-        notes += [told(name, column, told_by) for column, (_, told_by) in zip(COLUMNS, found, strict=True)]
-    yield "\nSteps of the last rows, SQNR in dB as the judge measured it on calibration samples:\n"
+        notes += [step_note(name, column, reported) for column, (_, reported) in zip(COLUMNS, found, strict=True)]
+    yield "\nSteps of the last rows, SQNR in dB as measured on calibration samples:\n"
     yield from notes
     yield "\n### Range of channels: largest over smallest per layer\n"
     yield from spreads(done)
@@ -152,7 +152,7 @@ def measured(subject: Subject) -> Iterator[str]:
         )
 
 
-def told(name: str, column: str, report: Report | str) -> str:
+def step_note(name: str, column: str, report: Report | str) -> str:
     """What was kept and dropped."""
     if isinstance(report, str):
         return f"- {name}, {column}: refused: {report}"
@@ -166,7 +166,7 @@ def told(name: str, column: str, report: Report | str) -> str:
     activations = sum(tensor.kind == "activation" for tensor in report.tensors)
     blind = sum(len(step.skips) for step in report.steps if step.name == "SetDataFreeRanges")
     missing = f", {blind} tensors without moments" if blind else ""
-    return f"- {name}, {column}: {activations} activations on a grid{missing}. " + ". ".join(verdicts)
+    return f"- {name}, {column}: {activations} activations quantized{missing}. " + ". ".join(verdicts)
 
 
 def spreads(done: dict[Pass, Outcome]) -> Iterator[str]:
@@ -192,8 +192,8 @@ def label(step: Pass) -> str:
 
 TEXT = """Cells: top-1 % ± standard error of its difference from float, on the same images (SQNR in dB of the output
 against the float model's). All layers take part (`force_int_kernels`). Rows without `default` or `data-free`
-apply the named steps and no others, without the judge; steps measure on the calibration samples.
-Activations: mse; data-free: moments. Weights per tensor: mse weighted by contribution, or min-max, as in
+apply the named steps and no others, kept or not; steps measure on the calibration samples.
+Activations: mse; data-free: moments. Weights per tensor: mse weighted by sensitivity, or min-max, as in
 the paper; per channel: mse. Run by ONNX Runtime, its optimisations on.
 """
 

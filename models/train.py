@@ -132,7 +132,7 @@ def export_resnet(model: nn.Module, x: torch.Tensor, path: Path) -> None:
 
 
 def export_mobilenet(model: nn.Module, x: torch.Tensor, path: Path) -> None:
-    """The TorchScript exporter at opset 17, told to leave each BatchNorm a node of its own."""
+    """The TorchScript exporter at opset 17, which leaves each BatchNorm a node of its own."""
     torch.onnx.export(
         model,
         (x,),
