@@ -39,11 +39,11 @@ from .evaluation.mixed_precision import auto_mixed
 from .evaluation.sensitivity import sensitivity
 from .execution.services import open_workers
 from .graph import large, storage
-from .graph.match import class_logits
+from .graph.patterns import class_logits
 from .graph.scratch import scratch_folder
 from .numeric.histogram import Histogram
 from .numeric.logits import Logits
-from .operators.linear import is_float
+from .operators.node import is_float
 from .options import Options, bits, with_settings
 from .pipeline import pipeline
 from .pipeline.build_report import build_report

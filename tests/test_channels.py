@@ -11,7 +11,9 @@ from onnx import ModelProto
 from onnxq.graph import edit
 from onnxq.graph.model import Model
 from onnxq.operators import channels
-from onnxq.operators.linear import LINEAR_OPS, LinearLayer, linear_layer
+from onnxq.operators.conv import pads
+from onnxq.operators.linear import LinearLayer, linear_layer
+from onnxq.operators.registry import names
 
 LAYERS = {
     "Conv": ("(float[2,3,4,4] x) => (float[2,5,?,?] y) <float[5,3,2,2] w> { y = Conv(x, w) }", 3, 5),
@@ -35,7 +37,7 @@ def opened(name: str) -> tuple[ModelProto, Model, LinearLayer]:
 
 
 def heart_of(wrapper: Model) -> LinearLayer:
-    found = linear_layer(next(n for n in wrapper.graph.nodes if n.op in LINEAR_OPS))
+    found = linear_layer(next(n for n in wrapper.graph.nodes if n.op in names("linear")))
     assert isinstance(found, LinearLayer)
     return found
 
@@ -58,8 +60,8 @@ def test_scaling_output_channels(name: str) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_scaling_input_channels(name: str) -> None:
     proto, wrapper, layer = opened(name)
-    assert channels.input_channels(layer) == LAYERS[name][1]
-    scale = np.arange(1.0, 1 + channels.input_channels(layer))
+    assert layer.input_channels == LAYERS[name][1]
+    scale = np.arange(1.0, 1 + layer.input_channels)
     edit.set_weight(wrapper, layer, np.float64(layer.weight.values) * channels.by_input(layer, scale))
     x = feeds(proto)["x"]
     expected = run(proto, {"x": np.float32(x * across(layer, scale, x.ndim))})["y"]
@@ -69,14 +71,17 @@ def test_scaling_input_channels(name: str) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_response_to_a_constant(name: str) -> None:
     proto, _, layer = opened(name)
-    constant = np.arange(1.0, 1 + channels.input_channels(layer))
+    constant = np.arange(1.0, 1 + layer.input_channels)
     if name.startswith("ConvTranspose") or name == "MatMul stacked":
-        with pytest.raises(ValueError, match=f"{layer.node.op} does not answer a constant with a constant"):
-            channels.response(layer, constant)
+        assert layer.varies in (
+            "its output positions see different taps of the weight",
+            "its weight is a stack of matrices",
+        )
         return
+    assert layer.varies is None
     x = feeds(proto)["x"]
     output = run(proto, {"x": np.float32(np.broadcast_to(across(layer, constant, x.ndim), x.shape))})["y"]
-    expected = np.broadcast_to(across(layer, channels.response(layer, constant), output.ndim), output.shape)
+    expected = np.broadcast_to(across(layer, channels.propagate_mean(layer, constant), output.ndim), output.shape)
     np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -143,7 +148,7 @@ def test_a_shared_weight_changes_for_one_layer_only(text: str) -> None:
 )  # fmt: skip
 def test_pads(attributes: str, padded: bool) -> None:
     wrapper = wrapped(model(LAYERS["Conv"][0].replace("Conv(", f"Conv{attributes}(")))
-    assert channels.pads(wrapper.graph.nodes[0]) == padded
+    assert pads(wrapper.graph.nodes[0]) == padded
 
 
 @pytest.fixture(params=[1, 20, 2**20])
@@ -169,13 +174,13 @@ def test_an_answer_is_the_sum_over_inputs_and_taps(name: str) -> None:
     _, _, layer = opened(name)
     whole = np.asarray(channels.pairs(layer), np.float64)
     rng = np.random.default_rng(0)
-    vector, shares = rng.standard_normal(channels.input_channels(layer)), rng.uniform(0, 1, whole.shape[3])
+    vector, shares = rng.standard_normal(layer.input_channels), rng.uniform(0, 1, whole.shape[3])
     by_group = vector.reshape(whole.shape[0], -1)
     expected = np.einsum("goit,gi,t->go", np.abs(whole), by_group, shares).reshape(-1)
-    np.testing.assert_allclose(channels.answer(layer, vector, of=np.abs, shares=shares), expected)
+    np.testing.assert_allclose(channels.sum_over_inputs(layer, vector, of=np.abs, shares=shares), expected)
     other = np.asarray(layer.weight.values) + 1
     ones = np.einsum("goit,gi->go", np.ones_like(whole), by_group).reshape(-1)
-    found = channels.answer(layer, vector, other, np.asarray(layer.weight.values), of=np.subtract)
+    found = channels.sum_over_inputs(layer, vector, other, np.asarray(layer.weight.values), of=np.subtract)
     np.testing.assert_allclose(found, ones, rtol=1e-5, atol=1e-5)
 
 
@@ -184,7 +189,7 @@ def test_an_answer_is_the_sum_over_inputs_and_taps(name: str) -> None:
 def test_scaled_weights_scale_outputs_and_inputs(name: str) -> None:
     proto, wrapper, layer = opened(name)
     rng = np.random.default_rng(0)
-    down, up = rng.uniform(0.5, 2, layer.channels), rng.uniform(0.5, 2, channels.input_channels(layer))
+    down, up = rng.uniform(0.5, 2, layer.channels), rng.uniform(0.5, 2, layer.input_channels)
     down[1] = up[2] = 0.0
     x = feeds(proto)["x"]
     expected = run(proto, {"x": np.float32(x * across(layer, up, x.ndim))})["y"]

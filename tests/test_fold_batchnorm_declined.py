@@ -41,7 +41,7 @@ REFUSED = {
                             .replace("Conv(", 'Conv<auto_pad="SAME_UPPER">('), "pads with zeros"),
     "transposed before": (f"(float[N,3,4,4] x) => (float[N,5,5,5] y) <float[3,5,2,2] w, {norm('', 3)}>"
                           f" {{ n = {BN}(x, g, b, m, var) y = ConvTranspose(n, w) }}",
-                          "does not answer a constant with a constant"),
+                          "different taps"),
     "two layers before": (f"(float[N,3] x) => (float[N,5] y, float[N,5] z) <float[3,5] w, float[3,5] v, {norm('', 3)}>"
                           f" {{ n = {BN}(x, g, b, m, var) y = MatMul(n, w) z = MatMul(n, v) }}",
                           "not read by one linear layer alone"),

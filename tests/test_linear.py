@@ -10,17 +10,10 @@ import pytest
 from graphs import feeds, model, run, wrapped
 from onnx import ModelProto
 
-from onnxq.operators.linear import (
-    LinearLayer,
-    channel_vector,
-    clip_bounds,
-    is_float,
-    is_op,
-    layer_ending_in,
-    linear_layer,
-    preserves_grid,
-    rank,
-)
+from onnxq.operators.elementwise import clip_bounds
+from onnxq.operators.linear import LinearLayer, layer_ending_in, linear_layer
+from onnxq.operators.node import channel_vector, is_float, is_op, rank
+from onnxq.operators.registry import preserves_grid
 
 
 def nodes(text: str, **options: object) -> list[gs.Node]:

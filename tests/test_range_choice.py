@@ -10,7 +10,7 @@ from quantized import PLAIN, context, samples
 import onnxq
 from onnxq import Override
 from onnxq.errors import UsageError
-from onnxq.graph.match import class_logits
+from onnxq.graph.patterns import class_logits
 from onnxq.numeric import ranges
 from onnxq.numeric.histogram import Histogram
 from onnxq.numeric.logits import Logits

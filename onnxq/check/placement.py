@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import onnx_graphsurgeon as gs
 
-from ..graph.residual import CONVOLUTIONS
-from ..operators.linear import ONNX_DOMAINS, clip_bounds, preserves_grid
+from ..operators.elementwise import clip_bounds
+from ..operators.linear import lacks_bias_input
+from ..operators.registry import is_convolution, preserves_grid
 from ..targets import OpRule, Target
 from ..targets.requirements import readers
 from ..targets.target import masks_attention
@@ -18,7 +19,7 @@ from .qdq_reader import Pair, QdqGraph, is_dequantize, is_quantize, label
 def fused_activation(graph: QdqGraph, target: Target) -> Iterator[Finding]:
     for pair in graph.pairs:
         producer = pair.tensor.inputs[0] if pair.tensor.inputs else None
-        if producer is None or producer.op not in target.rules or pair.is_output or len(pair.tensor.outputs) > 1:
+        if producer is None or target.rule_of(producer) is None or pair.is_output or len(pair.tensor.outputs) > 1:
             continue
         behind = pair.readers[0].op if len(pair.readers) == 1 else ""
         if behind in target.fused and (behind != "Clip" or clip_bounds(pair.readers[0]) is not None):
@@ -131,7 +132,7 @@ def one_width(graph: QdqGraph, target: Target) -> Iterator[Finding]:
 
 def _ruled(graph: QdqGraph, target: Target) -> Iterator[tuple[gs.Node, OpRule]]:
     for node in graph.nodes:
-        rule = target.rules.get(node.op) if node.domain in ONNX_DOMAINS else None
+        rule = target.rule_of(node)
         if rule is not None and id(node) not in graph.pieces:
             yield node, rule
 
@@ -158,7 +159,7 @@ def _ends_model(graph: QdqGraph, node: gs.Node) -> bool:
 
 def _adds_bias(graph: QdqGraph, node: gs.Node) -> bool:
     """Whether an Add does nothing but add the bias of a MatMul."""
-    products = [t for t in node.inputs if t.inputs and t.inputs[0].op == "MatMul" and len(t.outputs) == 1]
+    products = [t for t in node.inputs if t.inputs and lacks_bias_input(t.inputs[0]) and len(t.outputs) == 1]
     others = [t for t in node.inputs if isinstance(graph.float_source(t), gs.Constant)]
     return node.op == "Add" and len(products) == 1 and len(others) == 1
 
@@ -180,7 +181,7 @@ def _ends_convolution(graph: QdqGraph, tensor: gs.Tensor) -> bool:
     """Whether a tensor, or what its pair quantizes, comes straight from a quantized convolution."""
     source = graph.float_source(tensor)
     producer = source.inputs[0] if source.inputs else None
-    if producer is None or is_dequantize(producer) or producer.op not in CONVOLUTIONS:
+    if producer is None or is_dequantize(producer) or not is_convolution(producer):
         return False
     alone = len(source.outputs) == 1 and len(tensor.outputs) == 1 and not graph.model.is_output(source)
     return alone and graph.constant(producer, 1) is not None

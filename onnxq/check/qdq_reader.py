@@ -21,7 +21,9 @@ from onnx import ModelProto, helper
 from ..errors import ModelError
 from ..graph.model import Model
 from ..graph.patterns import find_composites
-from ..operators.linear import LINEAR_OPS, ONNX_DOMAINS, clip_bounds
+from ..operators.elementwise import clip_bounds
+from ..operators.node import ONNX_DOMAINS
+from ..operators.registry import linear_form
 
 DOMAINS = (*ONNX_DOMAINS, "com.microsoft")
 
@@ -205,8 +207,9 @@ def _behind_pair(tensor: gs.Tensor) -> gs.Tensor:
 
 
 def _role(node: gs.Node, index: int, encoding: Encoding) -> str:
-    if node.op in LINEAR_OPS and node.domain in ONNX_DOMAINS:
-        return "weight" if index == 1 else "bias" if index == 2 else "operand"
+    form = linear_form(node.op, node.domain)
+    if form is not None and (index == form.weight or form.bias is not None):
+        return "weight" if index == form.weight else "bias" if index == form.bias else "operand"
     return "bias" if encoding.type == "int32" else "operand"
 
 

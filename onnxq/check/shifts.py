@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..operators.linear import LINEAR_OPS
+from ..operators.registry import linear_form
 from ..targets import Shifts, Target
 from .finding import Finding
 from .qdq_reader import Encoding, QdqGraph, label
@@ -20,7 +20,7 @@ def shifts(graph: QdqGraph, target: Target) -> Iterator[Finding]:
         p_y = None if pair is None else _position(pair.encoding)
         inputs = [graph.read(node, index) for index in range(len(node.inputs))]
         positions = [_position(encoding) for encoding in inputs if encoding is not None]
-        if node.op in LINEAR_OPS and len(positions) > 1:
+        if linear_form(node.op, node.domain) is not None and len(positions) > 1:
             yield from _linear(node, positions, p_y, bounds)
         elif node.op in ("Add", "Sub", "Mul") and len(positions) == len(inputs):
             yield from _elementwise(node, positions, p_y, bounds)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..operators.linear import LINEAR_OPS
+from ..operators.linear import lacks_bias_input
+from ..operators.registry import linear_form
 from ..targets import Target
 from .finding import Finding
 from .qdq_reader import Constant, Encoding, QdqGraph, label
@@ -74,11 +75,11 @@ def activation_granularity(graph: QdqGraph, target: Target) -> Iterator[Finding]
 def weight_granularity(graph: QdqGraph, target: Target) -> Iterator[Finding]:
     for weight in _weights(graph):
         encoding = weight.encoding
-        rule = target.rules.get(weight.node.op)
-        if encoding.axis is None or encoding.block or encoding.scale.size == 1 or rule is None:
+        rule, form = target.rule_of(weight.node), linear_form(weight.node.op, weight.node.domain)
+        if encoding.axis is None or encoding.block or encoding.scale.size == 1 or rule is None or form is None:
             continue
         rank = len(weight.tensor.shape)
-        axis = _output_axis(weight.node, rank)
+        axis, _ = form.axes(weight.node.attrs, rank)
         if not (target.weight.per_channel and rule.takes_channels(tuple(weight.tensor.shape))):
             yield _at(weight, f"one scale for the weight of {weight.node.op}", f"{encoding.scale.size} scales")
         elif encoding.axis % rank != axis:
@@ -139,13 +140,14 @@ def _wrong_bias(target: Target, x: Encoding, weight: Encoding, found: Constant |
 
 def _bias_input(graph: QdqGraph, node: gs.Node) -> tuple[int, gs.Node | None]:
     """Where a node reads a bias, and the linear operator whose bias it is."""
-    if node.op in LINEAR_OPS and len(node.inputs) > 2:
-        return 2, node
+    form = linear_form(node.op, node.domain)
+    if form is not None and form.bias is not None and len(node.inputs) > form.bias:
+        return form.bias, node
     if node.op == "Add":
         for index in (0, 1):
             other = node.inputs[1 - index]
             constant = graph.constant(node, index)
-            if other.inputs and other.inputs[0].op == "MatMul" and constant is not None:
+            if other.inputs and lacks_bias_input(other.inputs[0]) and constant is not None:
                 return (index, other.inputs[0]) if constant.role == "bias" else (0, None)
     return 0, None
 
@@ -155,14 +157,6 @@ def _zero_point(encoding: Encoding, spec: str) -> str | None:
     if asked and encoding.zero_point.any():
         return f"{encoding.type} with zero point {encoding.zero_point[encoding.zero_point != 0].reshape(-1)[0]}"
     return None
-
-
-def _output_axis(node: gs.Node, rank: int) -> int:
-    if node.op == "MatMul":
-        return rank - 1
-    if node.op == "Gemm":
-        return 0 if node.attrs.get("transB", 0) else 1
-    return 1 if node.op == "ConvTranspose" else 0
 
 
 def _weights(graph: QdqGraph) -> Iterator[Constant]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from ..operators.linear import GRID_PRESERVING
+from ..operators.registry import find
 from .wiring import Wiring
 
 OUTPUT_GRID = {
@@ -100,6 +100,12 @@ def without_suffix(name: str, known: set[str]) -> str | None:
     return name
 
 
+def keeps_values(node: NodeProto) -> bool:
+    """Whether a node moves values, so that its output is on the grid of its input."""
+    operator = find(node.op_type, node.domain)
+    return operator is not None and operator.kind == "movement"
+
+
 def _dequantize_operators(proto: ModelProto) -> None:
     """Add a DequantizeLinear behind every integer output and weight of integer operators that has none."""
     wiring = Wiring(proto)
@@ -111,7 +117,7 @@ def _dequantize_operators(proto: ModelProto) -> None:
         if node.op_type in OUTPUT_GRID:
             scale, zero_point = (node.input[i] for i in OUTPUT_GRID[node.op_type] if i < len(node.input))
             grids[node.output[0]] = scale, zero_point
-        elif node.op_type in GRID_PRESERVING and node.input[0] in grids:
+        elif keeps_values(node) and node.input[0] in grids:
             grids.update(dict.fromkeys(node.output, grids[node.input[0]]))
         elif node.op_type == "QuantizeLinear" and len(node.input) > 2:
             grids[node.output[0]] = node.input[1], node.input[2]

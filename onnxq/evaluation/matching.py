@@ -20,7 +20,7 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from ..graph.shapes import infer_shapes
-from ..operators.linear import LINEAR_OPS
+from ..operators.registry import linear_form
 from .dequantized import QDQ, Readable, without_suffix
 from .wiring import Wiring
 
@@ -135,7 +135,7 @@ def _may_absorb(producer: NodeProto, node: NodeProto, wiring: Wiring) -> bool:
     """Whether `node` can be folded into what computes its input: arithmetic into linear layers only."""
     if node.op_type not in ("BatchNormalization", *ARITHMETIC):
         return True
-    linear = _kind(producer) in LINEAR_OPS or producer.op_type in ("BatchNormalization", *ARITHMETIC)
+    linear = _is_linear(producer) or producer.op_type in ("BatchNormalization", *ARITHMETIC)
     return linear and (node.op_type not in ARITHMETIC or any(name in wiring.constants for name in node.input))
 
 
@@ -205,6 +205,11 @@ def _kind(node: NodeProto) -> str:
     return KINDS.get(node.op_type, str(node.op_type).removeprefix("QLinear"))
 
 
+def _is_linear(node: NodeProto) -> bool:
+    """Whether a node is a linear operator, or the integer form of one."""
+    return linear_form(_kind(node)) is not None or linear_form(node.op_type, node.domain) is not None
+
+
 def _is_layer(found: Matching, node: NodeProto, other: NodeProto) -> bool:
     key = _key(found.reference, node, node.input[1:2])
     return key is not None and key == _quantized_key(found, other)
@@ -212,7 +217,7 @@ def _is_layer(found: Matching, node: NodeProto, other: NodeProto) -> bool:
 
 def _key(wiring: Wiring, node: NodeProto, weight: list[str]) -> tuple[object, ...] | None:
     """What two linear nodes must have in common; None for other nodes. A matrix may have been transposed."""
-    if _kind(node) not in LINEAR_OPS or not weight or weight[0] not in wiring.constants:
+    if not _is_linear(node) or not weight or weight[0] not in wiring.constants:
         return None
     through = TRANSPARENT | {"Transpose"}
     dims = next((d for name in wiring.walk_back(weight[0], through) if (d := wiring.dims(name)) is not None), ())
@@ -220,5 +225,5 @@ def _key(wiring: Wiring, node: NodeProto, weight: list[str]) -> tuple[object, ..
 
 
 def _quantized_key(found: Matching, node: NodeProto) -> tuple[object, ...] | None:
-    weight = found.quantized.weight_of(node) if _kind(node) in LINEAR_OPS else None
+    weight = found.quantized.weight_of(node) if _is_linear(node) else None
     return None if weight is None else _key(found.quantized.wiring, node, [weight])

@@ -31,7 +31,8 @@ from ..execution.session import Session
 from ..graph import large
 from ..graph.model import Model, extract
 from ..numeric.metrics import Sqnr
-from ..operators.linear import LinearLayer, clip_bounds
+from ..operators.elementwise import clip_bounds
+from ..operators.linear import LinearLayer
 from ..options import Options
 from ..report import Sensitivity, SensitivityRanking, printable
 from ..report.json_format import plain

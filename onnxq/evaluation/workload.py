@@ -1,10 +1,7 @@
 """What one run of a network computes and moves: products and bytes, counted from the shapes that a run really has.
 
-    Conv             |y| Cin/g prod(kernel)         multiplications
-    ConvTranspose    |x| Cout/g prod(kernel)
-    Gemm, MatMul     |y| K
-
-|t| is the number of elements of t. Everything else multiplies nothing worth counting.
+Linear operators say themselves how many multiplications they take (`LinearForm.products`); everything else multiplies
+nothing worth counting.
 """
 
 from __future__ import annotations
@@ -14,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, helper
 
 from ..data import Feed
 from ..execution.session import Session
 from ..graph.model import extract
-from ..operators.linear import LINEAR_OPS, ONNX_DOMAINS
+from ..operators.registry import linear_form
 
 
 @dataclass(frozen=True)
@@ -55,13 +52,9 @@ def workload(proto: ModelProto, feed: Feed) -> Workload:
 
 
 def _products(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    if node.op_type not in LINEAR_OPS or node.domain not in ONNX_DOMAINS:
+    form = linear_form(node.op_type, node.domain)
+    if form is None:
         return 0
-    x, w = shapes[node.input[0]], shapes[node.input[1]]
-    if node.op_type == "ConvTranspose":
-        return math.prod(x) * math.prod(w[1:])
-    y = math.prod(shapes[node.output[0]])
-    if node.op_type == "Conv":
-        return y * math.prod(w[1:])
-    transposed = any(a.name == "transA" and a.i for a in node.attribute)
-    return y * x[0 if transposed else -1]
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    elements = math.prod(shapes[node.input[0] if form.counted == "input" else node.output[0]])
+    return elements * form.products(attributes, shapes[node.input[form.weight]])

@@ -24,8 +24,11 @@ import onnx_graphsurgeon as gs
 from ..numeric import clipped_normal
 from ..numeric.channel_statistics import ChannelFacts
 from ..operators import channels
-from ..operators.linear import LinearLayer, clip_bounds, is_op, linear_layer
-from ..operators.mean_propagation import propagate_mean
+from ..operators.channels import propagate_mean
+from ..operators.conv import pads
+from ..operators.elementwise import clip_bounds
+from ..operators.linear import LinearLayer, linear_layer
+from ..operators.registry import Statistics, operator_of
 from .model import Model
 from .scaling_groups import find_groups
 
@@ -53,9 +56,10 @@ def propagate_batchnorm_statistics(
             continue
         name = node.outputs[0].name if node.outputs else ""
         inputs = [known.get(t.name) for t in node.inputs if not isinstance(t, gs.Constant) and t.name]
-        follow = _FOLLOW.get(node.op) if is_op(node, node.op) else None
-        if name not in known and name in places and follow and inputs and None not in inputs:
-            facts = follow(node, [x for x in inputs if x is not None], places[name][1].size)
+        operator = operator_of(node)
+        how = None if operator is None else operator.statistics
+        if name not in known and name in places and how and inputs and None not in inputs:
+            facts = _FOLLOW[how](node, [x for x in inputs if x is not None], places[name][1].size)
             if facts is not None:
                 known[name] = facts
     return known
@@ -75,12 +79,12 @@ def _behind_layer(model: Model, layer: LinearLayer, known: Known, alpha: float) 
 
 def _through(layer: LinearLayer, x: ChannelFacts | None, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of W x + b; not-a-number in outputs that see an input of which nothing is known."""
-    size = channels.input_channels(layer)
+    size = layer.input_channels
     blind = np.ones(size, bool) if x is None or x.mean.size != size else np.isnan(x.mean) | np.isnan(x.std)
     mean, std = (np.zeros(size), np.zeros(size)) if x is None or blind.all() else (x.mean, x.std)
     unseen = propagate_mean(layer, np.asarray(blind, np.float64), of=np.abs) > 0
     out = bias + propagate_mean(layer, np.where(blind, 0.0, mean))
-    variance = channels.answer(layer, np.where(blind, 0.0, std) ** 2, of=np.square)
+    variance = channels.sum_over_inputs(layer, np.where(blind, 0.0, std) ** 2, of=np.square)
     return np.where(unseen, np.nan, out), np.where(unseen, np.nan, np.sqrt(variance))
 
 
@@ -107,7 +111,7 @@ def _concatenated(node: gs.Node, inputs: list[ChannelFacts], size: int) -> Chann
 
 def _averaged(node: gs.Node, inputs: list[ChannelFacts], size: int) -> ChannelFacts | None:
     """The standard deviation stays as an upper bound: neighbours are not independent."""
-    return None if channels.pads(node) else inputs[0]
+    return None if pads(node) else inputs[0]
 
 
 def _largest(node: gs.Node, inputs: list[ChannelFacts], size: int) -> ChannelFacts | None:
@@ -123,9 +127,6 @@ def _same(node: gs.Node, inputs: list[ChannelFacts], size: int) -> ChannelFacts 
     return ChannelFacts(*(np.repeat(getattr(x, f), size // x.mean.size) for f in ("mean", "std", "lo", "hi")))
 
 
-_FOLLOW: Mapping[str, _Follow] = {
-    "Relu": _clipped, "Clip": _clipped, "Add": _sum, "Sum": _sum, "Concat": _concatenated,
-    "AveragePool": _averaged, "GlobalAveragePool": _averaged, "ReduceMean": _averaged,
-    "MaxPool": _largest, "GlobalMaxPool": _largest, "ReduceMax": _largest,
-    **dict.fromkeys(("Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"), _same),
+_FOLLOW: Mapping[Statistics, _Follow] = {
+    "clip": _clipped, "add": _sum, "concat": _concatenated, "average": _averaged, "largest": _largest, "same": _same,
 }  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from ..operators.linear import LinearLayer, is_op
+from ..operators.linear import LinearLayer
 from . import large
 from .model import Model
 
@@ -111,16 +111,18 @@ def set_bias(model: Model, layer: LinearLayer, values: Vector) -> None:
     bias = constant(model, stem, np.asarray(values, dtype))
     if layer.bias_node is not None and layer.bias is not None:
         replace_input(layer.bias_node, layer.bias, bias)
-    elif is_op(layer.node, "MatMul"):
+    elif (place := layer.form.bias) is None:
         _add_bias(model, layer, bias)
-    elif len(layer.node.inputs) > 2:  # an empty name stands for the missing bias
-        layer.node.inputs[2] = bias
+    elif len(layer.node.inputs) > place:  # an empty name stands for the missing bias
+        layer.node.inputs[place] = bias
     else:
+        for _ in range(len(layer.node.inputs), place):
+            layer.node.inputs.append(gs.Variable.empty())
         layer.node.inputs.append(bias)
 
 
 def _add_bias(model: Model, layer: LinearLayer, bias: gs.Constant) -> None:
-    """MatMul has no bias input: an Add behind it makes its output, which keeps its name."""
+    """Without a bias input, an Add behind the node makes its output, which keeps its name."""
     output = layer.node.outputs[0]
     product = gs.Variable(model.unique_name(f"{output.name}_product"), output.dtype, output.shape)
     layer.node.outputs[0] = product

@@ -23,7 +23,7 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto, numpy_helper
 
 from ..errors import ModelError
-from ..operators.linear import ONNX_DOMAINS
+from ..operators.node import ONNX_DOMAINS
 from .model import nodes_of
 from .opset import OLDEST_OPSET, convert_opset, opset_of
 from .precision import as_float32

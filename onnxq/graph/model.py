@@ -14,7 +14,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoPro
 
 from ..errors import ModelError
 from ..numeric.quant import QuantParams, QuantSpec
-from ..operators.linear import in_subgraph
+from ..operators.node import in_subgraph
 from . import large
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR

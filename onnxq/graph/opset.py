@@ -18,7 +18,7 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from ..errors import ModelError
-from ..operators.linear import ONNX_DOMAINS
+from ..operators.node import ONNX_DOMAINS
 from . import large
 from .model import nodes_of
 

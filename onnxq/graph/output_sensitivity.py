@@ -41,7 +41,7 @@ def output_sensitivities(groups: ScalingGroups, facts: Facts) -> tuple[list[Laye
     carried = []
     for scaled in groups.layers:
         squares = _squares(scaled.layer)
-        power = _power(facts.get(scaled.layer.input.name), channels.input_channels(scaled.layer))
+        power = _power(facts.get(scaled.layer.input.name), scaled.layer.input_channels)
         variance = _variance(scaled.layer, facts, squares, power)
         carried.append((power, variance))
         if scaled.inputs is not None:

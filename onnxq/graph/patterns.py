@@ -23,7 +23,10 @@ from typing import TypeAlias
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from ..operators.linear import is_op, preserves_grid
+from ..operators.linear import LinearLayer, linear_layer
+from ..operators.node import is_op
+from ..operators.registry import preserves_grid
+from ..thresholds import SMALLEST_CLASSIFIER
 from .model import Model
 
 _CENTRED = "Sub(x, ReduceMean(x))"
@@ -144,6 +147,51 @@ def feeds_softmax(tensor: gs.Tensor, within: int = 8) -> bool:
 
 
 _ON_SCORES = ("Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Cast", "QuantizeLinear", "DequantizeLinear")
+
+def class_logits(model: Model) -> set[str]:
+    """Names of tensors that hold the logits of a whole sample: they reach a model output through a Softmax or as
+    vectors of many values, on the way only being reshaped."""
+    names: set[str] = set()
+    for output in model.graph.outputs:
+        *_, first = reshaped = _before_reshaping(output)
+        node, shape = first.inputs[0] if first.inputs else None, output.shape
+        if node is not None and is_op(node, "Softmax", "LogSoftmax"):
+            names |= {tensor.name for tensor in _before_reshaping(node.inputs[0])}
+        elif shape is not None and len(shape) == 2 and isinstance(shape[1], int) and shape[1] >= SMALLEST_CLASSIFIER:
+            names |= {tensor.name for tensor in reshaped}
+    return names
+
+
+def _before_reshaping(tensor: gs.Tensor) -> list[gs.Tensor]:
+    """The tensor and what it was before being reshaped, from the last to the first."""
+    tensors = [tensor]
+    while tensor.inputs and is_op(tensor.inputs[0], "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"):
+        tensor = tensor.inputs[0].inputs[0]
+        tensors.append(tensor)
+    return tensors
+
+
+def residual_input(model: Model, node: gs.Node) -> gs.Tensor | str:
+    """The input of an Add that does not come straight from the convolution that the Add ends; the reason if none.
+
+    Straight: nothing else reads what the convolution writes. Of two convolutions the one that runs last takes the
+    Add, so that the other one's output is the residual.
+    """
+    if any(isinstance(tensor, gs.Constant) for tensor in node.inputs):
+        return "it adds a constant"
+    ends = [t for t in node.inputs if model.sole_consumer(t) is node and _is_convolution(t)]
+    if not ends:
+        return "neither input comes straight from a convolution"
+    if len(ends) == 2:
+        order = {id(n): index for index, n in enumerate(model.graph.nodes)}
+        ends.sort(key=lambda tensor: order[id(tensor.inputs[0])])
+    return next(tensor for tensor in node.inputs if tensor is not ends[-1])
+
+
+def _is_convolution(tensor: gs.Tensor) -> bool:
+    layer = linear_layer(tensor.inputs[0]) if tensor.inputs else ""
+    return isinstance(layer, LinearLayer) and layer.form.is_convolution
+
 
 _Nodes: TypeAlias = tuple[gs.Node, ...]
 

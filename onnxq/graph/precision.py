@@ -16,7 +16,7 @@ import onnx.inliner
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper
 
 from ..errors import ModelError
-from ..operators.linear import LINEAR_OPS
+from ..operators.registry import linear_form
 from . import large
 from .model import graphs_of, nodes_of
 from .shapes import infer_shapes
@@ -64,7 +64,8 @@ def _types_of_weights(proto: ModelProto) -> set[int]:
     for graph in (inner for body in bodies for inner in graphs_of(body)):
         kinds = {t.name: t.data_type for t in graph.initializer}
         kinds |= {n.output[0]: a.t.data_type for n in graph.node if n.op_type == "Constant" for a in n.attribute}
-        read = {n.input[1] for n in graph.node if n.op_type in LINEAR_OPS and len(n.input) > 1}
+        linear = ((n, linear_form(n.op_type, n.domain)) for n in graph.node)
+        read = {n.input[form.weight] for n, form in linear if form is not None and len(n.input) > form.weight}
         found |= {kind for name, kind in kinds.items() if name in read and kind in _NAMES}
     return found
 

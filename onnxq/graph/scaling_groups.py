@@ -23,9 +23,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from ..operators import channels
-from ..operators.linear import LinearLayer, clip_bounds, is_op, linear_layer
-from ..operators.movement import MOVES
+from ..operators.elementwise import clip_bounds
+from ..operators.linear import LinearLayer, linear_layer
+from ..operators.registry import Scaling, operator_of
 from .model import Model, tensor_names
 
 Ids = NDArray[np.int64]
@@ -126,17 +126,20 @@ class _Search:
                 self.layouts[tensor.name] = layout
 
     def _follow(self, node: gs.Node, known: _Known) -> _Passed:
-        if is_op(node, *_COMBINE):
-            return _COMBINE[node.op](self, node, known)
-        if not is_op(node, *_PASS_ON):
+        operator = operator_of(node)
+        if operator is None or operator.scaling is None:
             return f"{node.op} does not commute with scaling"
-        return "its channels come in as a parameter" if known[0] is None else _PASS_ON[node.op](self, node, known[0])
+        if operator.scaling in _COMBINE:
+            return _COMBINE[operator.scaling](self, node, known)
+        if known[0] is None:
+            return "its channels come in as a parameter"
+        return _PASS_ON[operator.scaling](self, node, known[0])
 
     def _layer(self, layer: LinearLayer) -> None:
         shared = len(layer.weight.outputs) > 1
         inputs = self.layouts.get(layer.input.name)
         axis = 1 if layer.output_axis == 1 or inputs is None else inputs.ndim - 1
-        fits = inputs is not None and inputs.axis == axis and inputs.ids.size == channels.input_channels(layer)
+        fits = inputs is not None and inputs.axis == axis and inputs.ids.size == layer.input_channels
         if shared or not fits:
             what = f"weight {layer.weight.name!r} is shared" if shared else "it reads the channels along another axis"
             self.fix(layer.input, f"{layer.node.name}: {what}")
@@ -144,7 +147,7 @@ class _Search:
         if shared:
             self.fixed.append((ids, f"{layer.node.name}: weight {layer.weight.name!r} is shared"))
         self.layers.append((layer, ids, inputs.ids if inputs is not None and fits and not shared else None))
-        ndim = len(layer.weight.shape) if layer.output_axis == 1 else _ndim(layer.input)
+        ndim = layer.rank
         if ndim is None:
             self.fixed.append((ids, f"{layer.node.name}: the rank of its output is not known"))
             return
@@ -194,8 +197,8 @@ def _ndim(tensor: gs.Tensor) -> int | None:
     return None if tensor.shape is None else len(tensor.shape)
 
 
-# How operators pass channels on: from the layout of their first input, or those of all, to those of their outputs, or
-# why they do not.
+# How operators pass channels on, by what their entry in the registry says: from the layout of their first input, or
+# those of all, to those of their outputs, or why they do not.
 
 
 def _same(search: _Search, node: gs.Node, layout: _Layout) -> _Passed:
@@ -258,7 +261,7 @@ def _multiply(search: _Search, node: gs.Node, known: _Known) -> _Passed:
     return [layout]
 
 
-def _matmul(search: _Search, node: gs.Node, known: _Known) -> _Passed:
+def _product(search: _Search, node: gs.Node, known: _Known) -> _Passed:
     """A V, as in attention: columns of V are columns of the product."""
     if known[1] is None or known[1].axis != known[1].ndim - 1 or _ndim(node.inputs[0]) != known[1].ndim:
         return "the rows that it sums over cannot be scaled"
@@ -314,8 +317,11 @@ def _moved(search: _Search, node: gs.Node, layout: _Layout) -> _Passed:
         return "the shape of its input is not known"
     numbers = np.arange(layout.ids.size).reshape([-1 if i == layout.axis else 1 for i in range(layout.ndim)])
     whole = [layout.ids.size if i == layout.axis else 1 if i == 0 else int(d or 0) for i, d in enumerate(shape)]
+    operator = operator_of(node)
+    if operator is None or operator.move is None:
+        return "where it moves its channels is not known"
     try:
-        moved = MOVES[node.op](node, np.broadcast_to(numbers, whole))
+        moved = operator.move(node, np.broadcast_to(numbers, whole))
     except (ValueError, IndexError, KeyError, TypeError) as error:
         return f"its channels cannot be followed ({error})"
     layouts = [_layout_of(m, layout.ids) for m in moved]
@@ -334,17 +340,11 @@ def _layout_of(numbers: NDArray[np.int64], ids: Ids) -> _Layout | None:
     return _Layout(axis, numbers.ndim, ids[numbers[first]])
 
 
-_PASS_ON: Mapping[str, Callable[[_Search, gs.Node, _Layout], _Passed]] = {
-    **dict.fromkeys(("Relu", "LeakyRelu", "PRelu", "Identity", "Dropout", "Abs", "Neg"), _same),
-    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool"), _spatial),
-    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"), _reduce),
-    **dict.fromkeys(MOVES, _moved),
-    "Clip": _clip, "Transpose": _transpose, "Pad": _pad, "Resize": _resize,
+_PASS_ON: Mapping[Scaling, Callable[[_Search, gs.Node, _Layout], _Passed]] = {
+    "same": _same, "spatial": _spatial, "clip": _clip, "reduce": _reduce, "transpose": _transpose, "pad": _pad,
+    "resize": _resize, "moved": _moved,
 }  # fmt: skip
 
-_COMBINE: Mapping[str, Callable[[_Search, gs.Node, _Known], _Passed]] = {
-    **dict.fromkeys(("Add", "Sub", "Sum", "Max", "Min"), _join),
-    **dict.fromkeys(("Mul", "Div"), _multiply),
-    "Concat": _concat,
-    "MatMul": _matmul,
-}
+_COMBINE: Mapping[Scaling, Callable[[_Search, gs.Node, _Known], _Passed]] = {
+    "join": _join, "concat": _concat, "multiply": _multiply, "product": _product,
+}  # fmt: skip

@@ -11,7 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from ..operators.linear import is_op
+from ..operators.node import is_op
 from .model import graphs_of
 
 

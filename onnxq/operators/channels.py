@@ -1,8 +1,15 @@
-"""A linear layer's weight seen by output and by input channel, for whatever operator the layer is.
+"""A linear layer's weight seen by output and by input channel, whatever operator the layer is.
 
 With g groups, weight element (o, j, ...) of a Conv joins output channel o and input channel group(o) Cin/g + j;
 element (i, j, ...) of a ConvTranspose joins input channel i and output channel group(i) Cout/g + j. Everything
 that scales, shifts or measures channels goes through the functions here.
+
+Means go through a layer with them too (white paper equations 25 to 27). With mu (Cin,) the mean of the input, the same
+at all positions, and V any array of the weight's shape (W, or an error of W),
+
+    E[V x]_o = sum_i mu_i sum_t q_t V_oit
+
+q_t: at which share of the output positions tap t reads an input, see `LinearForm.coverage`.
 """
 
 from __future__ import annotations
@@ -11,10 +18,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from .linear import LinearLayer, is_op
+from .linear import LinearLayer
 
 Vector = NDArray[np.float64]
 Array = NDArray[Any]
@@ -24,39 +30,26 @@ AT_ONCE = 2**20
 """Weights that are looked at together, in float64: a large layer is never copied as a whole."""
 
 
-def input_channels(layer: LinearLayer) -> int:
-    """Number of input channels."""
-    shape = layer.weight.shape
-    if is_op(layer.node, "Conv"):
-        return int(shape[1]) * layer.groups
-    return int(shape[0 if is_op(layer.node, "ConvTranspose") else _input_axis(layer)])
-
-
 def by_output(layer: LinearLayer, vector: Vector) -> NDArray[np.float64]:
     """A vector over output channels (Cout,), in a shape that broadcasts against the weight."""
-    if is_op(layer.node, "ConvTranspose"):
-        return _spread(vector, layer)
-    return _along(vector, layer.axis, len(layer.weight.shape))
+    return _broadcast(layer, vector, layer.axis, layer.form.grouped == "output")
 
 
 def by_input(layer: LinearLayer, vector: Vector) -> NDArray[np.float64]:
     """A vector over input channels (Cin,), in a shape that broadcasts against the weight."""
-    if is_op(layer.node, "Conv"):
-        return _spread(vector, layer)
-    return _along(vector, _input_axis(layer), len(layer.weight.shape))
+    return _broadcast(layer, vector, layer.reduction_axis, layer.form.grouped == "input")
 
 
 def pairs(layer: LinearLayer, values: Array | None = None) -> Array:
     """The weight, or an array of its shape, as (g, Cout/g, Cin/g, taps): all weights that join an output with an input
     channel of its group. A view, of the array's own type."""
     weight = np.asarray(layer.weight.values if values is None else values)
-    if is_op(layer.node, "ConvTranspose"):
-        split = weight.reshape(layer.groups, -1, *weight.shape[1:])
-        return np.swapaxes(split, 1, 2).reshape(*split.shape[:1], split.shape[2], split.shape[1], -1)
-    if is_op(layer.node, "Conv"):
-        return weight.reshape(layer.groups, -1, weight.shape[1], int(np.prod(weight.shape[2:], dtype=int)))
-    matrix = np.moveaxis(weight, (layer.axis, _input_axis(layer)), (0, 1))
-    return matrix.reshape(1, *matrix.shape[:2], -1)
+    matrix = np.moveaxis(weight, (layer.axis, layer.reduction_axis), (0, 1))
+    outputs, inputs, groups = *matrix.shape[:2], layer.groups
+    taps = int(np.prod(matrix.shape[2:], dtype=int))
+    if layer.form.grouped == "output":
+        return matrix.reshape(groups, outputs // groups, inputs, taps)
+    return np.swapaxes(matrix.reshape(outputs, groups, inputs // groups, taps), 0, 1)
 
 
 def blocks(layer: LinearLayer, *arrays: Array) -> Iterator[tuple[slice, tuple[NDArray[np.float64], ...]]]:
@@ -69,7 +62,7 @@ def blocks(layer: LinearLayer, *arrays: Array) -> Iterator[tuple[slice, tuple[ND
         yield part, tuple(np.asarray(values[:, part], np.float64) for values in by_pairs)
 
 
-def answer(
+def sum_over_inputs(
     layer: LinearLayer, vector: Vector, *arrays: Array, of: Function = lambda w: w, shares: Vector | float = 1.0
 ) -> Vector:
     """sum_i vector_i sum_t shares_t V_oit, (Cout,), with V = `of` the weight, or of arrays of its shape, element by
@@ -82,14 +75,11 @@ def answer(
     return found.reshape(-1)
 
 
-def response(layer: LinearLayer, constant: Vector) -> Vector:
-    """W c, (Cout,): what an input that is constant over space, (Cin,), adds to each output where nothing is padded.
-
-    For Conv, Gemm and MatMul with a matrix; other layers answer such an input with one that varies (ValueError).
-    """
-    if is_op(layer.node, "ConvTranspose") or (is_op(layer.node, "MatMul") and len(layer.weight.shape) > 2):
-        raise ValueError(f"{layer.node.op} does not answer a constant with a constant")
-    return answer(layer, constant)
+def propagate_mean(layer: LinearLayer, mean: Vector, *arrays: Array, of: Function = lambda w: w) -> Vector:
+    """E[V x], (Cout,). mean: (Cin,). V: the weight, or `of` it, or of arrays of its shape, element by element."""
+    if not mean.any():
+        return np.zeros(layer.channels)
+    return sum_over_inputs(layer, mean, *arrays, of=of, shares=layer.form.coverage(layer))
 
 
 def scaled(layer: LinearLayer, outputs: Vector, inputs: Vector) -> Array:
@@ -108,23 +98,11 @@ def scaled(layer: LinearLayer, outputs: Vector, inputs: Vector) -> Array:
     return result
 
 
-def _input_axis(layer: LinearLayer) -> int:
-    if is_op(layer.node, "Gemm"):
-        return 1 - layer.axis
-    return len(layer.weight.shape) - 2 if is_op(layer.node, "MatMul") else 0
-
-
-def _along(vector: Vector, axis: int, ndim: int) -> NDArray[np.float64]:
-    return vector.reshape([-1 if i == axis else 1 for i in range(ndim)])
-
-
-def _spread(vector: Vector, layer: LinearLayer) -> NDArray[np.float64]:
-    """(g * n,) -> (rows, n, 1, ...): row r of the weight belongs to group r // (rows / g)."""
-    rows, ndim = int(layer.weight.shape[0]), len(layer.weight.shape)
-    spread = np.repeat(vector.reshape(layer.groups, -1), rows // layer.groups, axis=0)
+def _broadcast(layer: LinearLayer, vector: Vector, axis: int, over_groups: bool) -> NDArray[np.float64]:
+    """over_groups: whether the axis holds the channels of all groups, or those of one, row by row of axis 0."""
+    ndim, groups = len(layer.weight.shape), layer.groups
+    if over_groups or groups == 1:
+        return vector.reshape([-1 if i == axis else 1 for i in range(ndim)])
+    rows = int(layer.weight.shape[0])  # row r belongs to group r // (rows / g)
+    spread = np.repeat(vector.reshape(groups, -1), rows // groups, axis=0)
     return spread.reshape(*spread.shape, *(1,) * (ndim - 2))
-
-
-def pads(node: gs.Node) -> bool:
-    """Whether a Conv reads zeros beyond the border of its input."""
-    return node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or any(node.attrs.get("pads", ()))

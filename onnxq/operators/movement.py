@@ -1,16 +1,32 @@
-"""Data movement as numpy does it: where the elements of the first input go, for arrays with a batch of 1.
+"""Data movement: operators whose outputs hold values of their first input, or zeros, so that one grid serves both.
 
-Each function takes a node and an array in place of its first input, and gives those of its outputs. Raises ValueError
-where parameters are computed at run time, or where the batch, axis 0, does not stand still.
+This is the one list of them. A target reads it (`targets.target.movement`) and names what its tool-chain computes in
+float none the less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+
+from .node import constant_input
+from .registry import Operator, add
+
+
+def _resizes_to_nearest(node: gs.Node) -> bool:
+    mode = node.attrs.get("mode", "nearest")
+    return bool(mode == "nearest" and node.attrs.get("coordinate_transformation_mode") != "tf_crop_and_resize")
+
+
+def _pads_with_zeros(node: gs.Node) -> bool:
+    """Or with values of its input."""
+    if node.attrs.get("mode", "constant") != "constant":
+        return True
+    if len(node.inputs) < 3 or not node.inputs[2].name:
+        return True
+    value = constant_input(node, 2)
+    return value is not None and not value.any()
 
 
 def _constants(node: gs.Node) -> list[list[int]]:
@@ -65,12 +81,37 @@ def _axes_of(node: gs.Node) -> tuple[int, ...]:
     return tuple(axes)
 
 
-MOVES: Mapping[str, Callable[[gs.Node, NDArray[np.int64]], list[NDArray[np.int64]]]] = {
-    "Reshape": _reshaped,
-    "Flatten": lambda node, x: [x.reshape(int(np.prod(x.shape[: node.attrs.get("axis", 1)], dtype=int)), -1)],
-    "Squeeze": lambda node, x: [np.squeeze(x, _axes_of(node))],
-    "Unsqueeze": lambda node, x: [np.expand_dims(x, _axes_of(node))],
-    "Slice": _sliced,
-    "Split": _split,
-    "Gather": _gathered,
-}
+def _flattened(node: gs.Node, x: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [x.reshape(int(np.prod(x.shape[: node.attrs.get("axis", 1)], dtype=int)), -1)]
+
+
+def _squeezed(node: gs.Node, x: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [np.squeeze(x, _axes_of(node))]
+
+
+def _unsqueezed(node: gs.Node, x: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [np.expand_dims(x, _axes_of(node))]
+
+
+add(
+    Operator("MaxPool", "movement", scaling="spatial", statistics="largest", depends_on_values=True),
+    Operator("Reshape", "movement", scaling="moved", statistics="same", move=_reshaped),
+    Operator("Flatten", "movement", scaling="moved", statistics="same", move=_flattened),
+    Operator("Squeeze", "movement", scaling="moved", statistics="same", move=_squeezed),
+    Operator("Unsqueeze", "movement", scaling="moved", statistics="same", move=_unsqueezed),
+    Operator("Transpose", "movement", scaling="transpose", statistics="same"),
+    Operator("Slice", "movement", scaling="moved", move=_sliced),
+    Operator("Gather", "movement", scaling="moved", move=_gathered),
+    Operator("GatherND", "movement"),
+    Operator("Split", "movement", scaling="moved", move=_split),
+    Operator("Expand", "movement"),
+    Operator("Tile", "movement"),
+    Operator("Identity", "movement", scaling="same", statistics="same"),
+    Operator("DepthToSpace", "movement"),
+    Operator("SpaceToDepth", "movement"),
+    Operator("GlobalMaxPool", "movement", scaling="spatial", statistics="largest", depends_on_values=True),
+    Operator("ReduceMax", "movement", scaling="reduce", statistics="largest", depends_on_values=True),
+    Operator("ReduceMin", "movement", scaling="reduce", depends_on_values=True),
+    Operator("Pad", "movement", scaling="pad", keeps_grid=_pads_with_zeros),
+    Operator("Resize", "movement", scaling="resize", keeps_grid=_resizes_to_nearest),
+)

@@ -8,8 +8,8 @@ A channel z of a layer that hardly ever goes below c > 0 passes Relu as it is; c
 
 which makes the range of the activation smaller by c. From BatchNorm's moments c = max(0, beta - 3 gamma); with
 calibration data c is at most the smallest value seen, so that nothing changes on it. For Clip(0, b) also z <= b must
-hold: a channel that reaches b keeps its bias. The reader's answer to a constant is one only where it pads nothing:
-Conv with zero padding would miss c at the border, and is left alone.
+hold: a channel that reaches b keeps its bias. What a reader makes of c is one value a channel only where it pads
+nothing: Conv with zero padding would miss c at the border, and is left alone.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ..graph import edit
 from ..graph.model import Model
 from ..graph.scaling_groups import find_groups
 from ..numeric.channel_statistics import ChannelFacts
-from ..operators import channels
-from ..operators.linear import LinearLayer, clip_bounds, is_op, linear_layer
-from ..operators.mean_propagation import propagate_mean
+from ..operators.channels import propagate_mean
+from ..operators.elementwise import clip_bounds
+from ..operators.linear import LinearLayer, linear_layer
 from .base import Context, Outcome, Skip
 
 Vector = NDArray[np.float64]
@@ -91,7 +91,7 @@ def _readers(model: Model, layer: LinearLayer) -> list[LinearLayer] | str:
         reader = _reader(node, tensor)
         if isinstance(reader, str):
             return f"{node.name}: {reader}"
-        if channels.input_channels(reader) != layer.channels:
+        if reader.input_channels != layer.channels:
             return f"{node.name}: it reads the channels along another axis"
         readers.append(reader)
     return readers
@@ -101,10 +101,8 @@ def _reader(node: gs.Node, tensor: gs.Tensor) -> LinearLayer | str:
     reader = linear_layer(node)
     if isinstance(reader, str):
         return reader
-    if is_op(node, "Conv") and channels.pads(node):
-        return "it pads with zeros, which an absorbed bias would not reach"
-    if is_op(node, "ConvTranspose") or (is_op(node, "MatMul") and len(reader.weight.shape) != 2):
-        return "it does not answer a constant with a constant"
+    if reader.varies is not None:
+        return f"{reader.varies}, so that an absorbed bias would not be one value a channel behind it"
     return reader
 
 
@@ -115,6 +113,4 @@ def _move(model: Model, layer: LinearLayer, readers: list[LinearLayer], c: Vecto
     if moments is not None:
         model.moments[layer.output.name] = moments.affine(np.float64(1.0), -c)
     for reader in readers:
-        answer = propagate_mean(reader, c)
-        bias = reader.bias_values
-        edit.set_bias(model, reader, bias + answer)
+        edit.set_bias(model, reader, reader.bias_values + propagate_mean(reader, c))

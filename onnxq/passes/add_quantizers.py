@@ -22,18 +22,12 @@ import onnx_graphsurgeon as gs
 
 from ..errors import UsageError
 from ..graph.model import Model, Quantizer, grid_root
-from ..graph.patterns import ACTIVATIONS, Composite, find_composites
-from ..graph.residual import residual_input
+from ..graph.patterns import ACTIVATIONS, Composite, find_composites, residual_input
 from ..numeric.quant import QuantSpec
-from ..operators.linear import (
-    ONNX_DOMAINS,
-    LinearLayer,
-    clip_bounds,
-    is_float,
-    is_op,
-    linear_layer,
-    preserves_grid,
-)
+from ..operators.elementwise import clip_bounds
+from ..operators.linear import LinearLayer, linear_layer
+from ..operators.node import ONNX_DOMAINS, is_float, is_op
+from ..operators.registry import preserves_grid
 from ..targets import OpRule, Target
 from .base import Context, Outcome, Skip
 

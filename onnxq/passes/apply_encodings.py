@@ -18,7 +18,8 @@ from ..encodings.record import DERIVED_BITS
 from ..errors import UsageError
 from ..graph.model import Model, Quantizer, drop_quantizer
 from ..numeric.quant import QuantSpec
-from ..operators.linear import LinearLayer, is_float, linear_layer
+from ..operators.linear import LinearLayer, linear_layer
+from ..operators.node import is_float
 from .base import Context, Outcome, Skip
 
 

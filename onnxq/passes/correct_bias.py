@@ -24,9 +24,8 @@ from ..graph import edit
 from ..graph.model import Model
 from ..graph.scaling_groups import find_groups
 from ..numeric.channel_statistics import ChannelFacts
-from ..operators import channels
+from ..operators.channels import propagate_mean
 from ..operators.linear import LinearLayer, linear_layer
-from ..operators.mean_propagation import propagate_mean
 from .base import Context, Outcome, Skip
 
 
@@ -48,7 +47,7 @@ class CorrectBias:
         changed, skips, largest = 0, [], 0.0
         for layer in layers:
             known = facts.get(layer.input.name)
-            size = channels.input_channels(layer)
+            size = layer.input_channels
             if known is None or known.mean.size != size or np.isnan(known.mean).all():
                 skips.append(Skip(layer.node.name, f"the mean of its input {layer.input.name!r} is not known"))
                 continue

@@ -155,7 +155,7 @@ def rescale(model: Model, groups: ScalingGroups, u: Vector) -> None:
     for scaled in groups.layers:
         layer = scaled.layer
         down = np.exp(-u[scaled.outputs])
-        up = np.ones(channels.input_channels(layer)) if scaled.inputs is None else np.exp(u[scaled.inputs])
+        up = np.ones(layer.input_channels) if scaled.inputs is None else np.exp(u[scaled.inputs])
         if (down != 1).any() or (up != 1).any():
             edit.set_weight(model, layer, channels.scaled(layer, down, up))
         if layer.bias is not None and (down != 1).any():

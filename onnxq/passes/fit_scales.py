@@ -23,7 +23,9 @@ import onnx_graphsurgeon as gs
 
 from ..graph.model import Model, Quantizer, grid_root
 from ..numeric.quant import QuantParams
-from ..operators.linear import LinearLayer, clip_bounds, is_op, linear_layer
+from ..operators.elementwise import clip_bounds
+from ..operators.linear import LinearLayer, linear_layer
+from ..operators.node import is_op
 from ..targets import FixedEncoding, Shifts, Target
 from .base import Context, Outcome
 

@@ -30,14 +30,8 @@ from numpy.typing import NDArray
 from ..graph import edit
 from ..graph.model import Model, Moments
 from ..operators import channels
-from ..operators.linear import (
-    LinearLayer,
-    channel_vector,
-    is_op,
-    layer_ending_in,
-    linear_layer,
-    rank,
-)
+from ..operators.linear import LinearLayer, layer_ending_in, linear_layer
+from ..operators.node import channel_vector, is_op, rank
 from .base import Context, Outcome, Skip
 
 Vector = NDArray[np.float64]
@@ -83,7 +77,7 @@ def _fold_behind(model: Model, node: gs.Node) -> str | None:
     layer = layer_ending_in(x)
     if isinstance(layer, str):
         return layer
-    affine = _affine(model, node, layer.channels, layer.output_axis, _rank(layer, layer.input))
+    affine = _affine(model, node, layer.channels, layer.output_axis, layer.rank)
     if isinstance(affine, str):
         return affine
     if any(model.sole_consumer(t) is None for t in (layer.node.outputs[0], layer.output)):
@@ -120,7 +114,8 @@ def _fold_before(model: Model, node: gs.Node) -> str | None:
         return f"the output of {heart.name!r} is read elsewhere too"
     if (reason := _refuses(model, layer)) is not None:
         return reason
-    count, axis, ndim = channels.input_channels(layer), layer.output_axis, _rank(layer, x)
+    count, axis = layer.input_channels, layer.output_axis
+    ndim = rank(x) if layer.rank is None else layer.rank
     affine = _affine(model, node, count, axis, ndim)
     if isinstance(affine, str):
         return affine
@@ -129,12 +124,9 @@ def _fold_before(model: Model, node: gs.Node) -> str | None:
         return "its input is not known to have the shape of its output"
     shift = np.zeros(layer.channels)
     if affine.c.any():
-        if is_op(layer.node, "Conv") and channels.pads(layer.node):
-            return "the layer behind it pads with zeros, which the shift would have to reach"
-        try:
-            shift = channels.response(layer, affine.c)
-        except ValueError as error:
-            return f"behind it, {error}"
+        if layer.varies is not None:
+            return f"of the layer behind it, {layer.varies}: a shift would not be one value a channel"
+        shift = channels.propagate_mean(layer, affine.c)
     weight = np.asarray(layer.weight.values, np.float64) * channels.by_input(layer, affine.a)
     bias = shift if layer.bias is None else np.asarray(layer.bias.values, np.float64) + shift
     if not _fits_float32(weight, bias):
@@ -199,11 +191,6 @@ def _batchnorm(model: Model, node: gs.Node, count: int, axis: int, ndim: int | N
         return "its variance is not positive"
     a = gamma / np.sqrt(denominator)
     return Affine(a, beta - a * mean, Moments(beta, np.abs(a) * np.sqrt(np.maximum(variance, 0))))
-
-
-def _rank(layer: LinearLayer, x: gs.Tensor) -> int | None:
-    """Rank of the layer's input and output: that of its weight, but for MatMul that of what it reads, `x`."""
-    return rank(x) if is_op(layer.node, "MatMul") else len(layer.weight.shape)
 
 
 def _fits_float32(*arrays: NDArray[np.float64]) -> bool:

@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 
 from ..graph import edit
 from ..graph.model import Model
-from ..operators.linear import clip_bounds
+from ..operators.elementwise import clip_bounds
 from .base import Context, Outcome, Skip
 
 

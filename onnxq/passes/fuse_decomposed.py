@@ -24,7 +24,8 @@ import onnx_graphsurgeon as gs
 from ..graph import edit
 from ..graph.model import Model
 from ..graph.patterns import PIECES, Composite, find_composites
-from ..operators.linear import is_op, preserves_grid
+from ..operators.node import is_op
+from ..operators.registry import preserves_grid
 from .base import Context, Outcome
 
 HARD_SWISH_OPSET = 14

@@ -24,7 +24,10 @@ from ..graph import edit
 from ..graph.model import Model, Quantizer
 from ..graph.qdq_writer import QdqWriter
 from ..numeric.quant import Grid, QuantParams
-from ..operators.linear import LinearLayer, clip_bounds, is_op, linear_layer, preserves_grid
+from ..operators.elementwise import clip_bounds
+from ..operators.linear import LinearLayer, linear_layer
+from ..operators.node import is_op
+from ..operators.registry import preserves_grid
 from ..targets import Target
 from .base import Context, Outcome
 
@@ -123,7 +126,7 @@ class _Lowering:
 
     def _add_behind(self, layer: LinearLayer) -> None:
         """Let an Add behind a convolution add its bias."""
-        if layer.bias is None or layer.node.op not in ("Conv", "ConvTranspose"):
+        if layer.bias is None or not layer.form.is_convolution:
             return
         node, output, rank = layer.node, layer.output, len(layer.weight.shape)
         bare = gs.Variable(self.model.unique_name(f"{output.name}_unbiased"), output.dtype, output.shape)

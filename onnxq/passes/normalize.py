@@ -19,7 +19,7 @@ from ..execution.session import Session
 from ..graph import edit
 from ..graph.model import Model, extract
 from ..graph.shapes import infer_shapes, shape_elements
-from ..operators.linear import ONNX_DOMAINS, is_op
+from ..operators.node import ONNX_DOMAINS, is_op
 from .base import Context, Outcome, Skip
 
 LARGEST_FOLDED = 2**22

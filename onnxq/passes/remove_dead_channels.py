@@ -32,8 +32,9 @@ from ..graph.model import Model, Moments
 from ..graph.scaling_groups import find_groups
 from ..numeric.channel_statistics import ChannelFacts
 from ..operators import channels
-from ..operators.linear import LinearLayer, clip_bounds, is_op, linear_layer
-from ..operators.mean_propagation import propagate_mean
+from ..operators.channels import propagate_mean
+from ..operators.elementwise import clip_bounds
+from ..operators.linear import LinearLayer, linear_layer
 from .base import Context, Outcome, Skip
 
 Vector = NDArray[np.float64]
@@ -95,7 +96,7 @@ def _empty_rows(model: Model, layer: LinearLayer, facts: ChannelFacts, threshold
     still &= channels.pairs(layer).any(axis=(2, 3)).reshape(-1)  # those without weights need none of this
     if still.any():
         kept = np.asarray(~still, np.float64)
-        edit.set_weight(model, layer, channels.scaled(layer, kept, np.ones(channels.input_channels(layer))))
+        edit.set_weight(model, layer, channels.scaled(layer, kept, np.ones(layer.input_channels)))
         edit.set_bias(model, layer, value)
         known = model.moments.get(layer.output.name)
         if known is not None:
@@ -124,10 +125,7 @@ def _constant_inputs(layer: LinearLayer, facts: ChannelFacts) -> tuple[NDArray[n
     if facts.mean.size != columns.size:
         return np.zeros_like(columns), np.zeros_like(columns)
     constant = columns & (facts.std == 0)
-    answers_constant = is_op(layer.node, "Gemm", "MatMul") or (
-        is_op(layer.node, "Conv") and not channels.pads(layer.node)
-    )
-    exact = constant & ((facts.mean == 0) | (answers_constant and len(layer.weight.shape) >= 2))
+    exact = constant & ((facts.mean == 0) | (layer.varies is None))
     return exact, constant & ~exact
 
 

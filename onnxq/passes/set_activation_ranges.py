@@ -17,15 +17,14 @@ import onnx_graphsurgeon as gs
 from ..calibration.collect import collect_tensors
 from ..calibration.statistics import graph_hash
 from ..errors import DataError, UsageError
-from ..graph.match import class_logits
 from ..graph.model import Model, Quantizer, grid_root
-from ..graph.patterns import feeds_softmax
+from ..graph.patterns import class_logits, feeds_softmax
 from ..numeric.histogram import Histogram
 from ..numeric.logits import Logits
 from ..numeric.quant import QuantParams
 from ..numeric.ranges import MASKED, batchnorm, parse_method, set_range, unmasked_range
 from ..numeric.samples import MinMax, Statistic
-from ..operators.linear import clip_bounds
+from ..operators.elementwise import clip_bounds
 from .base import Context, Outcome, Skip
 
 

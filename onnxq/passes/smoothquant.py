@@ -31,7 +31,8 @@ from ..graph import edit
 from ..graph.model import Model
 from ..graph.patterns import find_composites
 from ..operators import channels
-from ..operators.linear import LinearLayer, is_op, linear_layer
+from ..operators.linear import LinearLayer, linear_layer
+from ..operators.node import is_op
 from .base import Context, Outcome, Skip
 
 Vector = NDArray[np.float64]
@@ -110,7 +111,7 @@ def _readers(model: Model, norm: _Norm) -> list[LinearLayer] | str:
     layers, others = [], []
     for node in model.consumers(norm.output):
         layer = linear_layer(node)
-        if isinstance(layer, LinearLayer) and layer.input is norm.output and is_op(node, "MatMul", "Gemm"):
+        if isinstance(layer, LinearLayer) and layer.input is norm.output and _reads_last_axis(layer):
             layers.append(layer)
         else:
             others.append(node.name)
@@ -126,6 +127,11 @@ def _readers(model: Model, norm: _Norm) -> list[LinearLayer] | str:
         if place is not None and not isinstance(place[0].inputs[place[1]], gs.Constant):
             return "its gamma or beta is not constant"
     return layers
+
+
+def _reads_last_axis(layer: LinearLayer) -> bool:
+    """Whether channels lie along the last axis of its input, along which the norm has its gamma."""
+    return layer.output_axis == -1 or layer.rank == 2
 
 
 def _rows(layer: LinearLayer) -> Vector:

@@ -66,7 +66,7 @@ class ReportCollector:
         planned_layers = {x.node.name: x for x in _layers(planned)}
         layers = [(x, planned_layers[x.node.name]) for x in _layers(self.reference) if x.node.name in planned_layers]
         names = {a.output.name: b.output.name for a, b in layers}
-        names |= {a.input.name: b.input.name for a, b in layers if a.node.op == "ConvTranspose"}  # for its products
+        names |= {a.counted.name: b.counted.name for a, b in layers}
         compared = _compare(self.reference.to_proto(), simulated(planned), names, context)
         return tuple(self._layer(a, b, planned.quantizers, compared) for a, b in layers)
 
@@ -88,7 +88,7 @@ class ReportCollector:
             op=layer.node.op,
             weight=layer.weight.name,
             shape=tuple(int(n) for n in values.shape),
-            macs=_macs(layer, compared),
+            macs=compared[layer.counted.name].elements * layer.products,
             weight_grid=None if params is None else f"{params.grid}{_granularity(params)}",
             input_grid=None if source is None or source.params is None else str(source.params.grid),
             scale=None if params is None else _spread(np.ravel(params.scale)),
@@ -109,14 +109,6 @@ class _Compared:
 
 def _layers(model: Model) -> Iterable[LinearLayer]:
     return [layer for layer in map(linear_layer, model.graph.nodes) if isinstance(layer, LinearLayer)]
-
-
-def _macs(layer: LinearLayer, compared: Mapping[str, _Compared]) -> int:
-    """Products that one sample takes."""
-    _, outputs, inputs, taps = (int(n) for n in pairs(layer).shape)
-    if layer.node.op == "ConvTranspose":
-        return compared[layer.input.name].elements * outputs * taps
-    return compared[layer.output.name].elements * inputs * (taps if layer.node.op == "Conv" else 1)
 
 
 def _rows(layer: LinearLayer) -> NDArray[np.float64]:

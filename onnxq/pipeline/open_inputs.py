@@ -21,7 +21,7 @@ from ..errors import EngineError, ModelError, OutputError, UsageError
 from ..execution.session import Session
 from ..graph import storage
 from ..graph.import_model import import_model
-from ..graph.order import in_order
+from ..graph.storage import in_order
 from ..options import Options
 from ..thresholds import RANDOM_SAMPLES
 

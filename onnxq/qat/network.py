@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from ..errors import EngineError, ModelError
 from ..graph.model import Model, grid_root
-from ..operators.linear import ONNX_DOMAINS, LinearLayer, linear_layer
+from ..operators.linear import LinearLayer, linear_layer
+from ..operators.node import ONNX_DOMAINS
 from ..rounding.bias_scale import input_scale
 from ..targets import Target
 from .operators import OPERATORS, Function

@@ -30,7 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..numeric.quant import QuantParams, QuantSpec
-from ..operators.linear import LinearLayer, clip_bounds
+from ..operators.elementwise import clip_bounds
+from ..operators.linear import LinearLayer
 from ..operators.matrix import LayerMatrix
 from .adaround import Columns, Loss, Quadratic, adaround
 from .bias_scale import Vector, lowest_scales

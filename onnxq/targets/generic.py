@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..numeric.quant import Grid, QuantSpec
-from .target import MOVEMENT, MOVES, POOLS, OpRule, Target, masks_attention, no_layer
+from .target import MOVES, POOLS, OpRule, Target, masks_attention, movement, no_layer
 
 _PAPER = (
     "arXiv:2106.08295, section 2.2 (symmetric, equation 7), section 2.3.1 (biases), section 2.3.3 (grids by operator)"
@@ -30,7 +30,7 @@ GENERIC_INT8 = Target(
         "Concat": OpRule("elementwise", tie="all"),
         "AveragePool": POOLS,
         "GlobalAveragePool": _ELEMENTWISE,
-        **dict.fromkeys(MOVEMENT, MOVES),
+        **movement(MOVES),
     },
     fused=frozenset({"Relu", "Clip"}),
     outputs="grid",

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..numeric.quant import Grid, QuantSpec
-from .target import FUSIBLE, MOVEMENT, OpRule, Target, masks_attention, no_layer
+from .target import FUSIBLE, MOVES, OpRule, Target, masks_attention, movement, no_layer
 
 _CPU = "https://github.com/openvinotoolkit/nncf/blob/develop/src/nncf/common/hardware/configs/cpu.json"
 _NPU = _CPU.replace("cpu.json", "npu.json")
@@ -42,7 +42,7 @@ OPENVINO = Target(
         "Add": OpRule("elementwise", "free", followed=True, refuses=masks_attention),
         **dict.fromkeys(("Sub", "Mul", "AveragePool", "GlobalAveragePool", "ReduceMean"), _ELEMENTWISE),
         "Concat": _UNIFIED,
-        **dict.fromkeys(MOVEMENT, OpRule("movement", grid="same")),
+        **movement(MOVES, but=("GatherND", "SpaceToDepth")),
     },
     fused=frozenset(FUSIBLE),
     joins="grids",

@@ -13,8 +13,9 @@ from dataclasses import replace
 import onnx_graphsurgeon as gs
 
 from ..numeric.quant import Grid, QuantSpec
-from ..operators.linear import LinearLayer, is_depthwise, is_op, linear_layer
-from .target import MOVEMENT, MOVES, OpRule, Target, masks_attention, no_layer
+from ..operators.linear import LinearLayer, is_depthwise, linear_layer
+from ..operators.node import is_op
+from .target import MOVES, OpRule, Target, masks_attention, movement, no_layer
 
 _MEASURED = "graphs that ONNX Runtime 1.32 runs, operator by operator"
 _DOCUMENTATION = "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
@@ -82,7 +83,7 @@ ORT = Target(
         "Softmax": _UNIT,
         "AveragePool": _ELEMENTWISE,
         "GlobalAveragePool": _ELEMENTWISE,
-        **dict.fromkeys(MOVEMENT, MOVES),
+        **movement(MOVES, but=("GatherND", "SpaceToDepth", "GlobalMaxPool", "Identity")),
     },
     fused=frozenset({"Relu", "Clip"}),
     joins="grids",

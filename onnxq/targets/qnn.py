@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from ..numeric.quant import Grid, QuantSpec
 from .target import (
-    MOVEMENT,
     MOVES,
     POOLS,
     FixedEncoding,
     OpRule,
     Target,
     masks_attention,
+    movement,
     no_layer,
 )
 
@@ -52,7 +52,7 @@ QNN = Target(
         "Softmax": OpRule("elementwise", fixed=(0.0, 1.0)),
         "AveragePool": POOLS,
         "GlobalAveragePool": _ELEMENTWISE,
-        **dict.fromkeys(MOVEMENT, MOVES),
+        **movement(MOVES),
     },
     fused=frozenset({"Relu", "Clip"}),
     joins="everywhere",

@@ -5,7 +5,7 @@ Passes read it to place quantizers, `onnxq check` reads it to judge any QDQ mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -13,7 +13,9 @@ import onnx_graphsurgeon as gs
 
 from ..graph.patterns import ACTIVATIONS, feeds_softmax
 from ..numeric.quant import QuantSpec
-from ..operators.linear import ONNX_DOMAINS, LinearLayer, linear_layer, preserves_grid
+from ..operators.linear import LinearLayer, linear_layer
+from ..operators.node import ONNX_DOMAINS
+from ..operators.registry import linear_form, names, operator_of, preserves_grid
 
 Condition = Callable[[gs.Node], str | None]
 
@@ -144,16 +146,26 @@ class Target:
 
     def rule(self, node: gs.Node) -> OpRule | str:
         """The rule for a node, or the reason why it stays in float."""
-        if node.domain not in ONNX_DOMAINS:
-            return f"operator of domain {node.domain!r} is unknown"
+        rule = self.rule_of(node)
+        if rule is None and node.domain not in ONNX_DOMAINS:
+            return f"operator of domain {node.domain!r} is unknown; register it, see `onnxq.operators.register`"
         if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
             return "control flow is left in float"
-        rule = self.rules.get(node.op)
         if rule is None:
             return f"{self.name} has no integer kernel for {node.op}"
         if rule.kind == "movement" and not preserves_grid(node):
             return f"this {node.op} computes new values, which {self.name} does not do in integers"
         return rule.refuses(node) or rule
+
+    def rule_of(self, node: gs.Node) -> OpRule | None:
+        """The rule for a node's operator; one that a user has registered has that of its kind where none is its own."""
+        operator = operator_of(node)
+        key = node.op if node.domain in ONNX_DOMAINS else f"{node.domain}.{node.op}"
+        if key in self.rules or operator is None or not operator.domain:
+            return self.rules.get(key)
+        if operator.kind == "linear":
+            return replace(self.rules.get("Gemm", OpRule("linear")), refuses=no_weight)
+        return self.rules.get("Reshape", MOVES) if operator.kind == "movement" else OpRule("elementwise")
 
     def output_of(self, layer: LinearLayer) -> gs.Tensor:
         """What a linear layer computes, for this target."""
@@ -177,12 +189,13 @@ class Target:
 
 def no_layer(node: gs.Node) -> str | None:
     """Why a linear operator is none that has weights, or a product of two activations."""
-    if node.op == "MatMul" and not any(isinstance(t, gs.Constant) for t in node.inputs):
-        return None
-    if node.op == "MatMul" and isinstance(node.inputs[0], gs.Constant):
-        return "the weight is the left operand"
-    layer = linear_layer(node)
-    return layer if isinstance(layer, str) else None
+    form = linear_form(node.op, node.domain)
+    if form is not None and form.computed_weight:
+        if not any(isinstance(t, gs.Constant) for t in node.inputs):
+            return None
+        if isinstance(node.inputs[0], gs.Constant):
+            return "the weight is the left operand"
+    return no_weight(node)
 
 
 def no_weight(node: gs.Node) -> str | None:
@@ -198,11 +211,11 @@ def masks_attention(node: gs.Node) -> str | None:
     return None
 
 
-MOVEMENT = (
-    "MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Split",
-    "Expand", "Tile", "DepthToSpace", "ReduceMax", "ReduceMin", "Pad", "Resize",
-)  # fmt: skip
-"""Operators that every target moves integers through, where they are such at all."""
+def movement(rule: OpRule, *, but: Collection[str] = ()) -> dict[str, OpRule]:
+    """One rule for all operators of data movement that the registry lists. but: those that the tool-chain computes in
+    float, or has another rule for."""
+    return {op: rule for op in names("movement") if op not in but}
+
 
 FUSIBLE = (
     "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Sigmoid", "Tanh", "Gelu", "Mish", "HardSwish", *ACTIVATIONS,

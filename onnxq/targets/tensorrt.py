@@ -9,7 +9,7 @@ unquantized, so that it fuses, and the other one is quantized, so that the resul
 from __future__ import annotations
 
 from ..numeric.quant import Grid, QuantSpec
-from .target import MOVEMENT, OpRule, Target, no_weight
+from .target import OpRule, Target, movement, no_weight
 
 _EXPLICIT = (
     "https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-explicit-quantization.html"
@@ -32,7 +32,9 @@ TENSORRT = Target(
     rules={
         **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), _WEIGHTED),
         "Add": OpRule("residual", "free"),
-        **dict.fromkeys((*MOVEMENT, "Relu", "Clip"), _COMMUTES),
+        **movement(_COMMUTES),
+        "Relu": _COMMUTES,
+        "Clip": _COMMUTES,
         **dict.fromkeys(("MaxPool", "AveragePool", "GlobalAveragePool", "Mul", "BatchNormalization"), _EITHER),
         "Concat": OpRule("commuting", "free", tie="all"),
     },

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from ..numeric.quant import Grid, QuantSpec
 from .target import (
-    MOVEMENT,
     MOVES,
     POOLS,
     OpRule,
     Shifts,
     Target,
     masks_attention,
+    movement,
     no_layer,
 )
 
@@ -36,7 +36,7 @@ VITIS_AI = Target(
         "Concat": OpRule("elementwise", tie="all"),
         "AveragePool": POOLS,
         "GlobalAveragePool": POOLS,
-        **dict.fromkeys(MOVEMENT, MOVES),
+        **movement(MOVES),
     },
     fused=frozenset({"Relu", "Clip"}),
     outputs="grid",
