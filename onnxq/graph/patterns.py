@@ -148,6 +148,7 @@ def feeds_softmax(tensor: gs.Tensor, within: int = 8) -> bool:
 
 _ON_SCORES = ("Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Cast", "QuantizeLinear", "DequantizeLinear")
 
+
 def class_logits(model: Model) -> set[str]:
     """Names of tensors that hold the logits of a whole sample: they reach a model output through a Softmax or as
     vectors of many values, on the way only being reshaped."""
