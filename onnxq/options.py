@@ -11,7 +11,7 @@ from typing import Any
 from .encodings import VERSIONS
 from .errors import UsageError
 from .numeric.quant import Grid, QuantSpec
-from .numeric.ranges import parse_method
+from .numeric.ranges import check_method, parse_method
 from .rounding.choose import EFFORTS, ROUNDINGS
 from .targets import find_target
 
@@ -94,9 +94,9 @@ class Options:
         quality, a key of `EFFORTS`. checkpoint: a folder that an interrupted run goes on from.
     data_free: no calibration data; BatchNorm's moments instead. input_ranges: (input, lo, hi), which no moments tell.
         synthetic: tensors that cannot be ranged so are ranged on random inputs.
-    weight_range, activation_range, logits_range: range-setting methods (`numeric.ranges.DEFAULTS`), the last one for
-        the logits of a classifier. weight_range may also be `weighted`, mse weighted by what channels contribute, and
-        is so by default (`auto`) per tensor; per channel it is mse.
+    weight_range, activation_range, logits_range: range-setting methods (`numeric.ranges.RANGE_METHODS`), the last one
+        for the logits of a classifier. weight_range may also be `weighted`, mse weighted by what channels contribute,
+        and is so by default (`auto`) per tensor; per channel it is mse.
     include, exclude: globs of node names or operator types. tie: operators (Add, Concat) whose inputs share a grid.
     overrides: exceptions for single tensors.
     from_encodings: a file of scales and offsets that a tool like AIMET wrote beside the model; they are taken as they
@@ -179,12 +179,9 @@ class Options:
             )
         if self.synthetic and not self.data_free:
             raise UsageError("--synthetic is for --data-free: with calibration data there is nothing to make up")
-        for text in (self.weight_method, self.activation_range, self.logits_range):
-            parse_method(text)
-        if parse_method(self.weight_method)[0] in ("bn", "cross-entropy"):
-            raise UsageError(f"weight-range {self.weight_range!r} is for activations; try mse or minmax")
-        if parse_method(self.activation_range)[0] == "cross-entropy":
-            raise UsageError("activation-range 'cross-entropy' is for logits; give it as logits-range")
+        check_method(self.weight_method, "weights", "weight-range")
+        check_method(self.activation_range, "activations", "activation-range")
+        check_method(self.logits_range, "logits", "logits-range")
         bits(self.preset)
 
     @property

@@ -161,6 +161,25 @@ def test_statistics_are_no_dearer_than_the_method_asks_for(method, kind, monkeyp
     assert made == {"x": kind, "r": kind, "z": Logits}
 
 
+def test_a_new_method_is_one_function_and_one_entry(monkeypatch):
+    """Options take its name and its value, --help lists it, its statistics are collected, and ranges follow it."""
+
+    def part_of_all(samples_, spec, share):
+        return share * samples_.lo, share * samples_.hi
+
+    method = ranges.RangeMethod(part_of_all, "a part of all values", needs="extremes", value=ranges.Value("SHARE", 0.5))
+    monkeypatch.setitem(ranges.RANGE_METHODS, "part", method)
+    proto = model(CLASSIFIER)
+    settings = {"logits_range": "minmax", "weight_range": "minmax", "preset": "w4a16"}
+    whole = params_of(proto, images(), activation_range="minmax", **settings)
+    for text, share in (("part", 0.5), ("part:0.25", 0.25)):
+        found = params_of(proto, images(), activation_range=text, **settings)
+        assert found["x"][1] == pytest.approx(share * np.array(whole["x"][1]))
+    assert "part[:SHARE]" in ranges.usage("activations")
+    with pytest.raises(UsageError, match="part:SHARE with 0 < SHARE"):
+        Options(activation_range="part:-1")
+
+
 # --- ranges from BatchNorm --------------------------------------------------------------------------------------
 
 BATCHNORM = """(float[1,3,4,4] x) => (float[?,?,?,?] y) <float[5,3,1,1] w, float[5] g, float[5] h, float[5] m,

@@ -5,15 +5,8 @@ import pytest
 
 from onnxq.numeric.histogram import Histogram
 from onnxq.numeric.quant import Grid, QuantParams, QuantSpec
-from onnxq.numeric.ranges import (
-    METHODS,
-    batchnorm,
-    cross_entropy,
-    minmax,
-    mse,
-    percentile,
-    squared_error,
-)
+from onnxq.numeric.quantization_error import squared_error
+from onnxq.numeric.ranges import Moments, batchnorm, cross_entropy, minmax, mse, percentile, set_range
 from onnxq.numeric.samples import Samples
 
 RANDOM = np.random.default_rng(0)
@@ -128,9 +121,10 @@ def test_percentile_leaves_out_the_share_it_was_told() -> None:
 
 def test_batchnorm_range_is_its_formula() -> None:
     mean, std = np.array([0.5, -1.0, 3.0]), np.array([1.0, 2.0, 0.1])
-    lo, hi = batchnorm(mean, std, (-np.inf, np.inf), alpha=3)
+    lo, hi = batchnorm([Moments(mean, std, (-np.inf, np.inf))], ASYMMETRIC[8], alpha=3)
     assert (lo[0], hi[0]) == (-1 - 3 * 2, max(0.5 + 3, -1 + 6, 3.3))
-    assert batchnorm(mean, std, (0.0, 6.0), alpha=6) == (0.0, 6.0)
+    assert batchnorm([Moments(mean, std, (0.0, 6.0))], ASYMMETRIC[8], alpha=6) == (0.0, 6.0)
+    assert set_range("bn", [Moments(mean, std, (0.0, 6.0)), Moments(mean, std, (-1.0, 1.0))], ASYMMETRIC[8]) == (-1, 6)
 
 
 @pytest.mark.parametrize("method", ["minmax", "mse", "percentile", "entropy"])
@@ -143,7 +137,7 @@ def test_degenerate_data_gives_finite_positive_scales(method: str, values: list[
     for samples in (Samples.of_weights(data, None), histogram.samples()):
         for spec in (SYMMETRIC[8], ASYMMETRIC[8]):
             spec = QuantSpec(spec.grid, spec.symmetric, power_of_two=power_of_two)
-            lo, hi = METHODS[method](samples, spec)
+            lo, hi = set_range(method, samples, spec)
             params = QuantParams.from_range(lo, hi, spec, 0)
             assert np.isfinite(params.scale).all()
             assert (params.scale > 0).all()
@@ -155,7 +149,7 @@ def test_power_of_two_scales_are_exact_and_cover_the_range_under_minmax(method: 
     spec = QuantSpec(Grid(8, True, narrow=True), symmetric=True, power_of_two=True)
     for name, data in DATA.items():
         samples = Samples.of_weights(np.float32(data), None)
-        lo, hi = METHODS[method](samples, spec)
+        lo, hi = set_range(method, samples, spec)
         scale = float(QuantParams.from_range(lo, hi, spec, 0).scale[0])
         assert np.log2(scale) == np.round(np.log2(scale)), name
         if method == "minmax":
@@ -167,7 +161,7 @@ def test_entropy_clips_rare_outliers() -> None:
     data = np.float32(np.append(RANDOM.standard_normal(20_000), [60.0]))
     histogram = Histogram()
     histogram.update(data)
-    lo, hi = METHODS["entropy"](histogram.samples(), SYMMETRIC[4])
+    lo, hi = set_range("entropy", histogram.samples(), SYMMETRIC[4])
     assert max(-lo[0], hi[0]) < 30
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from onnxq.numeric.quant import Grid, QuantSpec
-from onnxq.numeric.ranges import METHODS
+from onnxq.numeric.ranges import set_range
 from onnxq.numeric.samples import MinMax, Samples
 
 values32 = st.floats(width=32, allow_nan=False)
@@ -86,5 +86,5 @@ def test_weights_of_the_whole_tensor_and_empty_ones() -> None:
 def test_minmax_is_the_whole_range() -> None:
     samples = Samples.of_weights(np.float32([[-2, 1], [3, 4]]), 0)
     spec = QuantSpec(Grid(8, signed=True), symmetric=True, per_channel=True)
-    lo, hi = METHODS["minmax"](samples, spec)
+    lo, hi = set_range("minmax", samples, spec)
     assert (lo.tolist(), hi.tolist()) == ([-2, 0], [1, 4])

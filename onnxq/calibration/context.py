@@ -9,7 +9,7 @@ from ..data import Feed
 from ..execution.services import Services
 from ..numeric.channel_statistics import ChannelFacts
 from ..numeric.quant import QuantParams
-from ..numeric.ranges import Range
+from ..numeric.range_search import Range
 from ..numeric.samples import Samples
 from ..targets import ORT, Target
 from .statistics import Statistics

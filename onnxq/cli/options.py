@@ -11,6 +11,7 @@ import click
 from ..data import Preprocess
 from ..encodings import VERSIONS
 from ..errors import OutputError, UsageError
+from ..numeric.ranges import usage
 from ..options import PRESETS, Options
 from ..rounding.choose import EFFORTS, ROUNDINGS
 from .config import overrides_of, read_config
@@ -78,8 +79,6 @@ config_option = click.option(
     help="TOML file with any of these options by name (image options may stand in a table [preprocess]);"
     " the command line wins over it.",
 )
-
-_METHODS = "minmax, mse, percentile[:P], entropy"
 
 data_options = options(
     click.option("--samples", type=click.IntRange(min=1), help="Use N calibration samples, spread over all [all]."),
@@ -246,14 +245,20 @@ range_options = options(
         "--weight-range",
         default="auto",
         show_default=True,
-        help=f"How weight ranges are set: {_METHODS}; weighted: mse weighted by what channels contribute, which auto"
-        " takes per tensor, and mse per channel.",
+        help=f"How weight ranges are set: {usage('weights')}; weighted: mse weighted by what channels contribute, which"
+        " auto takes per tensor, and mse per channel.",
     ),
     click.option(
-        "--activation-range", default="mse", show_default=True, help="The same for activations, and bn[:ALPHA]."
+        "--activation-range",
+        default="mse",
+        show_default=True,
+        help=f"How activation ranges are set: {usage('activations')}.",
     ),
     click.option(
-        "--logits-range", default="cross-entropy", show_default=True, help="The same for a classifier's logits."
+        "--logits-range",
+        default="cross-entropy",
+        show_default=True,
+        help=f"How the ranges of a classifier's logits are set: {usage('logits')}.",
     ),
 )
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .quant import QuantParams
-from .ranges import squared_error
+from .quantization_error import squared_error
 from .samples import Samples
 
 Vector = NDArray[np.float64]

@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from ..errors import UsageError
 from ..graph.model import Model, Quantizer, drop_quantizer
 from ..numeric.quant import Grid, QuantSpec
-from ..numeric.ranges import parse_method
+from ..numeric.ranges import check_method
 from ..operators.linear import LinearLayer, linear_layer
 from ..options import Override
 from ..targets import Target
@@ -85,8 +85,8 @@ def _changed(model: Model, quantizer: Quantizer, override: Override, target: Tar
         raise UsageError(f"the override of {override.place}: activations have one scale a tensor, not per channel")
     if override.block is not None and not weight:
         raise UsageError(f"the override of {override.place}: only weights can be quantized in blocks")
-    if override.method is not None and weight and parse_method(override.method)[0] in ("bn", "cross-entropy"):
-        raise UsageError(f"the override of {override.place}: method {override.method!r} is for activations; try mse")
+    if override.method is not None and weight:
+        check_method(override.method, "weights", f"the override of {override.place}: method")
     signed = spec.grid.signed if override.symmetric is None or weight else symmetric
     narrow = target.weight_of(override.bits).grid.narrow if weight and override.bits else spec.grid.narrow
     grid = Grid(override.bits or spec.grid.bits, signed, narrow=narrow and symmetric)

@@ -22,7 +22,7 @@ from ..graph.patterns import class_logits, feeds_softmax
 from ..numeric.histogram import Histogram
 from ..numeric.logits import Logits
 from ..numeric.quant import QuantParams
-from ..numeric.ranges import MASKED, batchnorm, parse_method, set_range, unmasked_range
+from ..numeric.ranges import MASKED, Moments, parse_method, set_range, unmasked_range
 from ..numeric.samples import MinMax, Statistic
 from ..operators.elementwise import clip_bounds
 from .base import Context, Outcome, Skip
@@ -32,7 +32,7 @@ from .base import Context, Outcome, Skip
 class SetActivationRanges:
     """Answer every quantizer of an activation.
 
-    method, logits_method: names as `numeric.ranges.parse_method` reads them; the second one is for the logits of
+    method, logits_method: names as `numeric.ranges.RANGE_METHODS` has them; the second one is for the logits of
     classifiers, found by what stands behind them.
     Scores of attention are ranged without their masks, which are cut off where Softmax makes nearly nothing of them.
     A tensor that takes infinite values or not-a-number (masks of attention) has no range: it stays in float.
@@ -51,7 +51,7 @@ class SetActivationRanges:
         measured = {
             tensor: methods[name]
             for name, q in roots.items()
-            if q.fixed is None and not _is_bn(methods[name])
+            if q.fixed is None and not _needs_moments(methods[name])
             for tensor in _members(q)
         }
         statistics = self._statistics(model, measured, context)
@@ -67,7 +67,7 @@ class SetActivationRanges:
         skips += [
             Skip(n, "no BatchNorm moments are known for it: its range comes from data")
             for n, q in roots.items()
-            if n in measured and methods[n] != (spec := self._wish(q, n in logits)) and _is_bn(spec)
+            if n in measured and methods[n] != (spec := self._wish(q, n in logits)) and _needs_moments(spec)
         ]
         return Outcome(len(activations), tuple(skips), (f"tensors measured: {len(statistics)}",))
 
@@ -79,7 +79,7 @@ class SetActivationRanges:
         """How each range is set; `bn` where moments are missing gives way to mse."""
         methods = {name: self._wish(quantizer, name in logits) for name, quantizer in roots.items()}
         for name, method in methods.items():
-            if _is_bn(method) and any(_moments(model, tensor) is None for tensor in _members(roots[name])):
+            if _needs_moments(method) and any(_moments(model, tensor) is None for tensor in _members(roots[name])):
                 methods[name] = "mse"
         return methods
 
@@ -107,18 +107,19 @@ class SetActivationRanges:
         if quantizer.fixed is not None:
             lo, hi = quantizer.fixed
             return QuantParams.from_range(np.asarray(lo), np.asarray(hi), quantizer.spec)
-        if _is_bn(method):
-            low, high = _foretold(model, quantizer, parse_method(method)[1])
-            return QuantParams.from_range(low, high, quantizer.spec)
+        if _needs_moments(method):
+            moments = [known for tensor in _members(quantizer) if (known := _moments(model, tensor)) is not None]
+            low, high = set_range(method, moments, quantizer.spec)
+            return QuantParams.from_range(low[0], high[0], quantizer.spec)
         statistic = _merged([statistics[tensor] for tensor in _members(quantizer)])
         samples = statistic.samples()
         if not (np.isfinite(samples.lo).all() and np.isfinite(samples.hi).all()):
             return None
         if samples.lo[0] < MASKED and feeds_softmax(model.graph.tensors()[quantizer.tensor]):
             return QuantParams.from_range(*unmasked_range(samples), quantizer.spec)
-        if parse_method(method)[0] == "cross-entropy" and samples.vectors is None:
+        if parse_method(method)[0].needs == "logits" and samples.vectors is None:
             if quantizer.method is not None:
-                raise UsageError(f"cross-entropy needs vectors of logits, which {quantizer.tensor!r} does not hold")
+                raise UsageError(f"{method} needs vectors of logits, which {quantizer.tensor!r} does not hold")
             method = "mse"
         low, high = set_range(method, samples, quantizer.spec)
         params = QuantParams.from_range(low[0], high[0], quantizer.spec)
@@ -129,10 +130,10 @@ class SetActivationRanges:
 
 def _statistic_for(method: str, shown: bool) -> Statistic:
     """The least that the method needs; with `shown` all that there is to see."""
-    name = parse_method(method)[0]
-    if name == "minmax" and not shown:
+    needs = parse_method(method)[0].needs
+    if needs == "extremes" and not shown:
         return MinMax()
-    return Logits() if name == "cross-entropy" else Histogram()
+    return Logits() if needs == "logits" else Histogram()
 
 
 def _merged(statistics: Sequence[Statistic]) -> Statistic:
@@ -142,8 +143,8 @@ def _merged(statistics: Sequence[Statistic]) -> Statistic:
     return reduce(lambda a, b: a.merge(b), statistics)
 
 
-def _is_bn(method: str) -> bool:
-    return parse_method(method)[0] == "bn"
+def _needs_moments(method: str) -> bool:
+    return parse_method(method)[0].needs == "moments"
 
 
 def _members(quantizer: Quantizer) -> tuple[str, ...]:
@@ -151,24 +152,14 @@ def _members(quantizer: Quantizer) -> tuple[str, ...]:
     return (quantizer.tensor, *quantizer.widened_by)
 
 
-def _foretold(model: Model, quantizer: Quantizer, alpha: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """The range that the moments of all its tensors tell, scalars."""
-    ends = []
-    for tensor in _members(quantizer):
-        known = _moments(model, tensor)
-        assert known is not None
-        ends.append(batchnorm(*known, 6.0 if alpha is None else alpha))
-    return np.min([lo for lo, _ in ends]), np.max([hi for _, hi in ends])
-
-
-def _moments(model: Model, name: str) -> tuple[np.ndarray, np.ndarray, tuple[float, float]] | None:
-    """Mean and standard deviation that BatchNorm foretells, and the bounds of the activation behind it, if any."""
+def _moments(model: Model, name: str) -> Moments | None:
+    """BatchNorm's statistics of a tensor, with the bounds of the activation behind it; None where there are none."""
     tensor = model.graph.tensors()[name]
     bounds = (-np.inf, np.inf)
     if tensor.inputs and (clip := clip_bounds(tensor.inputs[0])) is not None:
         bounds, name = clip, tensor.inputs[0].inputs[0].name
     moments = model.moments.get(name)
-    return None if moments is None else (moments.mean, moments.std, bounds)
+    return None if moments is None else Moments(moments.mean, moments.std, bounds)
 
 
 def _follow(model: Model, activations: Mapping[str, Quantizer]) -> None:

@@ -13,7 +13,8 @@ from ..errors import ModelError
 from ..execution.session import parallel_map
 from ..graph.model import Model, Quantizer
 from ..numeric.quant import QuantParams, QuantSpec
-from ..numeric.ranges import Range, set_range
+from ..numeric.range_search import Range
+from ..numeric.ranges import set_range
 from ..numeric.samples import Samples
 from ..operators.linear import LinearLayer, linear_layer
 from .base import Context, Outcome
@@ -24,7 +25,7 @@ AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class SetWeightRanges:
-    """Answer every quantizer of a constant. method: a name as `numeric.ranges.parse_method` reads it."""
+    """Answer every quantizer of a constant. method: a name of `numeric.ranges.RANGE_METHODS`."""
 
     method: str = "mse"
     preserves: ClassVar[bool | None] = None
