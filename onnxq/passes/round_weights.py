@@ -3,10 +3,10 @@
 For each layer, with x^ its input in the network quantized so far and y its output in the float network, both from
 calibration data:
 
-    1. The quadratic form of sum |W~ x^ + b~ - y|^2 is streamed (`numeric.gram`), from every fifth sample apart.
+    1. Collect: the Gram matrices of sum |W~ x^ + b~ - y|^2 (`rounding.objective`), every fifth sample's held out.
        Positions are drawn at random where there are many more than the form has unknowns (`Effort.columns`).
-    2. Scale, rounding and biases are chosen on it (`round_weight`).
-    3. If rounding to nearest is better on the samples held back, nearest stays.
+    2. Choose: scale, rounding and biases by them (`rounding.choice`).
+    3. Write back, unless rounding to nearest is better on the samples held out.
 
 Weights become floats that lie on their grid: all that comes later sees what the integer network will see.
 """
@@ -31,22 +31,21 @@ from ..operators.linear import LinearLayer
 from ..operators.matrix import LayerMatrix
 from ..report import RoundedLayer
 from ..rounding.bias_scale import input_scale
-from ..rounding.choose import EFFORTS, ROUNDINGS, Choice, Effort, Seen, Task
-from ..thresholds import HELD_OUT_EVERY
+from ..rounding.choice import EFFORTS, Choice, WeightChooser
+from ..rounding.layer_statistics import LayerStatistics
+from ..rounding.methods import ROUNDINGS
 from .base import Context, Outcome, Skip
 
-__all__ = ["EFFORTS", "ROUNDINGS", "RoundWeights"]
-
-EXACT = 1e-12
-"""Relative errors that are closer than this are the same."""
+HELD_OUT = 5
+"""One sample in so many is held out."""
 
 KEPT_BYTES = 128 * 2**20
-"""Columns of one layer that are kept for minibatches (`adaround` only)."""
+"""Columns of one layer that are kept for minibatches, for methods that read them."""
 
 
 @dataclass(frozen=True)
 class RoundWeights:
-    """Optimise all weights whose quantizer has an answer; the activations' quantizers that have one are simulated.
+    """Optimise all weights that have scales; the activations' quantizers that have any are simulated.
 
     rounding: a key of `ROUNDINGS`.  effort: a key of `EFFORTS`.  seed: of the positions and minibatches drawn.
     checkpoint: a folder for the result of every layer; layers that it has results of are not optimised again.
@@ -63,29 +62,36 @@ class RoundWeights:
             if value not in known:
                 raise UsageError(f"--{option} {value!r} is unknown; expected one of {', '.join(known)}")
 
+    @property
+    def title(self) -> str:
+        """The method's own name."""
+        return ROUNDINGS[self.rounding].title
+
     def apply(self, model: Model, context: Context) -> Outcome:
         isolate(model)
-        samples = len(context.feeds) if isinstance(context.feeds, Sized) else HELD_OUT_EVERY
-        feed = next((feed.arrays for feed in context.feeds), {})
-        sizes = tensor_bytes(model.to_proto(), (layer.node.outputs[0].name for layer in planned_layers(model)), feed)
-        rounder = _Rounder(model, self, samples, sizes, self._checkpoint(model, context))
+        layers = planned_layers(model)
+        samples = len(context.feeds) if isinstance(context.feeds, Sized) else HELD_OUT
+        feed = next((dict(arrays) for arrays, _ in context.arrays()), {})
+        sizes = tensor_bytes(model.to_proto(), (layer.node.outputs[0].name for layer in layers), feed)
+        checkpoint = None if self.checkpoint is None else Checkpoint(self.checkpoint, self._key(model, context))
+        rounder = _Rounder(model, self, samples, sizes, checkpoint)
+        for layer in layers:
+            rounder.restore([other for other in layers if other.weight is layer.weight])
         traffic = visit_layers(model, context.feeds, context.services, rounder, "rounding weights")
         changed = sum(record.kept_nearest_because is None for record in rounder.records)
         return Outcome(changed, tuple(rounder.skips), (*rounder.notes(), str(traffic)), tuple(rounder.records))
 
-    def _checkpoint(self, model: Model, context: Context) -> Checkpoint | None:
-        if self.checkpoint is None:
-            return None
-        options = repr(replace(self, checkpoint=None))
-        parts = [model.to_proto().SerializeToString(deterministic=True), options.encode()]
+    def _key(self, model: Model, context: Context) -> str:
+        """Of all that a layer's result depends on."""
+        parts = [model.to_proto().SerializeToString(deterministic=True), repr(replace(self, checkpoint=None)).encode()]
         for quantizer in model.quantizers.values():
             params = quantizer.params
             parts.append(repr(replace(quantizer, params=None)).encode())
             parts += [] if params is None else [params.scale.tobytes(), params.zero_point.tobytes()]
-        for feed in context.feeds:
-            parts += [repr(feed.rows).encode(), *(array.tobytes() for array in feed.arrays.values())]
+        for arrays, rows in context.arrays():
+            parts += [repr(rows).encode(), *(array.tobytes() for array in arrays.values())]
             parts = [key_of(*parts).encode()]
-        return Checkpoint(self.checkpoint, key_of(*parts))
+        return key_of(*parts)
 
 
 @dataclass
@@ -97,33 +103,27 @@ class _Rounder:
     samples: int
     sizes: Mapping[str, int]
     checkpoint: Checkpoint | None = None
-    seen: dict[str, Seen] = field(default_factory=dict)
+    statistics: dict[str, LayerStatistics] = field(default_factory=dict)
     restored: dict[str, Choice] = field(default_factory=dict)
     records: list[RoundedLayer] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     largest: tuple[int, str] = (0, "")
 
     def __post_init__(self) -> None:
-        if self.checkpoint is not None:
-            layers = planned_layers(self.model)
-            for layer in layers:
-                saved = self.checkpoint.load(layer.weight.name)
-                if saved is not None:
-                    self._restore(layer, [other for other in layers if other.weight is layer.weight], saved)
+        self.effort = EFFORTS[self.options.effort]
+        self.method = ROUNDINGS[self.options.rounding].of_effort(self.options.effort, self.options.seed)
 
-    def _restore(self, layer: LinearLayer, uses: Sequence[LinearLayer], saved: Mapping[str, NDArray[Any]]) -> None:
-        """A result that does not fit the layer is none of ours, and made anew."""
-        params = self.model.quantizers[layer.weight.name].params
+    def restore(self, uses: Sequence[LinearLayer]) -> None:
+        """Take a weight's result from the checkpoint. One that does not fit the layer is none of ours, and made anew."""
+        weight = uses[0].weight
+        saved = None if self.checkpoint is None else self.checkpoint.load(weight.name)
+        params = self.model.quantizers[weight.name].params
         assert params is not None
         with contextlib.suppress(ValueError):
-            choice = Choice.of(saved)
+            choice = Choice.of(saved or {})
             shapes = choice.weight.shape, choice.scale.shape, choice.biases.shape
-            if shapes == (layer.weight.values.shape, np.shape(params.scale), (len(uses), layer.bias_values.size)):
-                self.restored[layer.weight.name] = choice
-
-    @property
-    def effort(self) -> Effort:
-        return EFFORTS[self.options.effort]
+            if shapes == (weight.values.shape, np.shape(params.scale), (len(uses), uses[0].bias_values.size)):
+                self.restored[weight.name] = choice
 
     def cost(self, layer: LinearLayer) -> int:
         """Multiplications, roughly: products of columns, then for each lambda a factorisation and about 70 products of
@@ -150,64 +150,61 @@ class _Rounder:
         return sample, matrix.inputs(x, y.shape[2:], chosen), rows, every
 
     def take(self, layer: LinearLayer, part: Any) -> None:
+        """Collect one sample's columns."""
         if part is None:
             return
         sample, x, y, every = part
-        seen = self.seen.setdefault(layer.node.name, Seen())
-        held = self.samples >= HELD_OUT_EVERY and sample % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-        seen.take(x, y, every, held)
-        if self.options.rounding == "adaround" and not held:
-            size = max(KEPT_BYTES // (self.samples * 4 * (x.shape[0] * (x.shape[1] + y.shape[1]))), 1)
-            step = -(-x.shape[2] // size)
-            seen.columns.append((x[..., ::step].copy(), y[..., ::step].copy()))
+        statistics = self.statistics.setdefault(layer.node.name, LayerStatistics())
+        held_out = self.samples >= HELD_OUT and sample % HELD_OUT == HELD_OUT - 1
+        statistics.add(x, y, every, held_out)
+        if self.method.reads_columns and not held_out:
+            statistics.keep_columns(x, y, KEPT_BYTES // (self.samples * 4 * (x.shape[0] * (x.shape[1] + y.shape[1]))))
 
     def change(self, uses: Sequence[LinearLayer]) -> str:
-        layer, matrix = uses[0], LayerMatrix.of(uses[0])
-        seen = [self.seen.pop(use.node.name, Seen()).finish() for use in uses]
-        if not all(LayerMatrix.of(use).reads_alike(matrix) for use in uses):
-            reason = f"layers that read weight {layer.weight.name!r} in different ways share it: rounded to nearest"
-            self.skips.append(Skip(layer.node.name, reason))
-            return "rounded to nearest"
-        if layer.bias_values.size != matrix.groups * matrix.rows:
-            reason = f"weight {layer.weight.name!r} holds several matrices that share a bias: rounded to nearest"
-            self.skips.append(Skip(layer.node.name, reason))
+        """Choose, and write back."""
+        layer = uses[0]
+        statistics = [self.statistics.pop(use.node.name, LayerStatistics()).finish() for use in uses]
+        reason = _stays_nearest(uses)
+        if reason is not None:
+            self.skips.append(Skip(layer.node.name, f"{reason}: rounded to nearest"))
             return "rounded to nearest"
         choice = self.restored.get(layer.weight.name)
         if choice is None:
-            choice = self._chosen(matrix, uses, seen)
+            choice = self._choose(uses, statistics)
             if self.checkpoint is not None:
                 self.checkpoint.save(layer.weight.name, choice.arrays())
         self.largest = max(self.largest, (choice.nbytes, layer.node.name))
         record = self._record(uses, choice)
         self.records.append(record)
-        if record.kept_nearest_because is None:
-            self._apply(uses, choice)
+        if choice.is_better:
+            self._write_back(uses, choice)
         return f"{record.nearest:.2%} -> {record.objective:.2%}"
 
-    def _chosen(self, matrix: LayerMatrix, uses: Sequence[LinearLayer], seen: Sequence[Seen]) -> Choice:
-        quantizer, options = self.model.quantizers[uses[0].weight.name], self.options
+    def _choose(self, uses: Sequence[LinearLayer], statistics: Sequence[LayerStatistics]) -> Choice:
+        quantizer = self.model.quantizers[uses[0].weight.name]
         assert quantizer.params is not None
-        scales = [input_scale(self.model, use) for use in uses]
-        spec, effort = quantizer.spec, self.effort
-        return Task(matrix, quantizer.params, spec, uses, seen, scales, options.rounding, effort, options.seed).best()
+        input_scales = [input_scale(self.model, use) for use in uses]
+        return WeightChooser(
+            uses, statistics, input_scales, quantizer.params, quantizer.spec, self.method, self.effort.dampings
+        ).choose()
 
     def _record(self, uses: Sequence[LinearLayer], choice: Choice) -> RoundedLayer:
-        worse = choice.objective + EXACT >= choice.nearest
+        better = choice.is_better
         return RoundedLayer(
             layer=uses[0].node.name,
             uses=tuple(use.node.name for use in uses),
-            solver=self.options.rounding,
+            method=self.options.rounding,
             nearest=choice.nearest,
-            objective=choice.nearest if worse else choice.objective,
-            flipped=0.0 if worse else choice.flipped,
+            objective=choice.objective if better else choice.nearest,
+            flipped=choice.flipped if better else 0.0,
             samples=choice.samples,
-            held_back=choice.held_back,
+            held_out=choice.held_out,
             positions=choice.positions,
             of_positions=choice.of_positions,
-            kept_nearest_because=f"optimised, the error would be {choice.objective:.2%}" if worse else None,
+            kept_nearest_because=None if better else f"optimised, the error would be {choice.objective:.2%}",
         )
 
-    def _apply(self, uses: Sequence[LinearLayer], choice: Choice) -> None:
+    def _write_back(self, uses: Sequence[LinearLayer], choice: Choice) -> None:
         weight = uses[0].weight
         weight.values = choice.weight
         quantizer = self.model.quantizers[weight.name]
@@ -230,3 +227,13 @@ class _Rounder:
             *notes,
             f"statistics of one layer: {size / 2**20:.0f} MiB at most, those of {name}, beside --max-memory",
         ]
+
+
+def _stays_nearest(uses: Sequence[LinearLayer]) -> str | None:
+    """Why the weight cannot be optimised; None where it can."""
+    layer, matrix = uses[0], LayerMatrix.of(uses[0])
+    if not all(LayerMatrix.of(use).reads_alike(matrix) for use in uses):
+        return f"layers that read weight {layer.weight.name!r} in different ways share it"
+    if layer.bias_values.size != matrix.groups * matrix.rows:
+        return f"weight {layer.weight.name!r} holds several matrices that share a bias"
+    return None
