@@ -12,7 +12,8 @@ from .encodings import VERSIONS
 from .errors import UsageError
 from .numeric.quant import Grid, QuantSpec
 from .numeric.ranges import check_method, parse_method
-from .rounding.choose import EFFORTS, ROUNDINGS
+from .rounding.choice import EFFORTS
+from .rounding.methods import ROUNDINGS
 from .targets import find_target
 
 PRESETS = ("w8a8", "w8a16", "w4a8", "w4a16", "w8", "w4")

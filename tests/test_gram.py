@@ -6,7 +6,7 @@ import pytest
 
 from onnxq.operators.linear import LinearLayer, linear_layer
 from onnxq.operators.matrix import LayerMatrix
-from onnxq.rounding.gram import Gram
+from onnxq.rounding.objective import Gram
 
 LAYERS = {
     "conv": "(float[N,3,7,8] x) => (float[N,5,?,?] y) <float[5,3,3,2] w> { y = Conv(x, w) }",
@@ -92,16 +92,16 @@ def test_forms_add_up(data):
     x, y, W = data
     parts = Gram.of(x[..., :7], y[..., :7]) + Gram.of(x[..., 7:], y[..., 7:])
     np.testing.assert_allclose(parts.error(W), Gram.of(x, y).error(W))
-    np.testing.assert_allclose(parts.means.bias(W), Gram.of(x, y).means.bias(W))
+    np.testing.assert_allclose(parts.bias(W), Gram.of(x, y).bias(W))
 
 
 def test_the_bias_is_optimal_and_leaves_the_centred_form(data):
     x, y, W = data
     form = Gram.of(x, y)
-    best = form.error(W, form.means.bias(W))
+    best = form.error(W, form.bias(W))
     np.testing.assert_allclose(best, form.centred().error(W))
     for shift in (-0.01, 0.01):
-        assert (form.error(W, form.means.bias(W) + shift) > best).all()
+        assert (form.error(W, form.bias(W) + shift) > best).all()
 
 
 def test_damping_draws_to_the_float_weights(data, rng):

@@ -1,5 +1,8 @@
 """Weights on their grids that keep what layers compute; biases that take the mean error."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import graphs
 import numpy as np
 import pytest
@@ -12,11 +15,14 @@ from onnxq.graph.simulate import simulated
 from onnxq.numeric.metrics import sqnr
 from onnxq.numeric.quant import Grid, QuantSpec
 from onnxq.operators.linear import linear_layer
+from onnxq.options import Options
 from onnxq.passes.correct_bias_empirically import CorrectBiasEmpirically
 from onnxq.passes.round_weights import RoundWeights
 from onnxq.passes.set_bias_scales import SetBiasScales
 from onnxq.passes.set_weight_ranges import SetWeightRanges
-from onnxq.rounding.choose import EFFORTS, ROUNDINGS
+from onnxq.rounding import choice
+from onnxq.rounding.choice import EFFORTS
+from onnxq.rounding.methods import ROUNDINGS, Nearest
 
 LAYERS = {
     "conv": "(float[N,3,9,9] x) => (float[N,8,?,?] y) <float[8,3,3,3] w, float[8] b> "
@@ -79,7 +85,44 @@ def test_outputs_come_nearer(text, per_channel, rounding):
     assert outcome.changed == 1
     (record,) = outcome.rounded
     assert record.objective < record.nearest
-    assert (record.solver, record.held_back) == (rounding, len(feeds) // 5)
+    assert (record.method, record.held_out) == (rounding, len(feeds) // 5)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "title"),
+    [
+        ("nearest", "rounding to nearest"),
+        ("gptq", "GPTQ"),
+        ("coordinate-descent", "coordinate descent"),
+        ("adaround", "AdaRound"),
+    ],
+)
+def test_the_pass_carries_the_name_of_its_method(rounding, title):
+    assert RoundWeights(rounding).title == title
+
+
+def test_a_new_method_is_one_class_and_one_entry(monkeypatch):
+    """Its integers, half a step off, are those of the result; options take its name."""
+
+    @dataclass(frozen=True)
+    class Down(Nearest):
+        title: ClassVar[str] = "rounding down"
+
+        def round(self, objective, grid):
+            return np.clip(np.floor(objective.W / grid.scale), grid.low, grid.high)
+
+    monkeypatch.setitem(ROUNDINGS, "down", Down)
+    proto = graphs.model(LAYERS["gemm"])
+    feeds = correlated(proto, 60)
+    model = answered(proto, feeds, activation=None, weight=spec())
+    monkeypatch.setattr(choice.Choice, "is_better", True)
+    pass_ = RoundWeights(Options(rounding="down").rounding)
+    before = linear_layer(model.graph.nodes[0]).weight.values
+    (record,) = pass_.apply(model, context(proto, feeds)).rounded
+    (layer,) = planned_layers(model)
+    assert (pass_.title, record.method) == ("rounding down", "down")
+    scale = model.quantizers["w"].params.scale[:, None]
+    np.testing.assert_allclose(layer.weight.values, np.clip(np.floor(before / scale), -3, 3) * scale, atol=1e-6)
 
 
 def test_weights_lie_on_their_grid_and_scales_go_along():
@@ -128,7 +171,7 @@ def test_nearest_stays_where_nothing_is_better():
     graphs.assert_same_function(proto, model.to_proto(), 1e-6)
 
 
-def test_samples_held_back_join_the_fit_once_lambda_is_chosen():
+def test_samples_held_out_join_the_fit_once_lambda_is_chosen():
     proto = graphs.model(LAYERS["gemm"])
     feeds = correlated(proto, 20)
     model = answered(proto, feeds, activation=None, weight=spec())

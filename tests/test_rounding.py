@@ -1,21 +1,19 @@
 """Solvers against brute force, gradients against finite differences."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from onnxq.numeric.quant import Grid, QuantParams
-from onnxq.rounding.adaround import (
-    Columns,
-    Quadratic,
-    SoftRounding,
-    adaround,
-    inverse_rectified_sigmoid,
-    rectified_sigmoid,
-)
-from onnxq.rounding.gptq import Gptq, Lattice, descend, enumerate_all, fit_scale
-from onnxq.rounding.gram import Gram
+from onnxq.rounding.adaround import AdaRound, RectifiedSigmoid, SoftRounding
+from onnxq.rounding.coordinate_descent import CoordinateDescent, best_of_all
+from onnxq.rounding.gptq import Gptq
+from onnxq.rounding.grid import WeightGrid
+from onnxq.rounding.methods import ROUNDINGS
+from onnxq.rounding.objective import Columns, Gram, Objective
+from onnxq.rounding.scale_search import search_scale
 
 
 def problem(seed, groups=2, rows=3, inputs=5, columns=60, bits=3):
@@ -24,18 +22,18 @@ def problem(seed, groups=2, rows=3, inputs=5, columns=60, bits=3):
     x = rng.standard_normal((groups, inputs, inputs)) @ rng.standard_normal((groups, inputs, columns)) + 0.5
     W = rng.standard_normal((groups, rows, inputs))
     y = W @ (x + 0.1 * rng.standard_normal(x.shape))
-    form = Gram.of(x, y).damped(W, 0.01)
+    gram = Gram.of(x, y).damped(W, 0.01)
     top = 2 ** (bits - 1) - 1
     scale = np.broadcast_to(np.float64(np.float32(np.abs(W).max((1, 2), keepdims=True) / top)), W.shape)
-    return form, Lattice(scale, np.full(W.shape, -top), np.full(W.shape, top)), W, x, y
+    return Objective(gram, W), WeightGrid(scale, np.full(W.shape, -top), np.full(W.shape, top)), x, y
 
 
-def best_of_all(form, lattice, W):
+def least_errors(objective, grid):
     """The least error of each row over all roundings up and down, one by one."""
-    base = np.floor(W / lattice.scale)
+    base = np.floor(objective.W / grid.scale)
     errors = [
-        form.error(lattice.scale * np.clip(base + np.array(up), lattice.low, lattice.high))
-        for up in itertools.product((0, 1), repeat=W.shape[2])
+        objective.gram.error(grid.scale * np.clip(base + np.array(up), grid.low, grid.high))
+        for up in itertools.product((0, 1), repeat=base.shape[2])
     ]
     return np.min(errors, axis=0)
 
@@ -45,40 +43,52 @@ SEEDS = range(5)
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_enumeration_is_the_optimum(seed):
-    form, lattice, W, *_ = problem(seed)
-    q = enumerate_all(form, lattice, W)
-    np.testing.assert_allclose(form.error(lattice.scale * q), best_of_all(form, lattice, W))
+    objective, grid, *_ = problem(seed)
+    q = best_of_all(objective.gram, grid, objective.W)
+    np.testing.assert_allclose(objective.row_errors(grid, q), least_errors(objective, grid))
     assert (q == np.rint(q)).all()
     assert (np.abs(q) <= 3).all()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_descent_is_near_the_optimum_and_below_its_start(seed):
-    form, lattice, W, *_ = problem(seed)
-    start = Gptq(form).round(lattice)
-    q = descend(form, lattice, start)
-    error = form.error(lattice.scale * q)
-    assert (error <= form.error(lattice.scale * start) + 1e-9).all()
-    assert error.sum() <= 1.3 * best_of_all(form, lattice, W).sum()
-    assert error.sum() < 0.9 * form.error(lattice.scale * lattice.nearest(W)).sum()
+def test_coordinate_descent_is_near_the_optimum_and_below_its_start(seed):
+    objective, grid, *_ = problem(seed)
+    start = Gptq().round(objective, grid)
+    q = CoordinateDescent().descend(objective.gram, grid, start)
+    error = objective.row_errors(grid, q)
+    assert (error <= objective.row_errors(grid, start) + 1e-9).all()
+    assert error.sum() <= 1.3 * least_errors(objective, grid).sum()
+    assert error.sum() < 0.9 * objective.row_errors(grid, grid.nearest(objective.W)).sum()
     for row, column, step in itertools.product(range(3), range(5), (-1, 1)):  # no single change helps any more
         other = q.copy()
         other[:, row, column] = np.clip(other[:, row, column] + step, -3, 3)
-        assert (form.error(lattice.scale * other) >= error - 1e-9).all()
+        assert (objective.row_errors(grid, other) >= error - 1e-9).all()
 
 
-def test_descent_over_several_blocks_of_columns_keeps_its_gradient_right():
-    form, lattice, W, *_ = problem(0, groups=1, rows=2, inputs=150, columns=400)
-    q = descend(form, lattice, lattice.nearest(W), sweeps=100)
-    gradient = (lattice.scale * q) @ form.G - form.B
-    best = q - gradient / (np.diagonal(form.G, axis1=1, axis2=2)[:, None] * lattice.scale)
-    np.testing.assert_array_equal(np.clip(np.rint(best), lattice.low, lattice.high), q)
+def test_coordinate_descent_over_several_blocks_of_columns_keeps_its_gradient_right():
+    objective, grid, *_ = problem(0, groups=1, rows=2, inputs=150, columns=400)
+    gram = objective.gram
+    q = CoordinateDescent(sweeps=100).descend(gram, grid, grid.nearest(objective.W))
+    gradient = (grid.scale * q) @ gram.G - gram.B
+    best = q - gradient / (np.diagonal(gram.G, axis1=1, axis2=2)[:, None] * grid.scale)
+    np.testing.assert_array_equal(np.clip(np.rint(best), grid.low, grid.high), q)
 
 
-def test_error_feedback_is_the_textbook_recursion():
+def test_short_rows_also_start_from_the_best_of_all_their_roundings():
+    for seed in SEEDS:
+        objective, grid, *_ = problem(seed)
+        both, one = (
+            objective.row_errors(grid, CoordinateDescent(enumerable=most).round(objective, grid)) for most in (10, 0)
+        )
+        best = best_of_all(objective.gram, grid, objective.W)
+        other = objective.row_errors(grid, CoordinateDescent().descend(objective.gram, grid, best))
+        np.testing.assert_allclose(both, np.minimum(one, other))
+
+
+def test_gptq_is_the_textbook_recursion():
     """After rounding column j, the free columns minimise the error given those fixed: solved anew each time here."""
-    form, lattice, *_ = problem(1, groups=1, rows=1, inputs=6)
-    G, B, s = form.G[0], form.B[0, 0], lattice.scale[0, 0]
+    objective, grid, *_ = problem(1, groups=1, rows=1, inputs=6)
+    G, B, s = objective.gram.G[0], objective.gram.B[0, 0], grid.scale[0, 0]
     q, fixed, order = np.zeros(6), [], np.argsort(-np.diag(G), kind="stable")
     for j in order:
         free = [k for k in range(6) if k not in fixed]
@@ -86,69 +96,74 @@ def test_error_feedback_is_the_textbook_recursion():
         solution = dict(zip(free, np.linalg.solve(G[np.ix_(free, free)], right), strict=True))
         q[j] = np.clip(np.rint(solution[j] / s[j]), -3, 3)
         fixed.append(j)
-    np.testing.assert_array_equal(Gptq(form).round(lattice)[0, 0], q)
+    np.testing.assert_array_equal(Gptq().round(objective, grid)[0, 0], q)
 
 
 def test_nearest_rounds_as_quantize_linear_does():
     W = np.random.default_rng(0).standard_normal((1, 4, 9))
     W[0, 0, :4] = (0.05, 0.15, -0.25, 9)
     params = QuantParams(Grid(4, True, True), np.float32(0.1), np.int8(0))
-    lattice = Lattice(np.full(W.shape, float(np.float32(0.1))), np.full(W.shape, -7.0), np.full(W.shape, 7.0))
-    np.testing.assert_array_equal(lattice.nearest(W), params.quantize(np.float32(W)))
+    grid = WeightGrid(np.full(W.shape, float(np.float32(0.1))), np.full(W.shape, -7.0), np.full(W.shape, 7.0))
+    np.testing.assert_array_equal(grid.nearest(W), params.quantize(np.float32(W)))
 
 
 def test_scales_are_fitted_for_rows_that_share_them():
-    form, lattice, W, *_ = problem(2)
-    wide = lattice.scaled(np.full((2, 3), 5.0))
-    units = np.array([[0, 1, 1], [2, 0, 2]])
-    factor = fit_scale(lambda grids: errors(form, grids, grids.nearest(W)), wide, units)
-    assert all(np.unique(factor[units == unit]).size == 1 for unit in range(3))
+    objective, grid, *_ = problem(2)
+    wide = grid.scaled(np.full((2, 3), 5.0))
+    ids = np.array([[0, 1, 1], [2, 0, 2]])
+    factor = search_scale(lambda grids: ROUNDINGS["nearest"]().scale_cost(objective, grids), wide, ids)
+    assert all(np.unique(factor[ids == i]).size == 1 for i in range(3))
 
-    def total(factor, unit):
+    def total(factor, i):
         grid = wide.scaled(factor)
-        return form.error(grid.scale * grid.nearest(W))[units == unit].sum()
+        return objective.row_errors(grid, grid.nearest(objective.W))[ids == i].sum()
 
-    for unit in range(3):
-        at = total(factor, unit)
-        assert all(at <= total(factor * nudge, unit) + 1e-9 for nudge in (2**-0.03125, 2**0.03125, 2.0))
-
-
-def errors(form, grids, q):
-    """Of several stacked lattices."""
-    rows = grids.scale * q
-    return np.concatenate([form.error(part) for part in np.split(rows, rows.shape[1] // form.yy.shape[1], 1)], 1)
+    for i in range(3):
+        at = total(factor, i)
+        assert all(at <= total(factor * nudge, i) + 1e-9 for nudge in (2**-0.03125, 2**0.03125, 2.0))
 
 
-def test_error_feedback_knows_what_it_costs():
-    form, lattice, *_ = problem(3, inputs=40)
-    feedback = Gptq(form)
-    grids = Lattice.stacked([lattice, lattice.scaled(np.full((2, 3), 0.7))])
-    q, excess = feedback.solve(grids)
-    found = errors(form, grids, q)
-    least = form.error(np.linalg.solve(form.G, form.B.swapaxes(1, 2)).swapaxes(1, 2))
+def test_gptq_measures_what_it_costs():
+    objective, grid, *_ = problem(3, inputs=40)
+    gram = objective.gram
+    grids = WeightGrid.stacked([grid, grid.scaled(np.full((2, 3), 0.7))])
+    q, excess = Gptq().quantize(objective, grids)
+    found = objective.row_errors(grids, q)
+    least = gram.error(np.linalg.solve(gram.G, gram.B.swapaxes(1, 2)).swapaxes(1, 2))
     np.testing.assert_allclose(excess + np.tile(least, (1, 2)), found, rtol=1e-8)
 
 
 def test_power_of_two_scales_change_by_octaves():
-    form, lattice, *_ = problem(2)
-    wide, units = lattice.scaled(np.full((2, 3), 5.0)), np.arange(6).reshape(2, 3)
-    factor = fit_scale(lambda grids: Gptq(form).solve(grids)[1], wide, units, octaves=True)
+    objective, grid, *_ = problem(2)
+    wide, ids = grid.scaled(np.full((2, 3), 5.0)), np.arange(6).reshape(2, 3)
+    factor = search_scale(lambda grids: Gptq().scale_cost(objective, grids), wide, ids, power_of_two=True)
     assert (np.log2(factor) == np.rint(np.log2(factor))).all()
+
+
+SIGMOID = RectifiedSigmoid(zeta=1.1, gamma=-0.1)
 
 
 def test_rectified_sigmoid():
     h = np.linspace(0, 1, 11)
-    np.testing.assert_allclose(rectified_sigmoid(inverse_rectified_sigmoid(h)), h, atol=1e-12)
-    np.testing.assert_array_equal(rectified_sigmoid(np.array([-9.0, 9.0])), [0, 1])
+    np.testing.assert_allclose(SIGMOID(SIGMOID.inverse(h)), h, atol=1e-12)
+    np.testing.assert_array_equal(SIGMOID(np.array([-9.0, 9.0])), [0, 1])
+
+
+def test_beta_is_annealed_after_the_warm_up():
+    schedule = AdaRound(iterations=100, beta=(8.0, 4.0), warmup=0.5)
+    assert {schedule.beta_at(t) for t in range(1, 51)} == {None}
+    betas = [schedule.beta_at(t) for t in range(51, 101)]
+    assert betas == sorted(betas, reverse=True)
+    assert (betas[0], betas[24], betas[-1]) == (pytest.approx(8, abs=0.01), pytest.approx(6), 4)
 
 
 @pytest.mark.parametrize("activation", [None, (0.0, 2.0)])
 @pytest.mark.parametrize("beta", [None, 2.0, 7.5])
 def test_gradients(activation, beta):
-    form, lattice, W, x, y = problem(4)
-    loss = Quadratic(form) if activation is None else Columns(x, y, np.full((2, 3), 0.3), *activation)
-    soft = SoftRounding(lattice, np.floor(W / lattice.scale), weight=0 if beta is None else 0.5)
-    V = np.random.default_rng(0).standard_normal(W.shape)
+    objective, grid, x, y = problem(4)
+    loss = objective if activation is None else Columns(x, y, np.full((2, 3), 0.3), *activation)
+    soft = SoftRounding(grid, np.floor(objective.W / grid.scale), 0 if beta is None else 0.5, SIGMOID)
+    V = np.random.default_rng(0).standard_normal(objective.W.shape)
     gradient, h = soft.gradient(loss, V, beta), 1e-6
     for index in np.ndindex(V.shape):
         step = np.zeros_like(V)
@@ -159,12 +174,14 @@ def test_gradients(activation, beta):
 
 @pytest.mark.parametrize("activation", [None, (0.0, np.inf)])
 @pytest.mark.parametrize("seed", range(3))
-def test_adaround_finds_what_descent_finds(activation, seed):
-    form, lattice, W, x, y = problem(seed, groups=1, rows=8, inputs=40, columns=600)
-    loss = Quadratic(form) if activation is None else Columns(x, y, np.zeros((1, 8)), *activation)
-    q = adaround(loss, lattice, W, 1500, seed=1)
-    other = descend(form, lattice, Gptq(form).round(lattice))
-    assert loss.value(lattice.scale * q) < 1.2 * loss.value(lattice.scale * other)
-    assert loss.value(lattice.scale * q) < 0.7 * loss.value(lattice.scale * lattice.nearest(W))
-    assert (np.abs(q - W / lattice.scale) < 1).all()
-    np.testing.assert_array_equal(q, adaround(loss, lattice, W, 1500, seed=1))
+def test_adaround_finds_what_coordinate_descent_finds(activation, seed):
+    objective, grid, x, y = problem(seed, groups=1, rows=8, inputs=40, columns=600)
+    if activation is not None:
+        objective = replace(objective, columns=Columns(x, y, np.zeros((1, 8)), *activation))
+    loss, W, method = objective.columns or objective, objective.W, AdaRound(iterations=1500, seed=1)
+    q = method.round(objective, grid)
+    other = CoordinateDescent(enumerable=0).round(objective, grid)
+    assert loss.value(grid.scale * q) < 1.2 * loss.value(grid.scale * other)
+    assert loss.value(grid.scale * q) < 0.7 * loss.value(grid.scale * grid.nearest(W))
+    assert (np.abs(q - W / grid.scale) < 1).all()
+    np.testing.assert_array_equal(q, method.round(objective, grid))

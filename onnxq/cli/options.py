@@ -13,7 +13,8 @@ from ..encodings import VERSIONS
 from ..errors import OutputError, UsageError
 from ..numeric.ranges import usage
 from ..options import PRESETS, Options
-from ..rounding.choose import EFFORTS, ROUNDINGS
+from ..rounding.choice import EFFORTS
+from ..rounding.methods import ROUNDINGS
 from .config import overrides_of, read_config
 
 CALIB = "Calibration data: a folder of images, .npy, .npz or test_data_set_*/*.pb, or one such file."

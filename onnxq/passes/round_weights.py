@@ -34,10 +34,8 @@ from ..rounding.bias_scale import input_scale
 from ..rounding.choice import EFFORTS, Choice, WeightChooser
 from ..rounding.layer_statistics import LayerStatistics
 from ..rounding.methods import ROUNDINGS
+from ..thresholds import HELD_OUT_EVERY
 from .base import Context, Outcome, Skip
-
-HELD_OUT = 5
-"""One sample in so many is held out."""
 
 KEPT_BYTES = 128 * 2**20
 """Columns of one layer that are kept for minibatches, for methods that read them."""
@@ -70,8 +68,8 @@ class RoundWeights:
     def apply(self, model: Model, context: Context) -> Outcome:
         isolate(model)
         layers = planned_layers(model)
-        samples = len(context.feeds) if isinstance(context.feeds, Sized) else HELD_OUT
-        feed = next((dict(arrays) for arrays, _ in context.arrays()), {})
+        samples = len(context.feeds) if isinstance(context.feeds, Sized) else HELD_OUT_EVERY
+        feed = next((feed.arrays for feed in context.feeds), {})
         sizes = tensor_bytes(model.to_proto(), (layer.node.outputs[0].name for layer in layers), feed)
         checkpoint = None if self.checkpoint is None else Checkpoint(self.checkpoint, self._key(model, context))
         rounder = _Rounder(model, self, samples, sizes, checkpoint)
@@ -88,8 +86,8 @@ class RoundWeights:
             params = quantizer.params
             parts.append(repr(replace(quantizer, params=None)).encode())
             parts += [] if params is None else [params.scale.tobytes(), params.zero_point.tobytes()]
-        for arrays, rows in context.arrays():
-            parts += [repr(rows).encode(), *(array.tobytes() for array in arrays.values())]
+        for feed in context.feeds:
+            parts += [repr(feed.rows).encode(), *(array.tobytes() for array in feed.arrays.values())]
             parts = [key_of(*parts).encode()]
         return key_of(*parts)
 
@@ -114,13 +112,15 @@ class _Rounder:
         self.method = ROUNDINGS[self.options.rounding].of_effort(self.options.effort, self.options.seed)
 
     def restore(self, uses: Sequence[LinearLayer]) -> None:
-        """Take a weight's result from the checkpoint. One that does not fit the layer is none of ours, and made anew."""
+        """Take a weight's result from the checkpoint; one that does not fit its layer is made anew."""
         weight = uses[0].weight
         saved = None if self.checkpoint is None else self.checkpoint.load(weight.name)
+        if saved is None:
+            return
         params = self.model.quantizers[weight.name].params
         assert params is not None
         with contextlib.suppress(ValueError):
-            choice = Choice.of(saved or {})
+            choice = Choice.of(saved)
             shapes = choice.weight.shape, choice.scale.shape, choice.biases.shape
             if shapes == (weight.values.shape, np.shape(params.scale), (len(uses), uses[0].bias_values.size)):
                 self.restored[weight.name] = choice
@@ -155,7 +155,7 @@ class _Rounder:
             return
         sample, x, y, every = part
         statistics = self.statistics.setdefault(layer.node.name, LayerStatistics())
-        held_out = self.samples >= HELD_OUT and sample % HELD_OUT == HELD_OUT - 1
+        held_out = self.samples >= HELD_OUT_EVERY and sample % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         statistics.add(x, y, every, held_out)
         if self.method.reads_columns and not held_out:
             statistics.keep_columns(x, y, KEPT_BYTES // (self.samples * 4 * (x.shape[0] * (x.shape[1] + y.shape[1]))))

@@ -19,22 +19,22 @@ class FloatNode:
 class RoundedLayer:
     """A weight whose rounding was optimised for what its layer computes (section 3.4).
 
-    layer: the node that reads it, the first of `uses` where several share it. solver: a value of `--rounding`.
+    layer: the node that reads it, the first of `uses` where several share it. method: a value of `--rounding`.
     nearest, objective: squared error over the variance of the layer's output, mean over channels, on samples that were
-    held back: rounded to nearest, and optimised. flipped: share of the weights that are not at the integer nearest at
-    their new scale. samples: calibration samples, `held_back` among them. positions: columns of the layer's input that
+    held out: rounded to nearest, and optimised. flipped: share of the weights that are not at the integer nearest at
+    their new scale. samples: calibration samples, `held_out` among them. positions: columns of the layer's input that
     statistics were taken of, of `of_positions` that there are.
     kept_nearest_because: why the weight stays rounded to nearest; None where it does not.
     """
 
     layer: str
     uses: tuple[str, ...]
-    solver: str
+    method: str
     nearest: float
     objective: float
     flipped: float
     samples: int
-    held_back: int
+    held_out: int
     positions: int
     of_positions: int
     kept_nearest_because: str | None = None

@@ -5,13 +5,13 @@
     minimise over V   loss(W~(V)) + weight * sum (1 - |2 h(V) - 1|^beta)                                     (34)
 
 by Adam, beta annealed, the regulariser left out in a warm-up. The loss is per column of data: the quadratic form of
-`Objective`, exact over all of it; or, where the layer's activation is known, `Columns`, the paper's (35) on minibatches.
-Equations of the white paper, section 3.4.
+`Objective`, exact over all of it; or, where columns of data were kept, `Columns`, the paper's (35) with the layer's
+activation, on minibatches. Equations of the white paper, section 3.4.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -47,8 +47,8 @@ class AdaRound:
     """iterations: of Adam. rate: its learning rate. batch: columns of a minibatch, drawn anew by `seed` in each
     iteration. scale_by: the method by whose errors scales are chosen.
 
-    beta: at the end of the warm-up and at the end, on half a cosine between them: a large one leaves V free, a small one
-        pushes h to 0 or 1.
+    beta: at the end of the warm-up and at the end, with half a cosine between them: a large one leaves V free, a small
+        one pushes h to 0 or 1.
     warmup: share of the iterations in which the regulariser is left out.
     strength: weight of the regulariser of all weights together, over the loss of rounding to nearest. The published
         constant, 0.01 a weight, leaves layers with large outputs between floor and ceil; from 3 to 30 the results are
@@ -67,7 +67,7 @@ class AdaRound:
     zeta: float = 1.1
     gamma: float = -0.1
     decay: tuple[float, float] = (0.1, 0.001)
-    scale_by: Gptq = Gptq()
+    scale_by: Gptq = field(default_factory=Gptq)
 
     title: ClassVar[str] = "AdaRound"
     tries_dampings: ClassVar[bool] = False

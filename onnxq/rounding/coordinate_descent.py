@@ -13,7 +13,7 @@ down, too (depthwise 3 x 3 filters have 512 of them), and keep what ends lower.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -38,7 +38,7 @@ class CoordinateDescent:
     sweeps: int = 20
     enumerable: int = 10
     block: int = 64
-    start: Gptq = Gptq()
+    start: Gptq = field(default_factory=Gptq)
 
     title: ClassVar[str] = "coordinate descent"
     tries_dampings: ClassVar[bool] = True

@@ -24,9 +24,7 @@ _ROWS = 1024
 """How many rows are rounded at once when several scales are tried."""
 
 
-def search_scale(
-    cost: Callable[[WeightGrid], Array], grid: WeightGrid, ids: Ids, power_of_two: bool = False
-) -> Array:
+def search_scale(cost: Callable[[WeightGrid], Array], grid: WeightGrid, ids: Ids, power_of_two: bool = False) -> Array:
     """Factors (g, M) on the scales that lead to the least cost.
 
     cost: of each row once rounded; is given several grids as one of n M rows, (g, n M).
