@@ -2,7 +2,7 @@
 
 weights      r_k = max |W_k| over output channel k. On one scale for all channels, channel k has about
              2^bits r_k / max r of the grid's integers.                        max r >= 8 median r: uneven channels
-bias         an integer at s_x s_w, at most 2^30 (`graph.bias_scale`). Where it is larger, s_w grows until it fits,
+bias         an integer at s_x s_w, at most 2^30 (`rounding.bias_scale`). Where it is larger, s_w grows until it fits,
              and the weights pay.                                              s_w grew at all: bias beyond 32 bits
 activation   half of its values that are not zero are within m. On a grid of width R they have about
              2^bits 2m / R integers.                                           fewer than 4: extreme range

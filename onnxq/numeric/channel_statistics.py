@@ -28,10 +28,10 @@ _DIGITS = (1024 - _LOWEST) // _DIGIT + 2
 
 @dataclass(frozen=True)
 class ChannelFacts:
-    """What is known of each channel of a tensor, (C,) each: measured, or foretold from BatchNorm's moments.
+    """What is known of each channel of a tensor, (C,) each: measured, or propagated from BatchNorm's statistics.
 
     lo, hi: what a channel does not leave, as far as is known. Not-a-number where nothing is known.
-    seen: values measured in each channel; infinity where they are foretold.
+    seen: values measured in each channel; infinity where they come from BatchNorm.
     """
 
     mean: Vector
@@ -47,7 +47,7 @@ class ChannelFacts:
 
 
 class ExactSum:
-    """A sum of float64 vectors (C,), exact until it is asked for."""
+    """A sum of float64 vectors (C,), exact until `over` rounds it."""
 
     def __init__(self, digits: NDArray[np.int64] | int) -> None:
         """digits: (C, n), as `merge` makes them; or the number of channels of an empty sum."""
@@ -90,7 +90,7 @@ class ChannelStatistics:
     _squares: ExactSum = field(default_factory=lambda: ExactSum(0), repr=False)
 
     def update(self, x: FloatArray) -> None:
-        """Take in a batch, samples along axis 0. Infinity and not-a-number show in the extremes only."""
+        """Count a batch, samples along axis 0. Infinity and not-a-number show in the extremes only."""
         if not x.size:
             return
         if not -x.ndim <= self.axis < x.ndim:

@@ -53,7 +53,7 @@ class Distance:
         self._add(np.stack([count, x.sum(axis=1), y.sum(axis=1), *products]))
 
     def merge(self, other: Distance) -> None:
-        """Take in what another one has seen."""
+        """Add the sums of another one."""
         self.sqnr.merge(other.sqnr)
         self.max_error = max(self.max_error, other.max_error)
         if other.sums is not None:

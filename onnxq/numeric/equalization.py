@@ -15,8 +15,9 @@ and each u_k stays within bounds [lower_k, upper_k] (both 0 where a group must n
 
 group after group, until no scale changes by more than `tolerance` (relative).
 
-`least_noise` weighs channels by what they contribute. A layer quantized per tensor has steps proportional to its
-largest weight R, the activation that holds a group steps proportional to its largest value T = max_k h_k / s_k.
+`least_noise` weighs channels by the sensitivity of the output to them. A layer quantized per tensor has steps
+proportional to its largest weight R, the activation that holds a group steps proportional to its largest value
+T = max_k h_k / s_k.
 With x_i = E[x_i^2] and g_o, how much an error in output o counts behind it, both in the units of the unscaled network,
 
     J(u) = sum over layers  R^2 / n_w^2 sum_o g_o s_o^2 sum_(i joined with o) x_i / s_i^2
@@ -42,7 +43,7 @@ _SWEEPS = 1000
 
 
 Keep = Callable[[NDArray[np.floating]], Callable[[], NDArray[np.floating]]]
-"""Takes in an array, and gives it back as often as it is asked for."""
+"""Stores an array, in memory or in a file; the function that it returns reads it."""
 
 _AT_ONCE = 2**20
 
@@ -76,12 +77,12 @@ class Ranges:
 
 
 BEYOND = float(np.finfo(np.float32).max)
-"""What a float32 tensor cannot hold: magnitudes foreseen beyond it say nothing."""
+"""The largest float32: expected magnitudes beyond it say nothing."""
 
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """What a layer carries: power (Cin,) is E[x^2] of its inputs; sensitivity (Cout,), how much an error
+    """How much errors in a layer count: power (Cin,) is E[x^2] of its inputs; sensitivity (Cout,), how much an error
     in an output counts. taps: weights between a pair of channels.
     """
 
@@ -103,10 +104,10 @@ def equal_ranges(layers: Sequence[Ranges], lower: Vector, upper: Vector, toleran
     """Log scales u (G,) by equation 22, and the number of sweeps over the layers until nothing moved any more."""
     u = np.clip(np.zeros_like(lower), lower, upper)
     free = lower < upper
-    beside = [_beside(layers, layer.outputs) for layer in layers]
+    neighbours = [_neighbours(layers, layer.outputs) for layer in layers]
     for sweep in range(1, _SWEEPS + 1):
         before, done = u.copy(), ~free
-        for layer, (writers, readers) in zip(layers, beside, strict=True):
+        for layer, (writers, readers) in zip(layers, neighbours, strict=True):
             todo = np.unique(layer.outputs[~done[layer.outputs]])
             if todo.size:
                 written, read = _largest(writers, u, True), _largest(readers, u, False)
@@ -118,7 +119,7 @@ def equal_ranges(layers: Sequence[Ranges], lower: Vector, upper: Vector, toleran
     return u, _SWEEPS
 
 
-def _beside(layers: Sequence[Ranges], ids: Ids) -> tuple[list[Ranges], list[Ranges]]:
+def _neighbours(layers: Sequence[Ranges], ids: Ids) -> tuple[list[Ranges], list[Ranges]]:
     """The layers that write any of these groups, and those that read any."""
     writers = [layer for layer in layers if np.isin(layer.outputs, ids).any()]
     readers = [layer for layer in layers if layer.inputs is not None and np.isin(layer.inputs, ids).any()]
@@ -146,7 +147,7 @@ def least_noise(
 ) -> Vector:
     """Log scales u (G,) that minimize J. steps: (n_w, n_x). Adam with a step that falls from 0.05 to 0.
 
-    layers are looked at once, one after the other. keep: where what is needed of each, as large as its weight, stays.
+    layers are read once, one after the other. keep: where the powers of each, as large as its weight, stay.
     """
     u = np.clip(np.zeros_like(lower), lower, upper)
     free = lower < upper
@@ -154,7 +155,7 @@ def least_noise(
         return u
     first, second = np.zeros_like(u), np.zeros_like(u)
     terms: list[_WeightNoise | _ActivationNoise] = []
-    terms += [_WeightNoise(ranges, load, steps[0], keep) for ranges, load in layers if ranges.weight().any()]
+    terms += [_WeightNoise(ranges, layer, steps[0], keep) for ranges, layer in layers if ranges.weight().any()]
     terms += [_ActivationNoise(a, steps[1]) for a in activations if 0 < a.largest.max(initial=0.0) < BEYOND]
     for i in range(iterations):
         gradient = np.zeros_like(u)
@@ -172,15 +173,15 @@ def least_noise(
 class _WeightNoise:
     """One layer's term of J and its gradient."""
 
-    def __init__(self, ranges: Ranges, load: LayerSensitivity, steps: float, keep: Keep) -> None:
+    def __init__(self, ranges: Ranges, layer: LayerSensitivity, steps: float, keep: Keep) -> None:
         weight = ranges.weight()
         largest = float(weight.max())
         powers = weight / weight.dtype.type(largest)
         self.powers = keep(np.power(powers, _SMOOTH, out=powers))
         self.outputs, self.inputs = ranges.outputs, ranges.inputs
         g, rows, columns = weight.shape
-        self.power, self.sensitivity = load.power.reshape(g, columns), load.sensitivity.reshape(g, rows)
-        self.factor = load.taps * (largest / steps) ** 2 / 12
+        self.power, self.sensitivity = layer.power.reshape(g, columns), layer.sensitivity.reshape(g, rows)
+        self.factor = layer.taps * (largest / steps) ** 2 / 12
 
     def add(self, u: Vector, gradient: Vector) -> float:
         """The term at u; its gradient is added to `gradient`."""

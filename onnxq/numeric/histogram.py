@@ -34,7 +34,7 @@ class Histogram:
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     def update(self, x: FloatArray) -> None:
-        """Take in float values of any shape."""
+        """Count float values of any shape."""
         flat = np.ascontiguousarray(x, np.float32).reshape(-1)
         if flat.size:
             self.extremes.update(flat)

@@ -29,7 +29,7 @@ class Logits:
     rows: dict[bytes, NDArray[np.float32]] = field(default_factory=dict)
 
     def update(self, x: FloatArray) -> None:
-        """Take in a batch: axis 0 counts samples, all else of a sample is its vector."""
+        """Count a batch: axis 0 counts samples, all else of a sample is its vector."""
         self.histogram.update(x)
         if x.ndim < 2 or not 1 < x[0].size <= LARGEST:
             return

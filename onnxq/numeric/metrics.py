@@ -35,7 +35,7 @@ class Sqnr:
             self.noise += float(np.square(x - y, where=~same, out=np.zeros_like(x)).sum())
 
     def merge(self, other: Sqnr) -> None:
-        """Take in what another one has seen."""
+        """Add the sums of another one."""
         self.signal += other.signal
         self.noise += other.noise
 
@@ -117,7 +117,7 @@ def kl_divergence(reference: FloatArray, other: FloatArray) -> NDArray[np.float6
     x, y = np.asarray(reference, np.float64), np.asarray(other, np.float64)
     ready = (x >= 0).all(axis=1) & (np.abs(x.sum(axis=1) - 1) < 1e-3)
     p, q = (np.where(ready[:, None], _normalized(s), _softmax(s)) for s in (x, y))
-    return np.asarray((p * (np.log(p) - np.log(q))).sum(axis=1))
+    return np.asarray(np.maximum((p * (np.log(p) - np.log(q))).sum(axis=1), 0.0))  # sums may end below it
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -64,7 +64,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """The spec, before any data is seen.
+    """How a tensor is to be quantized, before its range is known.
 
     symmetric: zero point at the middle of the grid (0 where it is signed), range [-a, a].
     per_channel: one scale for each slice along the quantizer's axis instead of one for the tensor.
@@ -92,7 +92,8 @@ class QuantSpec:
 
 @dataclass(frozen=True)
 class QuantParams:
-    """The answer: `scale` float32 and `zero_point` of the grid's type, both (), (C,) or, in blocks, (..., K/b, ...).
+    """How a tensor is quantized: `scale` float32 and `zero_point` of the grid's type, both (), (C,) or, in blocks,
+    (..., K/b, ...).
 
     axis: the dimension of the tensor that the vectors or blocks run along; None for one scale per tensor.
     """

@@ -20,7 +20,7 @@ Share = Vector | float | None
 _COARSE = 2.0 ** (-np.arange(0, 96) / 8)
 """Shares of the full range that a search tries first, 9 % apart, down to 1/4096."""
 
-_HOPELESS = 100.0
+_TOO_LARGE = 100.0
 """A sweep ends where every channel's error is so many times the least that was found."""
 
 
@@ -65,7 +65,7 @@ class _Best:
     def sweep(self, shares: Iterable[tuple[Share, Share]]) -> None:
         """Try pairs of shares, of the lower and upper end; None leaves an end where it is best so far.
 
-        Gives up once the error is hopeless in every channel: shares come in descending order, and clipping only
+        Ends once every channel's error is too large (`_TOO_LARGE`): shares come in descending order, and clipping only
         gets worse.
         """
         for low, high in shares:
@@ -75,5 +75,5 @@ class _Best:
             better = error < self.error
             self.lo, self.hi = np.where(better, lo, self.lo), np.where(better, hi, self.hi)
             self.error = np.where(better, error, self.error)
-            if (error > _HOPELESS * self.error).all():
+            if (error > _TOO_LARGE * self.error).all():
                 break

@@ -40,7 +40,7 @@ not to wait for each other."""
 
 
 def minmax(samples: Samples, spec: QuantSpec) -> Range:
-    """The whole range of what was seen: no clipping error, coarsest steps."""
+    """The range of all values: no clipping error, coarsest steps."""
     return samples.lo, samples.hi
 
 

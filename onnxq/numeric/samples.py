@@ -1,4 +1,4 @@
-"""What range setting looks at: weighted values, of a weight tensor or of an activation's statistics alike.
+"""What range methods read: weighted values, of a weight tensor or of an activation's statistics alike.
 
 A `Statistic` collects an activation batch by batch in fixed memory and ends in `Samples`. Merging is associative
 and commutative, and exact: the result depends on the values seen, not on their order or batching.
@@ -76,13 +76,13 @@ class Statistic(Protocol):
     """Collects one tensor; memory does not grow with the number of updates."""
 
     def update(self, x: FloatArray) -> None:
-        """Take in one batch of values, any shape."""
+        """Count one batch of values, any shape."""
 
     def merge(self: S, other: S) -> S:
         """The statistic of both collections together."""
 
     def samples(self) -> Samples:
-        """What was seen, for a range-setting method."""
+        """All values so far, for a range method."""
 
 
 def merged(parts: Iterable[Mapping[str, S]]) -> Mapping[str, S]:

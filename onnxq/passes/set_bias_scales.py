@@ -3,7 +3,7 @@
     b_int = round(b / (s_x s_w))
 
 A channel with tiny weights and an ordinary bias would overflow: there the weight scale is raised to the lowest that
-`graph.bias_scale` allows, which costs precision only in weights that are negligible beside the bias.
+`rounding.bias_scale` allows, which costs precision only in weights that are negligible beside the bias.
 """
 
 from __future__ import annotations

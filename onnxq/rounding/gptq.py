@@ -7,7 +7,7 @@ upper Cholesky factor Hinv of H^-1 = Hinv' Hinv, and W the real-valued optimum B
 
     rounded             q_j = clip(round(w_j / s_j), low_j, high_j)
     its error           e_j = (w_j - s_j q_j) / Hinv_jj
-    spread              w_k -= e_j Hinv_jk   for all k > j: the best answer of the columns that are still free
+    spread              w_k -= e_j Hinv_jk   for all k > j: the best that the columns still free can do
 
 which is optimal brain quantization with one order of columns for all rows, or Babai's nearest plane. The errors add up
 to W - W~ = e Hinv, so that E(W~) - E(W) = |e|^2, row by row: what a rounding costs needs no other product by H.
