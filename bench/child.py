@@ -9,6 +9,7 @@ tool's. Peak memory is VmHWM (Linux). `getrusage` would count what the parent he
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -29,7 +30,8 @@ def run_quantize_static(
 ) -> None:
     """What ONNX Runtime's documentation recommends: preprocess, then quantize_static with a reader of samples.
 
-    A model below opset 13 is converted first, for per-channel quantization writes an invalid model there.
+    A model below opset 13 is converted first, for per-channel quantization writes an invalid model there. Where
+    symbolic shape inference fails, preprocessing goes without.
     """
     import numpy as np
     import onnx
@@ -46,7 +48,7 @@ def run_quantize_static(
         """One sample at a time from files, as in ONNX Runtime's examples."""
 
         def __init__(self, name: str) -> None:
-            self.name, self.files = name, iter(sorted(Path(folder).iterdir()))
+            self.name, self.files = name, iter(sorted(Path(samples).iterdir()))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             file = next(self.files, None)
@@ -60,12 +62,19 @@ def run_quantize_static(
     proto = onnx.load(model)
     weights = {t.name for t in proto.graph.initializer}
     name = next(value.name for value in proto.graph.input if value.name not in weights)
+    model, output, samples = (str(Path(path).resolve()) for path in (model, output, folder))
     with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)  # shape inference leaves files where it fails
         source, prepared = model, str(Path(scratch) / "prepared.onnx")
         if next(o.version for o in proto.opset_import if o.domain == "") < 13:
             source = str(Path(scratch) / "converted.onnx")
             onnx.save(onnx.version_converter.convert_version(proto, 13), source)
-        quant_pre_process(source, prepared)
+        try:
+            quant_pre_process(source, prepared)
+        except ImportError:  # sympy
+            raise
+        except Exception:  # it fails on many models, and recommends this
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
             output,
