@@ -1,6 +1,6 @@
-"""Does a QDQ model, written by whatever tool, keep to a target's requirements? Each breach is named, with its source.
+"""Does a QDQ model of any tool keep to a target's requirements? Each violation is named, with its source.
 
-The checks read the QDQ graph itself and know nothing of how onnxq places quantizers; both share the target's data.
+The checks read the QDQ graph itself, not how onnxq places quantizers; both share the target's data.
 """
 
 from __future__ import annotations
@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Container, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from onnx import ModelProto
 
+from ..errors import ModelError
+from ..graph.model import Model
 from ..report import printable
 from ..targets import Requirement, Target, requirements
 from . import placement, values
-from .finding import Check
 from .qdq_reader import QdqGraph
 from .shifts import shifts
+from .violation import Check, Violation
 
 CHECKS: Mapping[str, Check] = {
     "opset": values.opset,
@@ -46,23 +48,6 @@ CHECKS: Mapping[str, Check] = {
 
 
 @dataclass(frozen=True)
-class Violation:
-    """A place in a model that breaks a requirement. node, tensor: empty where the model as a whole does."""
-
-    requirement: str
-    node: str
-    tensor: str
-    expected: str
-    got: str
-    source: str
-
-    def __str__(self) -> str:
-        place = f"{self.node}: " if self.node else ""
-        tensor = f"{self.tensor!r}: " if self.tensor else ""
-        return f"{self.requirement}: {place}{tensor}expected {self.expected}, got {self.got} ({self.source})"
-
-
-@dataclass(frozen=True)
 class CheckResult:
     """What was checked of which model, and what was found."""
 
@@ -88,18 +73,23 @@ class CheckResult:
 
 
 def check(
-    proto: ModelProto, target: Target, origin: str = "model", forgiven: Container[str] = frozenset()
+    proto: ModelProto, target: Target, origin: str = "model", exempt: Container[str] = frozenset()
 ) -> CheckResult:
     """What of the target's requirements a QDQ model breaks. Raises ModelError where nothing in it is quantized.
 
-    forgiven: names of nodes that are as they are on purpose.
+    exempt: names of nodes that are as they are on purpose.
     """
-    graph = QdqGraph(proto, origin)
-    asked = requirements(target)
+    graph = QdqGraph(Model.from_proto(proto, origin))
+    if not graph.is_quantized:
+        raise ModelError(
+            f"{origin}: holds no QuantizeLinear and no DequantizeLinear, so there is nothing to check; `onnxq"
+            " quantize` writes such models"
+        )
+    checked = requirements(target)
     violations = tuple(
-        Violation(requirement.id, f.node, f.tensor, f.expected, f.got, requirement.source)
-        for requirement in asked
-        for f in CHECKS[requirement.id](graph, target)
-        if f.node not in forgiven
+        replace(violation, requirement=requirement.id, source=requirement.source)
+        for requirement in checked
+        for violation in CHECKS[requirement.id](graph, target)
+        if violation.node not in exempt
     )
-    return CheckResult(origin, target.name, asked, violations)
+    return CheckResult(origin, target.name, checked, violations)

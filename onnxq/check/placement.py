@@ -1,4 +1,4 @@
-"""Checks on where grids are: before and behind which operators, shared with whom."""
+"""Checks on what is quantized: before and behind which operators, and which tensors share a grid."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from collections.abc import Iterator
 import onnx_graphsurgeon as gs
 
 from ..operators.elementwise import clip_bounds
-from ..operators.linear import lacks_bias_input
 from ..operators.registry import is_convolution, preserves_grid
 from ..targets import OpRule, Target
 from ..targets.requirements import readers
 from ..targets.target import masks_attention
-from .finding import Finding
-from .qdq_reader import Pair, QdqGraph, is_dequantize, is_quantize, label
+from .qdq_reader import Pair, QdqGraph, label
+from .tensor_grid import is_dequantize, is_quantize
+from .violation import Violation
 
 
-def fused_activation(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+def fused_activation(graph: QdqGraph, target: Target) -> Iterator[Violation]:
     for pair in graph.pairs:
         producer = pair.tensor.inputs[0] if pair.tensor.inputs else None
         if producer is None or target.rule_of(producer) is None or pair.is_output or len(pair.tensor.outputs) > 1:
             continue
         behind = pair.readers[0].op if len(pair.readers) == 1 else ""
         if behind in target.fused and (behind != "Clip" or clip_bounds(pair.readers[0]) is not None):
-            yield Finding(
+            yield Violation(
                 label(producer), pair.tensor.name, f"{behind} directly behind {producer.op}", "a pair between"
             )
 
 
-def same_grid(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+def same_grid(graph: QdqGraph, target: Target) -> Iterator[Violation]:
     for node, rule in _ruled(graph, target):
         if rule.grid != "same" or (rule.kind == "movement" and not preserves_grid(node)):
             continue
         source = graph.read(node, 0)
         for output in node.outputs:
             pair = graph.pair_of(output)
-            if source is not None and pair is not None and not pair.encoding.same_grid(source):
-                yield Finding(label(node), output.name, f"the grid of its input, {source}", str(pair.encoding))
+            if source is not None and pair is not None and not pair.grid.same_grid(source):
+                yield Violation(label(node), output.name, f"the grid of its input, {source}", str(pair.grid))
 
 
-def shared_grid(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+def shared_grid(graph: QdqGraph, target: Target) -> Iterator[Violation]:
     for node, rule in _ruled(graph, target):
         if rule.tie == "none":
             continue
@@ -48,92 +48,90 @@ def shared_grid(graph: QdqGraph, target: Target) -> Iterator[Finding]:
         if rule.tie == "all" and rule.output == "grid" and pair is None:
             continue  # it runs in float
         if rule.tie == "all" and grids and pair is not None:
-            grids.append((pair.tensor.name, pair.encoding))
-        for name, encoding in grids[1:]:
-            if not encoding.same_grid(grids[0][1]):
-                yield Finding(label(node), name, f"the grid of {grids[0][0]!r}, {grids[0][1]}", str(encoding))
+            grids.append((pair.tensor.name, pair.grid))
+        for name, grid in grids[1:]:
+            if not grid.same_grid(grids[0][1]):
+                yield Violation(label(node), name, f"the grid of {grids[0][0]!r}, {grids[0][1]}", str(grid))
 
 
-def fixed_encoding(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+def fixed_encoding(graph: QdqGraph, target: Target) -> Iterator[Violation]:
     for node, rule in _ruled(graph, target):
         pair = graph.pair_of(node.outputs[0])
         for spec in rule.encodings:
-            if pair is None or pair.encoding.type != spec.type:
+            if pair is None or pair.grid.type != spec.type:
                 continue
-            scale, zero_point = float(pair.encoding.scale.reshape(-1)[0]), int(pair.encoding.zero_point.reshape(-1)[0])
+            scale, zero_point = float(pair.grid.scale.reshape(-1)[0]), int(pair.grid.zero_point.reshape(-1)[0])
             if (scale, zero_point) != (spec.scale, spec.zero_point):
                 expected = f"{spec.type} with scale {spec.scale:g} and zero point {spec.zero_point}"
-                yield Finding(label(node), pair.tensor.name, expected, str(pair.encoding))
+                yield Violation(label(node), pair.tensor.name, expected, str(pair.grid))
 
 
-def integer_readers(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+def integer_readers(graph: QdqGraph, target: Target) -> Iterator[Violation]:
     known = readers(target)
     for pair in graph.pairs:
         if not any(node.op in known or is_quantize(node) for node in pair.readers):
             found = ", ".join(dict.fromkeys(node.op for node in pair.readers)) or "the output of the model"
-            yield Finding(label(pair.quantize), pair.tensor.name, f"a reader among {', '.join(known)}", found)
+            yield Violation(label(pair.quantize), pair.tensor.name, f"a reader among {', '.join(known)}", found)
 
 
-def float_outputs(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+def float_outputs(graph: QdqGraph, target: Target) -> Iterator[Violation]:
     for pair in graph.pairs:
         if pair.is_output:
-            yield Finding(label(pair.quantize), pair.tensor.name, "an output of the model in float", str(pair.encoding))
+            yield Violation(label(pair.quantize), pair.tensor.name, "an output of the model in float", str(pair.grid))
 
 
-def residual_add(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+def residual_add(graph: QdqGraph, target: Target) -> Iterator[Violation]:
     for node, rule in _ruled(graph, target):
         if rule.kind != "residual" or len(list(graph.activations(node))) != 2:
             continue
         ends = [tensor for tensor in node.inputs if _ends_convolution(graph, tensor)]
         quantized = [graph.read(node, index) is not None for index in (0, 1)]
-        names = " and ".join(repr(graph.float_source(t).name) for t in node.inputs)
+        names = " and ".join(repr(graph.root(t).name) for t in node.inputs)
         if len(ends) == 2 and sum(quantized) != 1:
-            yield Finding(label(node), names, "one of two convolutions' outputs quantized", f"{sum(quantized)} are")
+            yield Violation(label(node), names, "one of two convolutions' outputs quantized", f"{sum(quantized)} are")
         elif len(ends) == 1:
             index = next(i for i, tensor in enumerate(node.inputs) if tensor is ends[0])
             if quantized[index]:
-                name = graph.float_source(ends[0]).name
-                yield Finding(label(node), name, "the convolution's output unquantized", "quantized")
+                name = graph.root(ends[0]).name
+                yield Violation(label(node), name, "the convolution's output unquantized", "quantized")
             if not quantized[1 - index]:
                 name = node.inputs[1 - index].name
-                yield Finding(label(node), name, "the residual input quantized", "in float")
+                yield Violation(label(node), name, "the residual input quantized", "in float")
 
 
-def whole_operators(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+def whole_operators(graph: QdqGraph, target: Target) -> Iterator[Violation]:
     for node, rule in _ruled(graph, target):
-        if rule.kind in ("residual", "commuting", "either") or (
-            target.added_bias == "layer" and _adds_bias(graph, node)
-        ):
+        if rule.kind in ("residual", "commuting", "either") or (target.added_bias == "layer" and graph.adds_bias(node)):
             continue
         output = node.outputs[0]
         pair = _written_through_bias(graph, target, node) if rule.kind == "linear" else graph.written(node)
         weighted = rule.kind == "linear" and graph.constant(node, 1) is not None
-        last = target.outputs == "float" and _ends_model(graph, node)
+        last = target.outputs == "float" and graph.ends_model(node)
         if weighted and pair is None and rule.output == "grid" and not last:
-            yield Finding(label(node), output.name, "its output quantized, as its weight is", "in float")
+            yield Violation(label(node), output.name, "its output quantized, as its weight is", "in float")
         if weighted or (pair is not None and not _runs_in_float(graph, target, node, rule)):
             yield from _float_inputs(graph, node, rule)
 
 
 def _runs_in_float(graph: QdqGraph, target: Target, node: gs.Node, rule: OpRule) -> bool:
-    """Whether an operator reads no integers at all; its output is on a grid for the next one."""
+    """Whether an operator reads no integers at all; its output is quantized for the next one."""
     reads = [graph.read(node, index) for index, _ in graph.activations(node)]
     return rule.kind in ("elementwise", "movement") and target.joins != "everywhere" and reads == [None] * len(reads)
 
 
-def one_width(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+def one_width(graph: QdqGraph, target: Target) -> Iterator[Violation]:
     for node, _ in _ruled(graph, target):
         grids = [(t, e) for i, t in graph.activations(node) if (e := graph.read(node, i)) is not None]
-        for tensor, encoding in grids[1:]:
-            if encoding.type != grids[0][1].type:
-                name = graph.float_source(tensor).name
-                yield Finding(label(node), name, f"{grids[0][1].type}, as its first input", encoding.type)
+        for tensor, grid in grids[1:]:
+            if grid.type != grids[0][1].type:
+                name = graph.root(tensor).name
+                yield Violation(label(node), name, f"{grids[0][1].type}, as its first input", grid.type)
 
 
 def _ruled(graph: QdqGraph, target: Target) -> Iterator[tuple[gs.Node, OpRule]]:
     for node in graph.nodes:
         rule = target.rule_of(node)
-        if rule is not None and id(node) not in graph.pieces:
+        if rule is not None and id(node) not in graph.composites:
             yield node, rule
 
 
@@ -146,25 +144,7 @@ def _written_through_bias(graph: QdqGraph, target: Target, node: gs.Node) -> Pai
     return pair
 
 
-def _ends_model(graph: QdqGraph, node: gs.Node) -> bool:
-    """Whether a node computes an output of the model, itself or through one bias and one activation behind it."""
-    tensor = node.outputs[0]
-    while not graph.model.is_output(tensor) and len(tensor.outputs) == 1:
-        reader = tensor.outputs[0]
-        if clip_bounds(reader) is None and not _adds_bias(graph, reader):
-            return False
-        tensor = reader.outputs[0]
-    return graph.model.is_output(tensor)
-
-
-def _adds_bias(graph: QdqGraph, node: gs.Node) -> bool:
-    """Whether an Add does nothing but add the bias of a MatMul."""
-    products = [t for t in node.inputs if t.inputs and lacks_bias_input(t.inputs[0]) and len(t.outputs) == 1]
-    others = [t for t in node.inputs if isinstance(graph.float_source(t), gs.Constant)]
-    return node.op == "Add" and len(products) == 1 and len(others) == 1
-
-
-def _float_inputs(graph: QdqGraph, node: gs.Node, rule: OpRule) -> Iterator[Finding]:
+def _float_inputs(graph: QdqGraph, node: gs.Node, rule: OpRule) -> Iterator[Violation]:
     """Inputs that a quantized operator reads in float, where it should not."""
     first = rule.kind == "movement" or rule.data == "first" or rule.grid != "own"
     last = 1 if first else 2 if rule.kind == "linear" else len(node.inputs)
@@ -174,12 +154,12 @@ def _float_inputs(graph: QdqGraph, node: gs.Node, rule: OpRule) -> Iterator[Find
         moved = rule.kind == "movement" and isinstance(tensor, gs.Constant)
         masked = bool(tensor.inputs) and masks_attention(tensor.inputs[0]) is not None
         if not moved and not masked and (tensor.dtype is None or str(tensor.dtype).endswith("float32")):
-            yield Finding(label(node), tensor.name, "quantized, as the rest of the operator", "in float")
+            yield Violation(label(node), tensor.name, "quantized, as the rest of the operator", "in float")
 
 
 def _ends_convolution(graph: QdqGraph, tensor: gs.Tensor) -> bool:
     """Whether a tensor, or what its pair quantizes, comes straight from a quantized convolution."""
-    source = graph.float_source(tensor)
+    source = graph.root(tensor)
     producer = source.inputs[0] if source.inputs else None
     if producer is None or is_dequantize(producer) or not is_convolution(producer):
         return False

@@ -1,69 +1,48 @@
-"""A QDQ graph as `onnxq check` sees it, whatever tool wrote it: which tensors are on which grids, and who reads them.
+"""The one reader of QDQ models, whatever tool wrote them: which tensors are quantized how, and who reads them.
 
     activation    x -> QuantizeLinear -> DequantizeLinear (one, or one for each reader) -> readers      a Pair
     constant      integers -> DequantizeLinear -> readers, or float -> QuantizeLinear -> DequantizeLinear
 
-Both operators are known in the standard domain and in com.microsoft, which had the 4- and 16-bit types first. Graphs
-inside control flow are not looked into.
+Models of integer operators are read likewise once `integer_operators` has made them readable. A float model is one
+without pairs. Graphs inside control flow are not looked into.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnx import ModelProto, helper
 
-from ..errors import ModelError
 from ..graph.model import Model
 from ..graph.patterns import find_composites
 from ..operators.elementwise import clip_bounds
-from ..operators.node import ONNX_DOMAINS
-from ..operators.registry import linear_form
+from ..operators.linear import lacks_bias_input
+from ..operators.node import ONNX_DOMAINS, is_float, is_op
+from ..operators.registry import is_convolution, linear_form, preserves_grid
+from .integer_operators import SUFFIX, WEIGHT_GRID
+from .tensor_grid import TensorGrid, grid_of, is_dequantize, is_qdq, is_quantize
 
-DOMAINS = (*ONNX_DOMAINS, "com.microsoft")
+SUFFIXES = (
+    "_DequantizeLinear_Output", "_QuantizeLinear_Output", "_QuantizeLinear_Input", "_DequantizeLinear",
+    "_QuantizeLinear", "_dequantized", "_quantized", "_clipped", "_integers", "_dq", "_q", "_DQ", "_Q",
+)  # fmt: skip
+"""What tools append to the name of the tensor that they quantize."""
 
-
-@dataclass(frozen=True)
-class Encoding:
-    """Parameters of one QuantizeLinear or DequantizeLinear. axis: None where the scale is one number."""
-
-    type: str
-    scale: NDArray[np.float64]
-    zero_point: NDArray[np.int64]
-    axis: int | None
-    block: int
-
-    @property
-    def limits(self) -> tuple[int, int]:
-        """The lowest and highest integer of the type."""
-        bits = int(self.type.lstrip("uint"))
-        return (0, (1 << bits) - 1) if self.type.startswith("u") else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
-
-    def same_grid(self, other: Encoding) -> bool:
-        """Whether integers of one mean the same in the other."""
-        return (
-            self.type == other.type
-            and np.array_equal(self.scale, other.scale)
-            and np.array_equal(self.zero_point, other.zero_point)
-        )
-
-    def __str__(self) -> str:
-        if self.scale.size > 1:
-            return f"{self.type} with {self.scale.size} scales along axis {self.axis}"
-        return f"{self.type} with scale {self.scale.item():g} and zero point {self.zero_point.reshape(-1)[0]}"
+Arithmetic: TypeAlias = Literal["integers", "integer weights", "float"]
+"""What a node computes with: integers alone, floats from weights that are stored as integers, or floats."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An activation on a grid. quantize: its QuantizeLinear. readers: of the dequantized values, each once."""
+    """A quantized activation. quantize: its QuantizeLinear. readers: of the dequantized values, each once."""
 
     tensor: gs.Tensor
-    encoding: Encoding
+    grid: TensorGrid
     quantize: gs.Node
     readers: tuple[gs.Node, ...]
     is_output: bool
@@ -71,12 +50,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant on a grid, as one input of a node reads it. role: `weight` and `bias` of linear operators, or else."""
+    """A quantized constant, as one input of a node reads it. role: `weight` and `bias` of linear operators, or else."""
 
     node: gs.Node
     index: int
     tensor: gs.Constant
-    encoding: Encoding
+    grid: TensorGrid
     role: str
 
     @property
@@ -85,66 +64,89 @@ class Constant:
         values = np.asarray(self.tensor.values)
         if values.dtype.kind != "f":
             return values.astype(np.int64)
-        scale, zero_point = (_broadcast(v, values.shape, self.encoding.axis) for v in self._parameters())
-        return np.asarray(np.clip(np.rint(values / scale) + zero_point, *self.encoding.limits), np.int64)
-
-    def _parameters(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return self.encoding.scale, np.asarray(self.encoding.zero_point, np.float64)
+        scale = self.grid.along_axis(self.grid.scale, values.ndim)
+        zero_point = self.grid.along_axis(np.asarray(self.grid.zero_point, np.float64), values.ndim)
+        return np.asarray(np.clip(np.rint(values / scale) + zero_point, *self.grid.limits), np.int64)
 
 
 class QdqGraph:
-    """The quantized tensors of a model. Raises ModelError where nothing in it is quantized."""
+    """A model with its quantized tensors. nodes: without QuantizeLinear, DequantizeLinear, and what passes them on."""
 
-    def __init__(self, proto: ModelProto, origin: str) -> None:
-        self.model = Model.from_proto(proto, origin)
-        self.opset = next((o.version for o in proto.opset_import if o.domain in ONNX_DOMAINS), 0)
-        nodes = self.model.graph.nodes
-        self.nodes = [n for n in nodes if not (is_quantize(n) or is_dequantize(n) or _passes_on(n))]
-        if not any(is_quantize(n) or is_dequantize(n) for n in nodes):
-            raise ModelError(
-                f"{origin}: holds no QuantizeLinear and no DequantizeLinear, so there is nothing to check; `onnxq"
-                " quantize` writes such models"
-            )
+    def __init__(self, model: Model) -> None:
+        self.model, self.opset = model, model.graph.opset
+        self.nodes = [n for n in model.graph.nodes if not (is_qdq(n) or _passes_on(n))]
+        self.is_quantized = any(is_qdq(n) for n in model.graph.nodes)
+
+    @cached_property
+    def tensors(self) -> dict[str, gs.Tensor]:
+        """All tensors of the graph by name."""
+        return self.model.graph.tensors()
+
+    @cached_property
+    def outputs(self) -> set[str]:
+        """Names of the model's outputs."""
+        return {tensor.name for tensor in self.model.graph.outputs}
+
+    @cached_property
+    def fixed(self) -> set[str]:
+        """Names of the tensors that depend on no input of the model."""
+        found = {name for name, tensor in self.tensors.items() if isinstance(tensor, gs.Constant)}
+        for node in self.model.graph.nodes:
+            captures = any(isinstance(value, gs.Graph) for value in node.attrs.values())
+            if not captures and all(not tensor.name or tensor.name in found for tensor in node.inputs):
+                found.update(tensor.name for tensor in node.outputs)
+        return found
 
     @cached_property
     def pairs(self) -> list[Pair]:
-        """All activations on grids, in graph order."""
+        """All quantized activations, in graph order."""
         found = (self._pair(node) for node in self.model.graph.nodes if is_quantize(node))
         return [pair for pair in found if pair is not None]
 
     @cached_property
-    def pieces(self) -> set[int]:
+    def composites(self) -> set[int]:
         """Nodes, by identity, that are but a part of one operator and stay in float with it."""
         return {id(node) for whole in find_composites(self.model) for node in whole.nodes}
 
     @cached_property
     def constants(self) -> list[Constant]:
-        """All constants on grids, for each node that reads them."""
+        """All quantized constants, for each node that reads them."""
         return [c for node in self.nodes for i in range(len(node.inputs)) if (c := self.constant(node, i)) is not None]
 
-    def read(self, node: gs.Node, index: int) -> Encoding | None:
+    def read(self, node: gs.Node, index: int) -> TensorGrid | None:
         """The grid of an input; None where it is read in float."""
         if index >= len(node.inputs):
             return None
-        producer = _producer(_source(node.inputs[index]))
-        return _encoding(producer) if producer is not None and is_dequantize(producer) else None
+        maker = producer(_before_passing(node.inputs[index]))
+        return grid_of(maker) if maker is not None and is_dequantize(maker) else None
 
     def constant(self, node: gs.Node, index: int) -> Constant | None:
-        """An input that is a constant on a grid."""
-        encoding = self.read(node, index)
-        source = _behind_pair(node.inputs[index]) if encoding is not None else None
-        if encoding is None or not isinstance(source, gs.Constant):
+        """An input that is a quantized constant."""
+        grid = self.read(node, index)
+        source = self.root(node.inputs[index]) if grid is not None else None
+        if grid is None or not isinstance(source, gs.Constant):
             return None
-        return Constant(node, index, source, encoding, _role(node, index, encoding))
+        return Constant(node, index, source, grid, _role(node, index, grid))
 
-    def float_source(self, tensor: gs.Tensor) -> gs.Tensor:
+    def root(self, tensor: gs.Tensor) -> gs.Tensor:
         """The tensor whose values arrive at `tensor`: itself, or what its pair quantizes."""
-        return _behind_pair(tensor)
+        maker = producer(_before_passing(tensor))
+        if maker is None or not is_dequantize(maker):
+            return tensor
+        before = producer(maker.inputs[0])
+        return before.inputs[0] if before is not None and is_quantize(before) else maker.inputs[0]
+
+    def as_read(self, tensor: gs.Tensor) -> gs.Tensor:
+        """A tensor as its readers see it: behind QuantizeLinear and DequantizeLinear where these follow."""
+        for reader in self.model.consumers(tensor):
+            if is_qdq(reader) or (reader.op == "Clip" and self._only_quantized(reader)):
+                return self.as_read(reader.outputs[0])
+        return tensor
 
     def activations(self, node: gs.Node) -> Iterator[tuple[int, gs.Tensor]]:
         """Index and tensor of the inputs that are computed, those of the first node as well as what pairs quantize."""
         for index, tensor in enumerate(node.inputs):
-            if tensor.name and not isinstance(self.float_source(tensor), gs.Constant):
+            if tensor.name and not isinstance(self.root(tensor), gs.Constant):
                 yield index, tensor
 
     def written(self, node: gs.Node) -> Pair | None:
@@ -157,24 +159,86 @@ class QdqGraph:
 
     def pair_of(self, tensor: gs.Tensor) -> Pair | None:
         """The first pair that quantizes this very tensor."""
-        return next((pair for pair in self.pairs if pair.tensor is tensor), None)
+        return self._pair_of.get(id(tensor))
+
+    def arithmetic(self, node: gs.Node) -> Arithmetic:
+        """What a node computes with, as the graph says it: whether a runtime has a kernel for that is not known here.
+
+        Integers: all its float operands are dequantized (a bias may stay in float), and its output is quantized. That
+        is not needed where a linear node ends the model, nor behind products of matrices, whose kernels return floats.
+        Integer weights: those of a linear node that does not compute with integers.
+        """
+        form = linear_form(node.op, node.domain)
+        operands = [i for i in range(len(node.inputs)) if form is None or i != form.bias]
+        finished = self.written(node) is not None
+        if form is not None:
+            finished |= not is_convolution(node) or self.ends_model(node)
+        elif _has_parameters(node):
+            operands = [0]
+        quantized = [self.read(node, i) is not None for i in operands if _may_be_float(node.inputs[i])]
+        if quantized and all(quantized) and finished:
+            return "integers"
+        weight = None if form is None else self.constant(node, form.weight)
+        return "float" if weight is None else "integer weights"
+
+    def ends_model(self, node: gs.Node) -> bool:
+        """Whether a node computes an output of the model, itself or through one bias and one activation behind it."""
+        tensor = node.outputs[0]
+        while not self.model.is_output(tensor) and len(tensor.outputs) == 1:
+            reader = tensor.outputs[0]
+            if clip_bounds(reader) is None and not self.adds_bias(reader):
+                return False
+            tensor = reader.outputs[0]
+        return self.model.is_output(tensor)
+
+    def adds_bias(self, node: gs.Node) -> bool:
+        """Whether an Add does nothing but add the bias of a MatMul."""
+        products = [t for t in node.inputs if t.inputs and lacks_bias_input(t.inputs[0]) and len(t.outputs) == 1]
+        others = [t for t in node.inputs if isinstance(self.root(t), gs.Constant)]
+        return node.op == "Add" and len(products) == 1 and len(others) == 1
+
+    def stored_weight(self, node: gs.Node) -> gs.Tensor | None:
+        """The tensor that holds a linear node's weight as real numbers; None where it is not constant."""
+        form = linear_form(node.op, node.domain)
+        index = WEIGHT_GRID[node.op][0] if node.op in WEIGHT_GRID else 1 if form is None else form.weight
+        if len(node.inputs) <= index:
+            return None
+        name = node.inputs[index].name
+        if node.op in WEIGHT_GRID:
+            name += SUFFIX
+        return self.tensors[name] if name in self.fixed else None
+
+    def named(self, known: Collection[str]) -> dict[str, gs.Tensor]:
+        """By name of a tensor, without what a tool appended to it: what holds it as its readers see it.
+
+        known: names of the float model's tensors, which are names of no more than themselves.
+        """
+        found: dict[str, gs.Tensor] = {}
+        for node in self.model.graph.nodes:
+            if is_dequantize(node) and node.inputs[0].name not in self.fixed:
+                for name in _names(node, known):
+                    found.setdefault(name, node.outputs[0])
+        for name, tensor in self.tensors.items():
+            if name in known and not isinstance(tensor, gs.Constant):
+                found.setdefault(name, tensor)
+        return found
+
+    @cached_property
+    def _pair_of(self) -> dict[int, Pair]:
+        return {id(pair.tensor): pair for pair in reversed(self.pairs)}
+
+    def _only_quantized(self, node: gs.Node) -> bool:
+        readers = self.model.consumers(node.outputs[0])
+        return bool(readers) and all(is_quantize(reader) for reader in readers)
 
     def _pair(self, node: gs.Node) -> Pair | None:
-        encoding = _encoding(node)
-        if encoding is None or isinstance(node.inputs[0], gs.Constant):
+        grid = grid_of(node)
+        if grid is None or isinstance(node.inputs[0], gs.Constant):
             return None
         behind = [reader.outputs[0] for reader in node.outputs[0].outputs if is_dequantize(reader)]
         readers = {id(n): n for tensor in behind for n in tensor.outputs}
         is_output = any(self.model.is_output(tensor) for tensor in behind)
-        return Pair(node.inputs[0], encoding, node, tuple(readers.values()), is_output)
-
-
-def is_quantize(node: gs.Node) -> bool:
-    return node.op == "QuantizeLinear" and node.domain in DOMAINS
-
-
-def is_dequantize(node: gs.Node) -> bool:
-    return node.op == "DequantizeLinear" and node.domain in DOMAINS
+        return Pair(node.inputs[0], grid, node, tuple(readers.values()), is_output)
 
 
 def label(node: gs.Node) -> str:
@@ -182,8 +246,47 @@ def label(node: gs.Node) -> str:
     return node.name or f"{node.op} of {node.outputs[0].name if node.outputs else 'nothing'}"
 
 
-def _producer(tensor: gs.Tensor) -> gs.Node | None:
+def producer(tensor: gs.Tensor) -> gs.Node | None:
+    """The node that computes a tensor; None for inputs and constants."""
     return tensor.inputs[0] if tensor.inputs else None
+
+
+def walk_back(tensor: gs.Tensor, through: Callable[[gs.Node], bool]) -> Iterator[gs.Tensor]:
+    """A tensor, and the first inputs of the nodes `through` that computed it, back to another node."""
+    yield tensor
+    while (node := producer(tensor)) is not None and through(node) and node.inputs:
+        tensor = node.inputs[0]
+        yield tensor
+
+
+def readers_behind(tensor: gs.Tensor, through: Callable[[gs.Node], bool]) -> list[gs.Node]:
+    """Nodes that read a tensor, seen through the nodes `through`."""
+    found: list[gs.Node] = []
+    for node in {id(n): n for n in tensor.outputs}.values():
+        if through(node) and node.outputs:
+            found += readers_behind(node.outputs[0], through)
+        else:
+            found.append(node)
+    return found
+
+
+def without_suffix(name: str, known: Collection[str]) -> str | None:
+    """The float model's tensor (or node) that a name was derived from, if any."""
+    while name not in known:
+        suffix = next((s for s in SUFFIXES if name.endswith(s) and len(name) > len(s)), None)
+        if suffix is None:
+            return None
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _names(node: gs.Node, known: Collection[str]) -> list[str]:
+    """What a DequantizeLinear's output may be called: itself, what was quantized, and these without suffixes."""
+    tensors = walk_back(node.inputs[0], lambda n: n.op in ("QuantizeLinear", "Clip", "Cast", "Identity"))
+    back = [node.outputs[0].name, *(tensor.name for tensor in tensors)]
+    found = [name for name in back if name in known]
+    stripped = (without_suffix(name, known) for name in back)
+    return (found or [name for name in stripped if name is not None])[:1]
 
 
 def _passes_on(node: gs.Node) -> bool:
@@ -191,55 +294,22 @@ def _passes_on(node: gs.Node) -> bool:
     return node.op in ("Identity", "Sum") and node.domain in ONNX_DOMAINS and len(node.inputs) == 1
 
 
-def _source(tensor: gs.Tensor) -> gs.Tensor:
-    while (producer := _producer(tensor)) is not None and _passes_on(producer):
-        tensor = producer.inputs[0]
-    return tensor
+def _before_passing(tensor: gs.Tensor) -> gs.Tensor:
+    *_, source = walk_back(tensor, _passes_on)
+    return source
 
 
-def _behind_pair(tensor: gs.Tensor) -> gs.Tensor:
-    producer = _producer(_source(tensor))
-    if producer is None or not is_dequantize(producer):
-        return tensor
-    source = producer.inputs[0]
-    before = _producer(source)
-    return before.inputs[0] if before is not None and is_quantize(before) else source
+def _may_be_float(tensor: gs.Tensor) -> bool:
+    return bool(tensor.name) and (tensor.dtype is None or is_float(tensor))
 
 
-def _role(node: gs.Node, index: int, encoding: Encoding) -> str:
+def _has_parameters(node: gs.Node) -> bool:
+    """Whether what a node reads behind its first input are parameters: lengths, bounds, the value that pads."""
+    return preserves_grid(node) or is_op(node, "Clip", "Resize", "Pad")
+
+
+def _role(node: gs.Node, index: int, grid: TensorGrid) -> str:
     form = linear_form(node.op, node.domain)
     if form is not None and (index == form.weight or form.bias is not None):
         return "weight" if index == form.weight else "bias" if index == form.bias else "operand"
-    return "bias" if encoding.type == "int32" else "operand"
-
-
-def _encoding(node: gs.Node) -> Encoding | None:
-    """None where scale or zero point are computed."""
-    scale, zero_point = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
-    if not isinstance(scale, gs.Constant) or not (zero_point is None or isinstance(zero_point, gs.Constant)):
-        return None
-    scales = np.asarray(scale.values, np.float64)
-    zeros = np.zeros(scales.shape, np.int64) if zero_point is None else np.asarray(zero_point.values).astype(np.int64)
-    axis = None if scales.size == 1 and not node.attrs.get("block_size") else int(node.attrs.get("axis", 1))
-    return Encoding(_type(node, zero_point), scales, zeros, axis, int(node.attrs.get("block_size", 0)))
-
-
-def _type(node: gs.Node, zero_point: gs.Tensor | None) -> str:
-    """The integer type: that of the zero point, of the stored integers, or of the attribute; uint8 by default."""
-    for tensor in (zero_point, node.inputs[0] if is_dequantize(node) else None):
-        if tensor is not None and tensor.dtype is not None:
-            dtype = tensor.dtype
-            if isinstance(dtype, int):  # one that numpy has not, as onnx numbers it
-                dtype = helper.tensor_dtype_to_np_dtype(dtype)
-            return str(np.dtype(dtype).name)
-    stated = node.attrs.get("output_dtype", 0)
-    if stated:
-        return str(np.dtype(helper.tensor_dtype_to_np_dtype(stated)).name)
-    before = _producer(node.inputs[0]) if is_dequantize(node) else None
-    return _type(before, before.inputs[2] if len(before.inputs) > 2 else None) if before is not None else "uint8"
-
-
-def _broadcast(values: NDArray[np.float64], shape: tuple[int, ...], axis: int | None) -> NDArray[np.float64]:
-    if axis is None or values.ndim != 1:
-        return values.reshape(()) if values.size == 1 else values
-    return values.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
+    return "bias" if grid.type == "int32" else "operand"

@@ -9,24 +9,25 @@ import onnx_graphsurgeon as gs
 
 from ..operators.registry import linear_form
 from ..targets import Shifts, Target
-from .finding import Finding
-from .qdq_reader import Encoding, QdqGraph, label
+from .qdq_reader import QdqGraph, label
+from .tensor_grid import TensorGrid
+from .violation import Violation
 
 
-def shifts(graph: QdqGraph, target: Target) -> Iterator[Finding]:
+def shifts(graph: QdqGraph, target: Target) -> Iterator[Violation]:
     bounds = target.shifts or Shifts()
     for node in graph.nodes:
         pair = graph.written(node)
-        p_y = None if pair is None else _position(pair.encoding)
+        p_y = None if pair is None else _position(pair.grid)
         inputs = [graph.read(node, index) for index in range(len(node.inputs))]
-        positions = [_position(encoding) for encoding in inputs if encoding is not None]
+        positions = [_position(grid) for grid in inputs if grid is not None]
         if linear_form(node.op, node.domain) is not None and len(positions) > 1:
             yield from _linear(node, positions, p_y, bounds)
         elif node.op in ("Add", "Sub", "Mul") and len(positions) == len(inputs):
             yield from _elementwise(node, positions, p_y, bounds)
 
 
-def _linear(node: gs.Node, positions: list[int], p_y: int | None, bounds: Shifts) -> Iterator[Finding]:
+def _linear(node: gs.Node, positions: list[int], p_y: int | None, bounds: Shifts) -> Iterator[Violation]:
     if p_y is None:
         return
     total = positions[0] + positions[1]
@@ -38,7 +39,7 @@ def _linear(node: gs.Node, positions: list[int], p_y: int | None, bounds: Shifts
         )
 
 
-def _elementwise(node: gs.Node, positions: list[int], p_y: int | None, bounds: Shifts) -> Iterator[Finding]:
+def _elementwise(node: gs.Node, positions: list[int], p_y: int | None, bounds: Shifts) -> Iterator[Violation]:
     if node.op in ("Add", "Sub"):
         yield from _outside(node, "max p_x - min p_x", max(positions) - min(positions), 0, bounds.read)
     if node.op == "Add" and p_y is not None:
@@ -47,10 +48,10 @@ def _elementwise(node: gs.Node, positions: list[int], p_y: int | None, bounds: S
         yield from _outside(node, "sum p_x - p_y", sum(positions) - p_y, *bounds.mul)
 
 
-def _outside(node: gs.Node, name: str, value: int, lo: int, hi: int) -> Iterator[Finding]:
+def _outside(node: gs.Node, name: str, value: int, lo: int, hi: int) -> Iterator[Violation]:
     if not lo <= value <= hi:
-        yield Finding(label(node), node.outputs[0].name, f"{lo} <= {name} <= {hi}", f"{value}")
+        yield Violation(label(node), node.outputs[0].name, f"{lo} <= {name} <= {hi}", f"{value}")
 
 
-def _position(encoding: Encoding) -> int:
-    return int(-np.rint(np.log2(encoding.scale.min())))
+def _position(grid: TensorGrid) -> int:
+    return int(-np.rint(np.log2(grid.scale.min())))

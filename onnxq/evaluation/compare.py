@@ -20,10 +20,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+import onnx_graphsurgeon as gs
+from onnx import ModelProto
 
 from ..calibration.collect import chunks
 from ..calibration.context import Context
+from ..check.integer_operators import with_dequantizers
 from ..data import Feed, Preprocess
 from ..errors import DataError, ModelError, OnnxqError
 from ..execution.services import Stage, open_workers
@@ -45,6 +47,9 @@ MOVEMENT = frozenset({
     "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout", "Cast", "Slice", "Split", "Expand"
 })  # fmt: skip
 """Operators that compute nothing: their outputs are not compared."""
+
+Models = tuple[ModelProto, ModelProto]
+"""The float model, and the quantized one with its integer operators made readable."""
 
 Pairs = Mapping[str, str]
 Figures = Mapping[str, tuple[float, bool]]
@@ -77,17 +82,18 @@ def compare(
     other, other_name = open_model(quantized, quantized=True)
     inputs = common_inputs(proto, other, (name, other_name))
     feeds = open_data(calibration, inputs, options, preprocess, input_keys)
-    found = match(proto, other)
+    readable = with_dequantizers(other)
+    found = match(proto, readable)
     pairs = {t: m.quantized for t, m in found.matches.items() if _compared(found, t)}
     if not pairs:
         raise ModelError(f"{other_name}: no tensor or layer of it stands for one of {name}; nothing can be compared")
     with open_workers(scheduler) as workers:
-        distances = _distances(proto, found, pairs, make_context(options, feeds, progress, workers=workers))
+        distances = _distances((proto, readable), found, pairs, make_context(options, feeds, progress, workers=workers))
     for tensor in [t for t in pairs if t not in distances]:
         found.unmatched[tensor] = f"{found.matches.pop(tensor).quantized!r} has another type or shape"
     before = {t: _inputs(found, t, distances) for t in pairs if t in distances}
     figures = _figures(distances, before)
-    weights = _weights(proto, name, found, next(iter(feeds)).arrays)
+    weights = _weights((proto, readable), name, found, next(iter(feeds)).arrays)
     tensors = tuple(_record(found, t, names, distances[t], figures, weights) for t, names in before.items())
     unmatched = {t: why for t, why in found.unmatched.items() if _compared(found, t)}
     return Comparison(
@@ -96,34 +102,34 @@ def compare(
 
 
 def _compared(found: Matching, tensor: str) -> bool:
-    node = found.reference.source(tensor)
-    return node is None or node.op_type not in MOVEMENT or tensor in found.reference.outputs
+    node = found.maker(tensor)
+    return node is None or node.op not in MOVEMENT or tensor in found.reference.outputs
 
 
-def _distances(proto: ModelProto, found: Matching, pairs: Pairs, context: Context) -> dict[str, Distance]:
+def _distances(models: Models, found: Matching, pairs: Pairs, context: Context) -> dict[str, Distance]:
     """Of the pairs whose arrays can be compared."""
     first = next(iter(context.feeds), None)
     if first is None:
         raise DataError("no data to compare on")
-    sizes = {name: 2 * size for name, size in tensor_bytes(proto, pairs, first.arrays).items()}
+    sizes = {name: 2 * size for name, size in tensor_bytes(models[0], pairs, first.arrays).items()}
     parts = list(chunks(sizes, context.services.max_memory // context.services.in_flight))
-    axis = 1 if any(_rank(found, node) == 3 for node in found.reference.nodes) else -1  # of tensors of rank 3
+    axis = 1 if any(_rank(node) == 3 for node in found.reference.nodes) else -1  # of tensors of rank 3
     distances: dict[str, Distance] = {}
     for index, names in enumerate(parts, 1):
         label = "comparing" if len(parts) == 1 else f"comparing, part {index} of {len(parts)}"
         part = {name: pairs[name] for name in names}
-        protos = extract(found.reference.proto, part), extract(found.quantized.wiring.proto, part.values())
-        prepare = partial(_comparer, protos, part, set(found.reference.outputs), axis, context.services.in_flight)
+        protos = extract(models[0], part), extract(models[1], part.values())
+        prepare = partial(_comparer, protos, part, found.reference.outputs, axis, context.services.in_flight)
         for one in context.services.workers.run(prepare, context.with_progress(label), context.services.threads):
             for name, distance in one.items():
                 distances.setdefault(name, Distance()).merge(distance)
     return distances
 
 
-def _rank(found: Matching, node: NodeProto) -> int:
+def _rank(node: gs.Node) -> int:
     """Of a Conv's weight; 0 for other nodes."""
-    dims = found.reference.dims(node.input[1]) if node.op_type in ("Conv", "ConvTranspose") else None
-    return len(dims or ())
+    weight = node.inputs[1] if node.op in ("Conv", "ConvTranspose") else None
+    return len(weight.shape) if isinstance(weight, gs.Constant) else 0
 
 
 def _comparer(
@@ -153,25 +159,26 @@ def _of_sample(
 
 
 def _weights(
-    proto: ModelProto, origin: str, found: Matching, feed: Mapping[str, np.ndarray]
+    models: Models, origin: str, found: Matching, feed: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[str, float]]:
     """By the tensor that a linear layer computes: its weight's name, and the SQNR of what the quantized model has.
 
     Where BatchNormalization is folded into the layer, it is folded into the reference as well.
     """
     layers = [
-        (result, node, weight)
+        (result, node, stored.name)
         for node, other, _ in found.layers
-        if (result := found.result_of(node)) is not None and (weight := found.quantized.weight_of(other)) is not None
+        if (result := found.result_of(node)) is not None
+        and (stored := found.quantized.stored_weight(other)) is not None
     ]
     if not layers:
         return {}
-    folded = _folded_weights(proto, origin) if any(_has_more(found, r, n) for r, n, _ in layers) else {}
+    folded = _folded_weights(models[0], origin) if any(_has_more(found, r, n) for r, n, _ in layers) else {}
     figures = {}
     for result, node, weight in layers:  # one at a time: together they are as large as the model
-        own = node.input[1]
-        x = folded.get(node.name) if _has_more(found, result, node) else _value(found.reference.proto, own, feed)
-        y = _value(found.quantized.wiring.proto, weight, feed)
+        own = node.inputs[1].name
+        x = folded.get(node.name) if _has_more(found, result, node) else _value(models[0], own, feed)
+        y = _value(models[1], weight, feed)
         if x is not None and x.shape != y.shape and x.shape == y.T.shape:
             y = y.T
         if x is not None and comparable(x, y):
@@ -183,14 +190,14 @@ def _value(proto: ModelProto, tensor: str, feed: Mapping[str, np.ndarray]) -> An
     return Session(extract(proto, [tensor])).run(feed)[tensor]
 
 
-def _has_more(found: Matching, result: str, node: NodeProto) -> bool:
+def _has_more(found: Matching, result: str, node: gs.Node) -> bool:
     """Whether something that changes the weight is folded between a layer's node and its result."""
-    name = node.output[0]
-    while name != result:
-        (reader,) = found.reference.readers[name]
-        if reader.op_type in ("BatchNormalization", "Mul", "Div"):
+    tensor = node.outputs[0]
+    while tensor.name != result:
+        reader = tensor.outputs[0]
+        if reader.op in ("BatchNormalization", "Mul", "Div"):
             return True
-        name = reader.output[0]
+        tensor = reader.outputs[0]
     return False
 
 
@@ -237,16 +244,16 @@ def _record(
     figures: Figures,
     weights: Mapping[str, tuple[str, float]],
 ) -> ComparedTensor:
-    pair, node = found.matches[tensor], found.reference.source(tensor)
-    heart = next((n for n, _, _ in found.layers if found.result_of(n) == tensor), node)
+    pair, node = found.matches[tensor], found.maker(tensor)
+    node = next((n for n, _, _ in found.layers if found.result_of(n) == tensor), node)
     db, adjusted = figures[tensor]
     weight, weight_db = weights.get(tensor, (None, None))
     if adjusted or any(figures[name][1] for name in inputs):
         weight_db = None
     return ComparedTensor(
         tensor=tensor,
-        node="" if heart is None else heart.name,
-        op="input" if heart is None else heart.op_type,
+        node="" if node is None else node.name,
+        op="input" if node is None else node.op,
         quantized=pair.quantized,
         matched_by=pair.by,
         absorbed=pair.absorbed,
@@ -269,9 +276,9 @@ def _inputs(found: Matching, tensor: str, distances: Mapping[str, Distance]) -> 
     nearest: dict[str, None] = {}
     seen, open_ends = {tensor}, [tensor]
     while open_ends:
-        node = found.reference.source(open_ends.pop())
-        for name in () if node is None else node.input:
-            if name in seen or name in found.reference.constants:
+        node = found.maker(open_ends.pop())
+        for name in () if node is None else (t.name for t in node.inputs):
+            if not name or name in seen or name in found.reference.fixed:
                 continue
             seen.add(name)
             if name in distances:

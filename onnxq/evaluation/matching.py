@@ -14,22 +14,24 @@ within (folded, or done by the ends of the grid), and its tensor stands for what
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import onnx
-from onnx import ModelProto, NodeProto
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import ModelProto
 
+from ..check.qdq_reader import QdqGraph, producer, readers_behind, walk_back, without_suffix
+from ..check.tensor_grid import is_qdq
+from ..graph.model import Model
 from ..graph.shapes import infer_shapes
+from ..operators.node import in_subgraph
 from ..operators.registry import linear_form
-from .dequantized import QDQ, Readable, without_suffix
-from .wiring import Wiring
 
 ARITHMETIC = ("Mul", "Add", "Sub", "Div")
 
 ABSORBABLE = frozenset({"BatchNormalization", "Relu", "Clip", "Identity", "Dropout", *ARITHMETIC})
 """What may happen inside a quantized layer; arithmetic with a constant only."""
-
-TRANSPARENT = QDQ | {"Identity", "Cast", "Dropout"}
 
 KINDS = {"MatMul": "Gemm", "QLinearMatMul": "Gemm", "QGemm": "Gemm", "QLinearConv": "Conv"}
 
@@ -48,36 +50,46 @@ class Match:
 class Matching:
     """matches: by the float model's tensor, in the order in which it computes them.
     layers: linear nodes with constant weights, (of the float model, of the quantized model, matched by).
-    floats: the float model's tensors that may be matched.
+    floats: names of the float model's tensors that may be matched.
+    named: the quantized model's tensors that one of these names stands for.
     stands_for: tensor of the quantized model -> its match's tensor.
     inside: those that the quantized model has no more -> the tensor whose match has them in it.
     unmatched: the others -> why.
     """
 
-    reference: Wiring
-    quantized: Readable
+    reference: QdqGraph
+    quantized: QdqGraph
     floats: set[str]
+    named: dict[str, gs.Tensor]
     matches: dict[str, Match] = field(default_factory=dict)
-    layers: list[tuple[NodeProto, NodeProto, str]] = field(default_factory=list)
+    layers: list[tuple[gs.Node, gs.Node, str]] = field(default_factory=list)
     stands_for: dict[str, str] = field(default_factory=dict)
     inside: dict[str, str] = field(default_factory=dict)
     unmatched: dict[str, str] = field(default_factory=dict)
 
-    def result_of(self, node: NodeProto) -> str | None:
+    def maker(self, name: str) -> gs.Node | None:
+        """The node of the float model that computes a tensor; None for inputs."""
+        return producer(self.reference.tensors[name])
+
+    def result_of(self, node: gs.Node) -> str | None:
         """The matched tensor that a float node computes, or that has its output in it."""
-        name = node.output[0]
+        name = node.outputs[0].name
         name = self.inside.get(name, name)
         return name if name in self.matches else None
 
 
 def match(reference: ModelProto, quantized: ModelProto) -> Matching:
-    """Pairs of tensors, and why what is left has none."""
-    wiring = Wiring(infer_shapes(reference))
-    floats = [name for name in _float_tensors(wiring) if name not in wiring.constants]
-    found = Matching(wiring, Readable.of(quantized, set(floats)), set(floats))
+    """Pairs of tensors, and why what is left has none.
+
+    quantized: with its integer operators made readable (`check.integer_operators`).
+    """
+    graph = QdqGraph(Model.from_proto(infer_shapes(reference), read_only=True))
+    other = QdqGraph(Model.from_proto(quantized, read_only=True))
+    floats = _float_tensors(graph)
+    found = Matching(graph, other, set(floats), other.named(set(floats)))
     for name in floats:
-        if name in found.quantized.values:
-            _add(found, name, found.quantized.values[name], "name")
+        if name in found.named:
+            _add(found, name, found.named[name], "name")
     _match_nodes(found)
     _match_positions(found)
     for name in floats:
@@ -88,82 +100,84 @@ def match(reference: ModelProto, quantized: ModelProto) -> Matching:
     return found
 
 
-def _float_tensors(wiring: Wiring) -> list[str]:
-    """Inputs, and what nodes compute, in order; those known to be something else than floats left out."""
-    graph = wiring.proto.graph
-    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
-    floats = (0, onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-    names = [*wiring.inputs, *(name for node in wiring.nodes for name in node.output if name)]
-    return [name for name in names if types.get(name, 0) in floats]
+def _float_tensors(graph: QdqGraph) -> list[str]:
+    """Inputs, and what nodes compute from them, in order; those known to be something else than floats left out."""
+    tensors = [*graph.model.graph.inputs, *(tensor for node in graph.model.graph.nodes for tensor in node.outputs)]
+    computed = (tensor for tensor in tensors if tensor.name and tensor.name not in graph.fixed)
+    return [t.name for t in computed if t.dtype is None or t.dtype in (np.float32, np.float16, np.float64)]
 
 
-def _add(found: Matching, name: str, value: str, by: str) -> None:
+def _add(found: Matching, name: str, value: gs.Tensor, by: str) -> None:
     """Let `value` stand for `name`, or for what it becomes in the nodes that the quantized model lacks."""
-    if value in found.stands_for:
+    if value.name in found.stands_for:
         return
     absorbed, passed = [], []
     while (node := _absorbed(found, name, value)) is not None:
-        absorbed.append(node.name or node.output[0])
+        absorbed.append(_label(node))
         passed.append(name)
-        name = node.output[0]
+        name = node.outputs[0].name
     if name in found.matches:
         return
-    found.matches[name] = Match(name, value, by, tuple(absorbed))
-    found.stands_for[value] = name
+    found.matches[name] = Match(name, value.name, by, tuple(absorbed))
+    found.stands_for[value.name] = name
     found.inside.update(dict.fromkeys(passed, name))
 
 
-def _absorbed(found: Matching, name: str, value: str) -> NodeProto | None:
+def _absorbed(found: Matching, name: str, value: gs.Tensor) -> gs.Node | None:
     """The float node that alone reads `name`, where the quantized model does what it does without a node."""
-    wiring, other = found.reference, found.quantized
-    readers, producer = wiring.readers.get(name, []), wiring.source(name)
-    if len(readers) != 1 or name in wiring.outputs or producer is None or not readers[0].output:
+    graph, other = found.reference, found.quantized
+    node, maker = _sole_reader(graph, name), found.maker(name)
+    if node is None or maker is None or name in graph.outputs:
         return None
-    node = readers[0]
-    if node.op_type not in ABSORBABLE or not _may_absorb(producer, node, wiring) or node.output[0] in other.values:
+    if node.op not in ABSORBABLE or not _may_absorb(maker, node, graph) or node.outputs[0].name in found.named:
         return None
-    *_, start = other.wiring.walk_back(value, QDQ)
-    behind = other.wiring.readers_behind(start, TRANSPARENT)
-    if any(_does(reader, node, other.wiring) for reader in behind):
+    *_, start = walk_back(value, is_qdq)
+    if any(_does(reader, node, other) for reader in readers_behind(start, _is_transparent)):
         return None
-    if value in other.wiring.outputs and node.output[0] not in wiring.outputs:
+    if value.name in other.outputs and node.outputs[0].name not in graph.outputs:
         return None
     return node
 
 
-def _may_absorb(producer: NodeProto, node: NodeProto, wiring: Wiring) -> bool:
+def _sole_reader(graph: QdqGraph, name: str) -> gs.Node | None:
+    """The one node that reads a tensor, as often as it may; None where there are others, or it lies in a subgraph."""
+    readers = graph.model.consumers(graph.tensors[name])
+    return readers[0] if len(readers) == 1 and readers[0].outputs and not in_subgraph(readers[0]) else None
+
+
+def _may_absorb(maker: gs.Node, node: gs.Node, graph: QdqGraph) -> bool:
     """Whether `node` can be folded into what computes its input: arithmetic into linear layers only."""
-    if node.op_type not in ("BatchNormalization", *ARITHMETIC):
+    if node.op not in ("BatchNormalization", *ARITHMETIC):
         return True
-    linear = _is_linear(producer) or producer.op_type in ("BatchNormalization", *ARITHMETIC)
-    return linear and (node.op_type not in ARITHMETIC or any(name in wiring.constants for name in node.input))
+    linear = _is_linear(maker) or maker.op in ("BatchNormalization", *ARITHMETIC)
+    return linear and (node.op not in ARITHMETIC or any(tensor.name in graph.fixed for tensor in node.inputs))
 
 
-def _does(reader: NodeProto, node: NodeProto, wiring: Wiring) -> bool:
+def _does(reader: gs.Node, node: gs.Node, graph: QdqGraph) -> bool:
     """Whether a node of the quantized model does what a float node does, as the same operator or as a similar one."""
     if reader.name and reader.name == node.name:
         return True
     kind = _kind(reader)
-    if node.op_type in ("Relu", "Clip"):
+    if node.op in ("Relu", "Clip"):
         return kind in ("Relu", "Clip")
-    if node.op_type in ("BatchNormalization", *ARITHMETIC):
-        operands = reader.input[0:4:3] if reader.op_type.startswith("QLinear") else reader.input[:2]
-        constant = any(name in wiring.constants for name in operands)
+    if node.op in ("BatchNormalization", *ARITHMETIC):
+        operands = reader.inputs[0:4:3] if reader.op.startswith("QLinear") else reader.inputs[:2]
+        constant = any(tensor.name in graph.fixed for tensor in operands)
         return kind == "BatchNormalization" or (kind in ARITHMETIC and constant)
-    return bool(kind == node.op_type)
+    return bool(kind == node.op)
 
 
 def _match_nodes(found: Matching) -> None:
     """Nodes of the same name: linear ones are layers; outputs that have no match yet get one."""
-    nodes = {node.name: node for node in found.reference.nodes if node.name}
-    for other in found.quantized.wiring.nodes:
-        name = without_suffix(other.name.removesuffix("_quant"), set(nodes)) if other.name else None
-        if name is None or other.op_type in QDQ or not other.output:
+    nodes = {node.name: node for node in found.reference.model.graph.nodes if node.name}
+    for other in found.quantized.model.graph.nodes:
+        name = without_suffix(other.name.removesuffix("_quant"), nodes) if other.name else None
+        if name is None or is_qdq(other) or not other.outputs:
             continue
         node = nodes[name]
         if _kind(node) != _kind(other):
             continue
-        if _is_layer(found, node, other):
+        if (key := _key(found.reference, node)) is not None and key == _key(found.quantized, other):
             found.layers.append((node, other, "node"))
         _add_outputs(found, node, other, "node")
 
@@ -171,59 +185,63 @@ def _match_nodes(found: Matching) -> None:
 def _match_positions(found: Matching) -> None:
     """Linear layers that are left, aligned in order by operator and shape of the weight."""
     known = {id(n) for pair in found.layers for n in pair[:2]}
-    ours = [n for n in found.reference.nodes if id(n) not in known and _key(found.reference, n, n.input[1:2])]
-    theirs = [n for n in found.quantized.wiring.nodes if id(n) not in known and _quantized_key(found, n)]
-    keys = [_key(found.reference, n, n.input[1:2]) for n in ours], [_quantized_key(found, n) for n in theirs]
+    ours, theirs = (_keys(graph, known) for graph in (found.reference, found.quantized))
+    keys = [key for _, key in ours], [key for _, key in theirs]
     for block in difflib.SequenceMatcher(None, *keys, autojunk=False).get_matching_blocks():
         for step in range(block.size):
-            node, other = ours[block.a + step], theirs[block.b + step]
+            node, other = ours[block.a + step][0], theirs[block.b + step][0]
             found.layers.append((node, other, "position"))
             _add_outputs(found, node, other, "position")
 
 
-def _add_outputs(found: Matching, node: NodeProto, other: NodeProto, by: str) -> None:
+def _add_outputs(found: Matching, node: gs.Node, other: gs.Node, by: str) -> None:
     """Match what two nodes compute, unless the quantized tensor stands for a later one already, as its name says."""
-    start, value = node.output[0], found.quantized.value_of(other.output[0])
+    start, value = node.outputs[0].name, found.quantized.as_read(other.outputs[0])
     if start not in found.floats or start in found.matches or start in found.inside:
         return
-    later = found.stands_for.get(value)
+    later = found.stands_for.get(value.name)
     if later is None:
         _add(found, start, value, by)
         return
-    passed = [start]
+    passed, absorbed = [start], []
     while passed[-1] != later:
-        readers = found.reference.readers.get(passed[-1], [])
-        if len(readers) != 1 or readers[0].op_type not in ABSORBABLE:
+        reader = _sole_reader(found.reference, passed[-1])
+        if reader is None or reader.op not in ABSORBABLE:
             return
-        passed.append(readers[0].output[0])
-    absorbed = tuple(found.reference.producer[name].name or name for name in passed[1:])
-    found.matches[later] = replace(found.matches[later], absorbed=absorbed)
+        absorbed.append(_label(reader))
+        passed.append(reader.outputs[0].name)
+    found.matches[later] = replace(found.matches[later], absorbed=tuple(absorbed))
     found.inside.update(dict.fromkeys(passed[:-1], later))
 
 
-def _kind(node: NodeProto) -> str:
-    return KINDS.get(node.op_type, str(node.op_type).removeprefix("QLinear"))
+def _label(node: gs.Node) -> str:
+    return node.name or node.outputs[0].name
 
 
-def _is_linear(node: NodeProto) -> bool:
+def _kind(node: gs.Node) -> str:
+    return KINDS.get(node.op, node.op.removeprefix("QLinear"))
+
+
+def _is_linear(node: gs.Node) -> bool:
     """Whether a node is a linear operator, or the integer form of one."""
-    return linear_form(_kind(node)) is not None or linear_form(node.op_type, node.domain) is not None
+    return linear_form(_kind(node)) is not None or linear_form(node.op, node.domain) is not None
 
 
-def _is_layer(found: Matching, node: NodeProto, other: NodeProto) -> bool:
-    key = _key(found.reference, node, node.input[1:2])
-    return key is not None and key == _quantized_key(found, other)
+def _is_transparent(node: gs.Node) -> bool:
+    return is_qdq(node) or node.op in ("Identity", "Cast", "Dropout")
 
 
-def _key(wiring: Wiring, node: NodeProto, weight: list[str]) -> tuple[object, ...] | None:
+def _keys(graph: QdqGraph, known: set[int]) -> Sequence[tuple[gs.Node, tuple[object, ...]]]:
+    """Linear nodes that are not `known`, with what must agree."""
+    nodes = (node for node in graph.model.graph.nodes if id(node) not in known)
+    return [(node, key) for node in nodes if (key := _key(graph, node)) is not None]
+
+
+def _key(graph: QdqGraph, node: gs.Node) -> tuple[object, ...] | None:
     """What two linear nodes must have in common; None for other nodes. A matrix may have been transposed."""
-    if not _is_linear(node) or not weight or weight[0] not in wiring.constants:
+    weight = graph.stored_weight(node) if _is_linear(node) else None
+    if weight is None:
         return None
-    through = TRANSPARENT | {"Transpose"}
-    dims = next((d for name in wiring.walk_back(weight[0], through) if (d := wiring.dims(name)) is not None), ())
+    sources = walk_back(weight, lambda n: _is_transparent(n) or n.op == "Transpose")
+    dims = next((tuple(t.shape) for t in sources if isinstance(t, gs.Constant)), ())
     return _kind(node), tuple(sorted(dims)) if _kind(node) == "Gemm" else dims
-
-
-def _quantized_key(found: Matching, node: NodeProto) -> tuple[object, ...] | None:
-    weight = found.quantized.weight_of(node) if _is_linear(node) else None
-    return None if weight is None else _key(found.quantized.wiring, node, [weight])

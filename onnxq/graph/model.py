@@ -98,9 +98,13 @@ class Model:
     _names: set[str] = field(default_factory=set, repr=False)
 
     @classmethod
-    def from_proto(cls, proto: ModelProto, origin: str = "model") -> Model:
-        """Raises ModelError for content that graph surgeon would drop without a word."""
-        _refuse_losses(proto, origin)
+    def from_proto(cls, proto: ModelProto, origin: str = "model", *, read_only: bool = False) -> Model:
+        """Raises ModelError for content that graph surgeon would drop without a word; where the model is `read_only`,
+        and will not be turned into a protobuf again, such content is left out."""
+        if read_only:
+            proto = _without_losses(proto)
+        else:
+            _refuse_losses(proto, origin)
         graph = gs.import_onnx(proto)
         for inner in graph.subgraphs(recursive=True):
             for node in inner.nodes:
@@ -261,6 +265,19 @@ def _refuse_losses(proto: ModelProto, origin: str) -> None:
             kind = "sequence_type of other than tensors"
         if kind not in (None, "tensor_type", "sequence_type"):
             raise ModelError(f"{origin}: tensor {value.name!r} is of {kind}, which is not supported")
+
+
+def _without_losses(proto: ModelProto) -> ModelProto:
+    """The model without the attributes that graph surgeon skips, or fails on."""
+    if all(_is_carried(attribute) for node in nodes_of(proto.graph) for attribute in node.attribute):
+        return proto
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    for node in nodes_of(copy.graph):
+        kept = [attribute for attribute in node.attribute if _is_carried(attribute)]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    return copy
 
 
 def _is_carried(attribute: AttributeProto) -> bool:
