@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,14 @@ import onnx
 import onnxruntime as ort
 import pytest
 from graphs import feeds, model, run
-from quantized import PLAIN, samples
+from quantized import PLAIN, quantized, samples
+from test_targets import MISSING
 
 import onnxq
 from onnxq import Preprocess
 from onnxq.numeric.metrics import Sqnr
+from onnxq.targets import TARGETS
+from onnxq.targets.target import MOVES
 
 openvino = pytest.importorskip("openvino")
 
@@ -129,6 +133,17 @@ def test_what_convolutions_need_for_int8(settings, found, tmp_path):
     network, db = in_openvino(model(CONV), tmp_path, target="openvino", **settings)
     assert precisions(network) == found
     assert db > 30
+
+
+@pytest.mark.parametrize(("op", "precision"), [("SpaceToDepth", "f32"), ("GatherND", "f32"), ("GlobalMaxPool", "u8")])
+def test_data_movement_beyond_what_nncf_lists(op, precision, tmp_path, monkeypatch):
+    """Where the grids are the same in front and behind, as if the target moved integers through all of these."""
+    target = TARGETS["openvino"]
+    monkeypatch.setitem(TARGETS, "openvino", replace(target, rules={**target.rules, op: MOVES}))
+    onnx.save(quantized(MISSING[op][1], target="openvino"), tmp_path / "q.onnx")
+    info = [node.get_rt_info() for node in compiled(tmp_path / "q.onnx").get_runtime_model().get_ordered_ops()]
+    kind = {"GlobalMaxPool": "Reduce"}.get(op, op)
+    assert [i["runtimePrecision"].astype(str) for i in info if i["layerType"].astype(str) == kind] == [precision]
 
 
 def test_biases_beside_shapes(tmp_path):

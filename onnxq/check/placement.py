@@ -69,6 +69,9 @@ def fixed_encoding(graph: QdqGraph, target: Target) -> Iterator[Violation]:
 def integer_readers(graph: QdqGraph, target: Target) -> Iterator[Violation]:
     known = readers(target)
     for pair in graph.pairs:
+        rule = target.rule_of(pair.tensor.inputs[0]) if pair.tensor.inputs else None
+        if rule is not None and rule.output == "grid":
+            continue
         if not any(node.op in known or is_quantize(node) for node in pair.readers):
             found = ", ".join(dict.fromkeys(node.op for node in pair.readers)) or "the output of the model"
             yield Violation(label(pair.quantize), pair.tensor.name, f"a reader among {', '.join(known)}", found)

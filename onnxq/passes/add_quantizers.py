@@ -140,6 +140,8 @@ class _Choice:
         if not self.options.force_int_kernels and (reason := rule.slow(node)) is not None:
             return reason
         if rule.kind in ("commuting", "either"):
+            if rule.kind == "commuting":
+                self._hand_on(node)
             return ""
         if rule.kind == "residual" and isinstance(addend := residual_input(self.model, node), str):
             return addend
@@ -188,9 +190,7 @@ class _Choice:
             outputs = [self.target.output_of(layer)]
         self.integer.update(map(id, outputs))
         if rule.kind == "movement":
-            for kept in (self.inputs, self.gridded):
-                if id(node.inputs[0]) in kept:
-                    kept.update(map(id, outputs))
+            self._hand_on(node)
             return
         writes_grid = rule.output == "grid" or rule.followed
         if writes_grid:
@@ -203,6 +203,12 @@ class _Choice:
             self.integer.add(id(behind))
             if writes_grid or self.target.fused_needs_grid:
                 self.gridded.add(id(behind))
+
+    def _hand_on(self, node: gs.Node) -> None:
+        """What a node writes that moves integers, or that quantization moves past, is what it reads."""
+        for kept in (self.integer, self.inputs, self.gridded):
+            if id(node.inputs[0]) in kept:
+                kept.update(map(id, node.outputs))
 
     def _activation_behind(self, tensor: gs.Tensor) -> tuple[gs.Node, ...]:
         """The nodes, the last one first, of the activation that runs as the end of what computes a tensor."""
@@ -251,14 +257,16 @@ class _Placement:
             if rule.output == "grid" or self._ends_in_activation(node):
                 self._output(node, rule)
         self._follow_movement()
+        self._follow_commuting()
         self._in_graph_order()
 
     def _activation(self, tensor: gs.Tensor, reader: gs.Node | None = None) -> None:
         if self.options.activation is None:
             return
         spec = Quantizer(tensor.name, self.options.activation, fixed=self._known_range(tensor))
+        written = tensor.name in self.quantizers and not self.quantizers[tensor.name].readers  # for whoever reads it
         quantizer = self.quantizers.setdefault(tensor.name, spec)
-        if reader is not None and (isinstance(tensor, gs.Constant) or self.target.pairs == "reader"):
+        if reader is not None and (isinstance(tensor, gs.Constant) or (self.target.pairs == "reader" and not written)):
             self.quantizers[tensor.name] = replace(quantizer, readers=(*quantizer.readers, reader.name))
 
     def _known_range(self, tensor: gs.Tensor) -> tuple[float, float] | None:
@@ -322,6 +330,19 @@ class _Placement:
                 for tensor in followers:
                     quantizer = self.quantizers[tensor.name]
                     self.quantizers[tensor.name] = replace(quantizer, grid_of=source.name, fixed=None)
+
+    def _follow_commuting(self) -> None:
+        """Where values were written on a grid, operators that quantization moves past keep it."""
+        written = {name: name for name, quantizer in self.quantizers.items() if not quantizer.readers}
+        for node in self.model.graph.nodes:
+            rule, source = self.target.rule_of(node), written.get(node.inputs[0].name if node.inputs else "")
+            if source is None or rule is None or rule.kind != "commuting" or not preserves_grid(node):
+                continue
+            for tensor in node.outputs:
+                written[tensor.name] = source
+                if tensor.name in self.quantizers:
+                    follower = replace(self.quantizers[tensor.name], grid_of=source, fixed=None)
+                    self.quantizers[tensor.name] = follower
 
     def _in_graph_order(self) -> None:
         order = {name: index for index, name in enumerate(self.model.graph.tensors())}

@@ -12,6 +12,7 @@ Measured with OpenVINO 2026.4.1 on a CPU with AMX (tests/test_openvino.py repeat
                     end of a Conv whose output is on no grid, with a grid between, apart. HardSigmoid runs in float.
                     QuantizeLinear of 16 bits is dropped, and with it the work of a Relu that was left to its grid
                     (ResNet: 11 % top-1). A Relu that stays costs nothing: it is fused in 8 bits, too.
+    data movement   SpaceToDepth and GatherND run in float, GlobalMaxPool as a reduction of integers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """ONNX Runtime on CPUs. The rules were found by feeding QDQ models of each operator to ONNX Runtime 1.32 and reading
 the graph that it then runs (`tests/test_targets.py` repeats that), not from a list. Pad keeps its grid like all data
-movement, but 1.32 pads in float between DequantizeLinear and QuantizeLinear, which is exact.
+movement, but 1.32 pads in float between DequantizeLinear and QuantizeLinear, which is exact. It moves no integers
+through SpaceToDepth, GlobalMaxPool and GatherND.
 
 `ort-no-vnni`: without VNNI, x86 multiplies uint8 by int8 with VPMADDUBSW, which adds pairs of products in 16 bits and
 saturates:  |255 q_1 + 255 q_2| <= 2^15 - 1  holds for |q| <= 64.
@@ -83,7 +84,7 @@ ORT = Target(
         "Softmax": _UNIT,
         "AveragePool": _ELEMENTWISE,
         "GlobalAveragePool": _ELEMENTWISE,
-        **movement(MOVES, but=("GatherND", "SpaceToDepth", "GlobalMaxPool", "Identity")),
+        **movement(MOVES, but=("GatherND", "SpaceToDepth", "GlobalMaxPool")),
     },
     fused=frozenset({"Relu", "Clip"}),
     joins="grids",

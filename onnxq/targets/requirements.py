@@ -83,6 +83,12 @@ def _fixed_encoding(target: Target) -> str:
     )
 
 
+def _integer_readers(target: Target) -> str:
+    text = f"an activation is quantized only for a reader among {_list(readers(target))}"
+    writers = [op for op, rule in target.rules.items() if rule.output == "grid"]
+    return f"{text}, or where {_list(writers)} write it" if writers else text
+
+
 def _shifts(target: Target) -> str:
     assert target.shifts is not None
     s = target.shifts
@@ -110,7 +116,7 @@ REQUIREMENTS: Mapping[str, Callable[[Target], str]] = {
     "same-grid": _same_grid,
     "shared-grid": _shared_grid,
     "fixed-encoding": _fixed_encoding,
-    "integer-readers": lambda t: f"an activation is quantized only for a reader among {_list(readers(t))}",
+    "integer-readers": _integer_readers,
     "float-outputs": lambda t: "outputs of the model are not quantized",
     "residual-add": lambda t: "where a convolution ends in an Add, that input is not quantized and the other one is",
     "whole-operators": lambda t: "an operator with a quantized weight, or output, has all inputs and outputs quantized",

@@ -2,14 +2,15 @@
 
 The compiler fuses what follows a convolution (bias, Add, activation) and moves quantization past operators that
 commute with it. So nothing is quantized on the outputs of weighted operators or around Relu, Concat and data movement;
-a pair stands directly before its reader. Of a residual Add the branch that comes straight from a convolution stays
+a pair stands directly before its reader. SpaceToDepth and GlobalMaxPool, which are not among the operators that
+quantization is documented to move past, get a pair on both sides, on one grid. Of a residual Add the branch that comes straight from a convolution stays
 unquantized, so that it fuses, and the other one is quantized, so that the result can be int8.
 """
 
 from __future__ import annotations
 
 from ..numeric.quant import Grid, QuantSpec
-from .target import OpRule, Target, movement, no_weight
+from .target import POOLS, OpRule, Target, movement, no_weight
 
 _EXPLICIT = (
     "https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-explicit-quantization.html"
@@ -35,6 +36,7 @@ TENSORRT = Target(
         **movement(_COMMUTES),
         "Relu": _COMMUTES,
         "Clip": _COMMUTES,
+        **dict.fromkeys(("SpaceToDepth", "GlobalMaxPool"), POOLS),
         **dict.fromkeys(("MaxPool", "AveragePool", "GlobalAveragePool", "Mul", "BatchNormalization"), _EITHER),
         "Concat": OpRule("commuting", "free", tie="all"),
     },
