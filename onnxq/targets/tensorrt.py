@@ -3,8 +3,9 @@
 The compiler fuses what follows a convolution (bias, Add, activation) and moves quantization past operators that
 commute with it. So nothing is quantized on the outputs of weighted operators or around Relu, Concat and data movement;
 a pair stands directly before its reader. SpaceToDepth and GlobalMaxPool, which are not among the operators that
-quantization is documented to move past, get a pair on both sides, on one grid. Of a residual Add the branch that comes straight from a convolution stays
-unquantized, so that it fuses, and the other one is quantized, so that the result can be int8.
+quantization is documented to move past, get a pair on both sides, on one grid. Of a residual Add the branch that comes
+straight from a convolution stays unquantized, so that it fuses, and the other one is quantized, so that the result can
+be int8.
 """
 
 from __future__ import annotations
