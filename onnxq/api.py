@@ -128,7 +128,7 @@ def quantize(
             calibration = random_inputs(proto, known, given, options, origin)
             where: str | None = RANDOM_INPUTS
         elif options.synthetic:
-            raise UsageError("--synthetic makes up calibration data, but some is given")
+            raise UsageError("`synthetic` makes up calibration data, but some is given")
         else:
             where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
         feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys)

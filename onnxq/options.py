@@ -1,30 +1,73 @@
-"""How to quantize: every choice that a user has, checked when it is made."""
+"""How to quantize: every choice that a user has, with its type, default, bounds, meaning and unit, said once.
+
+The command line, TOML files, the checks below and docs/options.md are made from these fields; see `schema`.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .encodings import VERSIONS
 from .errors import UsageError
 from .numeric.quant import Grid, QuantSpec
-from .numeric.ranges import check_method, parse_method
+from .numeric.ranges import check_method, parse_method, usage
 from .rounding.choice import EFFORTS
 from .rounding.methods import ROUNDINGS
+from .schema import check_fields, documented, option, unknown
 from .targets import find_target
+
+DATA = "Calibration data"
+TARGET = "Target, bits and placement"
+STEPS = "Steps (figure 8 of the white paper)"
+RANGES = "Quantization ranges"
+DATA_FREE = "Without calibration data"
+ENCODINGS = "Encodings"
+RUNNING = "Time and memory"
+OVERRIDE = "Exceptions for single tensors"
 
 PRESETS = ("w8a8", "w8a16", "w4a8", "w4a16", "w8", "w4")
 """Those worth naming; any of w2 to w16, a2 to a16, alone or together, is understood. Without w or a: left in float."""
 
+@documented
+@dataclass(frozen=True)
+class Override:
+    """What to do differently with some tensors, a table [[override]] in a TOML file; None leaves a thing as it is.
 
-_TYPES: Mapping[str, tuple[type, str]] = {
-    **dict.fromkeys(("tensor", "node", "method"), (str, "a string")),
-    **dict.fromkeys(("bits", "block"), (int, "a whole number")),
-    **dict.fromkeys(("symmetric", "per_channel", "power_of_two", "keep_float"), (bool, "true or false")),
-}
+    One of tensor and node says which. `range` takes the place of a method.
+    """
+
+    tensor: str | None = option(None, "Glob of tensor names.", OVERRIDE)
+    node: str | None = option(
+        None,
+        "Glob of node names or operator types: the weights that they read and the activations that they compute.",
+        OVERRIDE,
+    )
+    bits: int | None = option(None, "Width.", OVERRIDE, least=2, most=16)
+    symmetric: bool | None = option(None, "Zero point 0, or zero points.", OVERRIDE)
+    per_channel: bool | None = option(None, "A scale for each channel of a weight, or one for the tensor.", OVERRIDE)
+    power_of_two: bool | None = option(None, "Scales that are powers of two.", OVERRIDE)
+    block: int | None = option(None, "Weights of a channel that share a scale.", OVERRIDE, least=1)
+    method: str | None = option(None, "How the range is set, as `weight_range`.", OVERRIDE, parse=parse_method)
+    range: tuple[float, float] | None = option(None, "The range itself, [lo, hi].", OVERRIDE)
+    keep_float: bool = option(False, "No quantizer at all.", OVERRIDE)
+
+    def __post_init__(self) -> None:
+        if (self.tensor is None) == (self.node is None):
+            raise UsageError("an override names either a `tensor` or a `node`, as a glob of names")
+        check_fields(self, f"the override of {self.place}: ")
+        if all(getattr(self, f.name) is f.default for f in fields(self) if f.name not in ("tensor", "node")):
+            raise UsageError(f"the override of {self.place} changes nothing: give bits, method, range or another field")
+        if self.range is not None and not _is_range(self.range):
+            raise UsageError(f"the override of {self.place}: `range` must be [lo, hi] with lo < hi, got {self.range}")
+
+    @property
+    def place(self) -> str:
+        """How messages name it."""
+        return f"tensor {self.tensor!r}" if self.tensor is not None else f"node {self.node!r}"
 
 
 def _is_range(value: Any) -> bool:
@@ -32,162 +75,161 @@ def _is_range(value: Any) -> bool:
     return numbers and len(value) == 2 and -math.inf < value[0] < value[1] < math.inf
 
 
-@dataclass(frozen=True)
-class Override:
-    """What to do differently with some tensors; None leaves a thing as it is.
-
-    tensor: glob of tensor names; or node: glob of node names or operator types, for the weights that they read and
-    the activations that they compute. keep_float: no quantizer at all. range: (lo, hi) instead of a method.
-    """
-
-    tensor: str | None = None
-    node: str | None = None
-    bits: int | None = None
-    symmetric: bool | None = None
-    per_channel: bool | None = None
-    power_of_two: bool | None = None
-    block: int | None = None
-    method: str | None = None
-    range: tuple[float, float] | None = None
-    keep_float: bool = False
-
-    def __post_init__(self) -> None:
-        if (self.tensor is None) == (self.node is None):
-            raise UsageError("an override names either a tensor or a node (a glob of names)")
-        for name, (kind, text) in _TYPES.items():
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
-                raise UsageError(f"the override of {self.place}: {name} must be {text}, got {value!r}")
-        if all(getattr(self, f.name) is f.default for f in fields(self) if f.name not in ("tensor", "node")):
-            raise UsageError(f"the override of {self.place} changes nothing")
-        if self.bits is not None and not 2 <= self.bits <= 16:
-            raise UsageError(f"the override of {self.place}: bits must be 2 to 16, got {self.bits}")
-        if self.block is not None and self.block < 1:
-            raise UsageError(f"the override of {self.place}: block must be at least 1, got {self.block}")
-        if self.range is not None and not _is_range(self.range):
-            raise UsageError(f"the override of {self.place}: range must be [lo, hi] with lo < hi, got {self.range}")
-        if self.method is not None:
-            parse_method(self.method)
-
-    @property
-    def place(self) -> str:
-        return f"tensor {self.tensor!r}" if self.tensor is not None else f"node {self.node!r}"
+def _check_input_ranges(value: Any) -> None:
+    for each in value:
+        if not (len(each) == 3 and isinstance(each[0], str) and each[0] and _is_range(each[1:])):
+            raise UsageError(f"`input_ranges` must hold (input, lo, hi) with lo < hi, got {each!r}")
 
 
+def bits(preset: str) -> tuple[int | None, int | None]:
+    """Widths of (weights, activations); None for what stays in float. Raises UsageError."""
+    match = re.fullmatch(r"(?:w(\d+))?(?:a(\d+))?", preset)
+    widths = tuple(None if text is None else int(text) for text in match.groups()) if match else ()
+    if not preset or not widths or not all(w is None or 2 <= w <= 16 for w in widths):
+        raise UsageError(
+            f"`preset` {preset!r} is unknown; expected {', '.join(PRESETS)}, or other widths from 2 to 16 in this form"
+        )
+    return widths[0], widths[1]
+
+
+@documented
 @dataclass(frozen=True)
 class Options:
-    """The fields are the command line's options and the configuration file's keys.
+    """How to quantize. Each field is an option of the command line and a key of the configuration file.
 
-    target: a key of `TARGETS`, or a TOML file that describes one. preset: bits of weights and activations, `w8a8`; one
-        alone leaves the other in float.
-    per_channel: one weight scale per output channel. force_int_kernels: also integer kernels slower than float ones.
-    symmetric_activations: zero point 0, unsigned where a tensor has no negative values (7, 8b).
-    asymmetric_weights: weights with zero points. power_of_two: all scales. block_size: weights in blocks.
-    dead_channels, cle, absorb, bias_correction: the steps of sections 3.2 and 3.3. cle: `noise`, `range` (the paper's
-        criterion) or `off`. bias_correction: `analytic`, `empirical` or `off`. With calibration data a step that makes
-        the result worse is dropped.
-    smoothquant: how much of the outliers behind LayerNorm goes to the weights that read them, 0 to 1 (SmoothQuant's
-        alpha); None: the step is left out. Dropped like those above.
-    a16_fallback: `auto` finds activations for which the preset's width costs the outputs too much and gives them
-        16 bits; `off`.
-    rounding: how weights are rounded (section 3.4), a key of `ROUNDINGS`; `auto`: by descent below 8 bits, and
-        at 8 where rounding to nearest leaves the outputs below `thresholds.CLEAR_DB`; else to nearest. effort: time for
-        quality, a key of `EFFORTS`. checkpoint: a folder that an interrupted run goes on from.
-    data_free: no calibration data; BatchNorm's moments instead. input_ranges: (input, lo, hi), which no moments tell.
-        synthetic: tensors that cannot be ranged so are ranged on random inputs.
-    weight_range, activation_range, logits_range: range-setting methods (`numeric.ranges.RANGE_METHODS`), the last one
-        for the logits of a classifier. weight_range may also be `weighted`, mse weighted by what channels contribute,
-        and is so by default (`auto`) per tensor; per channel it is mse.
-    include, exclude: globs of node names or operator types. tie: operators (Add, Concat) whose inputs share a grid.
-    overrides: exceptions for single tensors.
-    from_encodings: a file of scales and offsets that a tool like AIMET wrote beside the model; they are taken as they
-        are, and no step changes the network that they were made for. Tensors that it does not name are ranged from
-        data, or stay in float without any.
-    encodings_version: the schema, a key of `encodings.VERSIONS`, that such a file is written in.
-        float_output: the output is the float model that the encodings belong to, instead of the quantized one.
-    samples, seed: how many calibration samples to use, and which draw of them.
-    batch_size: samples held in memory and run at once, 0 for two a thread; threads: 0 for all processors;
-        max_memory: MiB of activations held while calibrating. None of these three changes the result.
+    Raises UsageError for values that make no sense, alone or together.
     """
 
-    target: str = "ort"
-    preset: str = "w8a8"
-    per_channel: bool = True
-    force_int_kernels: bool = False
-    symmetric_activations: bool = False
-    asymmetric_weights: bool = False
-    power_of_two: bool = False
-    block_size: int | None = None
-    dead_channels: bool = True
-    cle: str = "noise"
-    absorb: bool = True
-    bias_correction: str = "analytic"
-    smoothquant: float | None = None
-    a16_fallback: str = "off"
-    rounding: str = "auto"
-    effort: str = "medium"
-    checkpoint: str | None = None
-    data_free: bool = False
-    synthetic: bool = False
-    input_ranges: tuple[tuple[str, float, float], ...] = ()
-    weight_range: str = "auto"
-    activation_range: str = "mse"
-    logits_range: str = "cross-entropy"
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    tie: tuple[str, ...] = ()
+    target: str = option(
+        "ort",
+        "The tool-chain that is to run the result: `onnxq targets` lists them; or a TOML file that describes one.",
+        TARGET, metavar="NAME|FILE", parse=find_target,
+    )  # fmt: skip
+    preset: str = option(
+        "w8a8",
+        f"Bits of weights and activations: {', '.join(PRESETS)}, ...; wN or aM alone: the rest stays in float.",
+        TARGET, metavar="wNaM", parse=bits,
+    )  # fmt: skip
+    per_channel: bool = option(
+        True, "Per-channel weights: one scale for each output channel; or per-tensor: one for each weight tensor.",
+        TARGET, opposite="per-tensor", shown="per-channel",
+    )  # fmt: skip
+    force_int_kernels: bool = option(False, "Use integer kernels even where they are slower than float ones.", TARGET)
+    symmetric_activations: bool = option(
+        False, "Activations with zero point 0; unsigned where nothing is negative (7, 8b).", TARGET
+    )
+    asymmetric_weights: bool = option(False, "Weights with zero points.", TARGET)
+    power_of_two: bool = option(False, "All scales are powers of two.", TARGET)
+    block_size: int | None = option(
+        None, "One weight scale for each N weights of a channel.", TARGET, least=1, metavar="N", shown="whole channels"
+    )
+    dead_channels: bool = option(True, "Empty channels that carry a constant.", STEPS)
+    cle: str = option(
+        "noise", "Cross-layer equalization, by expected noise or by the white paper's ranges (3.2).", STEPS,
+        choices=("noise", "range", "off"),
+    )  # fmt: skip
+    absorb: bool = option(True, "Absorb high biases into the next layer (3.2).", STEPS)
+    bias_correction: str = option(
+        "analytic", "From means of inputs, or empirical: layer after layer in the quantized network (3.3).", STEPS,
+        choices=("analytic", "empirical", "off"),
+    )  # fmt: skip
+    smoothquant: float | None = option(
+        None, "SmoothQuant: move outliers behind LayerNorm into the weights that read them, by alpha; 0.5 is usual.",
+        STEPS, least=0, most=1, metavar="ALPHA", shown="off",
+    )  # fmt: skip
+    a16_fallback: str = option(
+        "off", "Give activations 16 bits where fewer cost the outputs too much, as few of them as possible.", STEPS,
+        choices=("off", "auto"),
+    )  # fmt: skip
+    rounding: str = option(
+        "auto",
+        "How weights are rounded, layer after layer, on calibration samples, some of which are held out to choose."
+        " auto: coordinate-descent below 8 bits, and at 8 bits where nearest leaves less than 25 dB; else nearest"
+        " (3.4; gptq is GPTQ's error feedback).",
+        STEPS, choices=("auto", *ROUNDINGS),
+    )  # fmt: skip
+    effort: str = option("medium", "Time for quality, in `rounding`.", STEPS, choices=tuple(EFFORTS))
+    checkpoint: str | None = option(None, "Folder that an interrupted `rounding` goes on from.", STEPS, path="folder")
+    data_free: bool = option(
+        False, "Without calibration data: ranges and means from BatchNorm's statistics.", DATA_FREE
+    )
+    synthetic: bool = option(
+        False, "With `data_free`: range on random inputs what BatchNorm's statistics cannot.", DATA_FREE
+    )
+    input_ranges: tuple[tuple[str, float, float], ...] = option(
+        (), "Range of an input, for `data_free`: (input, lo, hi) each.", DATA_FREE,
+        flag="input-range", metavar="INPUT=LO,HI", parse=_check_input_ranges,
+    )  # fmt: skip
+    weight_range: str = option(
+        "auto",
+        f"How weight ranges are set: {usage('weights')}; weighted: mse weighted by what channels contribute, which auto takes"
+        " per tensor, and mse per channel.",
+        RANGES, metavar="METHOD",
+    )  # fmt: skip
+    activation_range: str = option(
+        "mse", f"How activation ranges are set: {usage('activations')}.", RANGES, metavar="METHOD"
+    )
+    logits_range: str = option(
+        "cross-entropy", f"How the ranges of a classifier's logits are set: {usage('logits')}.", RANGES, metavar="METHOD"
+    )
+    include: tuple[str, ...] = option((), "Quantize only these nodes or operators.", TARGET, metavar="GLOB")
+    exclude: tuple[str, ...] = option((), "Leave these nodes or operators in float.", TARGET, metavar="GLOB")
+    tie: tuple[str, ...] = option((), "Inputs of these operators share a scale.", TARGET, choices=("Add", "Concat"))
     overrides: tuple[Override, ...] = ()
-    from_encodings: str | None = None
-    encodings_version: str = "1.0.0"
-    float_output: bool = False
-    samples: int | None = None
-    seed: int = 0
-    batch_size: int = 0
-    threads: int = 0
-    max_memory: int = 512
+    from_encodings: str | None = option(
+        None,
+        "Take scales and offsets from an encodings file of AIMET, QNN or onnxq. Tensors that it does not name are"
+        " ranged from data, or stay in float without any.",
+        ENCODINGS, path="file",
+    )  # fmt: skip
+    encodings_version: str = option(
+        "1.0.0", "The schema that encodings are written in.", ENCODINGS, choices=tuple(VERSIONS)
+    )
+    float_output: bool = option(
+        False, "With encodings: the output is the float model that they belong to, for QNN's converter.", ENCODINGS
+    )
+    samples: int | None = option(
+        None, "Use N calibration samples, spread over all.", DATA, least=1, metavar="N", shown="all"
+    )
+    seed: int = option(0, "Chooses which samples `samples` takes.", DATA)
+    batch_size: int = option(
+        0, "Samples held in memory and run at once; never changes the result. 0: two a thread.", RUNNING, least=0
+    )
+    threads: int = option(0, "Threads; never changes the result. 0: all processors.", RUNNING, least=0)
+    max_memory: int = option(
+        512, "Activations held while calibrating; less means more passes over the data, and the same result.", RUNNING,
+        least=1, unit="MiB", metavar="MIB",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        find_target(self.target)
-        for name, lowest in (("batch_size", 0), ("threads", 0), ("max_memory", 1), ("samples", 1), ("block_size", 1)):
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise UsageError(f"{name.replace('_', '-')} must be at least {lowest}, got {value}")
-        for name in ("include", "exclude", "tie"):
-            if isinstance(getattr(self, name), str):
-                raise UsageError(f"{name} must be a list of strings, got {getattr(self, name)!r}")
-        for op in self.tie:
-            _one_of("tie", op, ("Add", "Concat"))
-        _one_of("cle", self.cle, ("noise", "range", "off"))
-        _one_of("bias-correction", self.bias_correction, ("analytic", "empirical", "off"))
-        _one_of("a16-fallback", self.a16_fallback, ("off", "auto"))
-        if self.smoothquant is not None and not 0 <= self.smoothquant <= 1:
-            raise UsageError(f"smoothquant must be from 0 to 1, got {self.smoothquant}")
-        if self.a16_fallback == "auto" and self.data_free:
-            raise UsageError("--a16-fallback auto needs calibration data: it tries what each grid costs")
-        _one_of("rounding", self.rounding, ("auto", *ROUNDINGS))
-        _one_of("effort", self.effort, EFFORTS)
-        _one_of("encodings-version", self.encodings_version, VERSIONS)
-        if self.data_free and self.bias_correction == "empirical":
-            raise UsageError("--bias-correction empirical needs calibration data; data-free there is analytic")
-        if self.data_free and self.rounding not in ("auto", "nearest"):
-            raise UsageError(f"--rounding {self.rounding} needs calibration data; data-free there is nearest")
+        check_fields(self)
+        if self.data_free:
+            self._refuse_data_free()
+        elif self.synthetic:
+            raise UsageError("`synthetic` is for `data_free`: with calibration data there is nothing to make up")
         if self.from_encodings is not None and (
             self.rounding not in ("auto", "nearest") or self.bias_correction == "empirical"
         ):
             raise UsageError(
-                "--from-encodings takes weights and biases as they are: it goes with --rounding nearest and without"
-                " empirical bias correction"
+                "`from_encodings` takes weights and biases as they are: it goes with `rounding` nearest and without"
+                " empirical `bias_correction`"
             )
-        if self.synthetic and not self.data_free:
-            raise UsageError("--synthetic is for --data-free: with calibration data there is nothing to make up")
-        check_method(self.weight_method, "weights", "weight-range")
-        check_method(self.activation_range, "activations", "activation-range")
-        check_method(self.logits_range, "logits", "logits-range")
-        bits(self.preset)
+        check_method(self.weight_method, "weights", "`weight_range`")
+        check_method(self.activation_range, "activations", "`activation_range`")
+        check_method(self.logits_range, "logits", "`logits_range`")
+
+    def _refuse_data_free(self) -> None:
+        """Refuse what needs calibration data."""
+        if self.a16_fallback == "auto":
+            raise UsageError("`a16_fallback` auto needs calibration data: it tries what each grid costs")
+        if self.bias_correction == "empirical":
+            raise UsageError("`bias_correction` empirical needs calibration data; data-free there is analytic")
+        if self.rounding not in ("auto", "nearest"):
+            raise UsageError(f"`rounding` {self.rounding} needs calibration data; data-free there is nearest")
 
     @property
     def activation(self) -> QuantSpec | None:
-        """What activations are to be like; None: left in float."""
+        """The activations' grids; None: left in float."""
         width = bits(self.preset)[1]
         if width is None:
             return None
@@ -199,7 +241,7 @@ class Options:
 
     @property
     def weight(self) -> QuantSpec | None:
-        """What weights are to be like; None: left in float."""
+        """The weights' grids; None: left in float."""
         width = bits(self.preset)[0]
         if width is None:
             return None
@@ -244,25 +286,10 @@ class Options:
         return max(find_target(self.target).min_opset, 21 if blocks or {4, 16} & set(widths) else 0)
 
 
-def bits(preset: str) -> tuple[int | None, int | None]:
-    """Widths of (weights, activations); None for what stays in float. Raises UsageError."""
-    match = re.fullmatch(r"(?:w(\d+))?(?:a(\d+))?", preset)
-    widths = tuple(None if text is None else int(text) for text in match.groups()) if match else ()
-    if not preset or not widths or not all(w is None or 2 <= w <= 16 for w in widths):
-        raise UsageError(
-            f"--preset {preset!r} is unknown; expected {', '.join(PRESETS)}, or other widths from 2 to 16 in this form"
-        )
-    return widths[0], widths[1]
-
-
-def _one_of(option: str, value: str, known: Collection[str]) -> None:
-    if value not in known:
-        raise UsageError(f"--{option} {value!r} is unknown; expected one of {', '.join(sorted(known))}")
-
-
 def with_settings(options: Options | None, settings: Mapping[str, Any]) -> Options:
     """`options` with single fields replaced. Raises UsageError."""
     try:
         return replace(options or Options(), **settings)
     except TypeError:
-        raise UsageError(f"unknown option among {', '.join(settings)}; known: {', '.join(asdict(Options()))}") from None
+        known = [f.name for f in fields(Options)]
+        raise unknown("option", next(name for name in settings if name not in known), known) from None

@@ -110,25 +110,25 @@ def test_images_of_the_wrong_size_hint_at_resize_and_crop(tmp_path):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"layout": "chw"}, "layout must be one of auto, nchw, nhwc, got 'chw'"),
-        ({"color": "cmyk"}, "color must be one of auto, rgb, bgr, gray"),
-        ({"interpolation": "cubic"}, "interpolation must be one of nearest, bilinear"),
-        ({"interpolation": ["bilinear"]}, "interpolation must be one of"),
-        ({"resize": 0}, "resize must be a positive int"),
-        ({"resize": True}, "resize must be"),
-        ({"resize": 1.5}, "resize must be"),
-        ({"resize": [5]}, "resize must be"),
-        ({"resize": "256"}, "resize must be"),
-        ({"crop": (5, -7)}, "crop must be"),
-        ({"crop": [True, 7]}, "crop must be"),
-        ({"scale": 0}, "scale must be a finite number other than 0"),
-        ({"scale": "1/255"}, "scale must be"),
-        ({"mean": (1, 2)}, r"mean must be one finite number, or one per channel \(3 or 4\)"),
-        ({"mean": []}, "mean must be"),
-        ({"mean": ["0"]}, "mean must be"),
-        ({"mean": float("nan")}, "mean must be"),
-        ({"std": [1, 0, 1]}, "std must not be 0"),
-        ({"std": 1e-50}, "std must not be 0"),
+        ({"layout": "chw"}, "`layout` 'chw' is unknown; expected one of auto, nchw, nhwc"),
+        ({"color": "cmyk"}, "`color` 'cmyk' is unknown; expected one of auto, rgb, bgr, gray"),
+        ({"interpolation": "cubic"}, "`interpolation` 'cubic' is unknown; expected one of nearest, bilinear"),
+        ({"interpolation": ["bilinear"]}, "`interpolation` must be a string"),
+        ({"resize": 0}, "`resize` must be a positive int"),
+        ({"resize": True}, "`resize` must be"),
+        ({"resize": 1.5}, "`resize` must be"),
+        ({"resize": [5]}, "`resize` must be"),
+        ({"resize": "256"}, "`resize` must be"),
+        ({"crop": (5, -7)}, "`crop` must be"),
+        ({"crop": [True, 7]}, "`crop` must be"),
+        ({"scale": 0}, "`scale` must be a finite number other than 0"),
+        ({"scale": "1/255"}, "`scale` must be"),
+        ({"mean": (1, 2)}, r"`mean` must be one finite number, or one per channel \(3 or 4\)"),
+        ({"mean": []}, "`mean` must be"),
+        ({"mean": ["0"]}, "`mean` must be"),
+        ({"mean": float("nan")}, "`mean` must be"),
+        ({"std": [1, 0, 1]}, "`std` must not be 0"),
+        ({"std": 1e-50}, "`std` must not be 0"),
         ({"resise": 5}, "unknown preprocessing option resise: did you mean resize"),
         ({"qqq": 5}, "unknown preprocessing option qqq: options are layout, color"),
     ],
@@ -147,7 +147,7 @@ def test_options_from_toml():
 
 
 def test_mean_and_std_must_fit_the_channels():
-    with pytest.raises(UsageError, match=r"mean has 3 values, input image .* has 1 channels; give 1 or 1"):
+    with pytest.raises(UsageError, match=r"`mean` has 3 values, input image .* has 1 channels; give 1 or 1"):
         preprocessed(pixels(5, 7, 1), (1, 1, 5, 7), mean=(1, 2, 3))
 
 

@@ -241,7 +241,7 @@ def test_labels_of_held_out_data_must_fit_too() -> None:
     given: dict[str, Any] = {"options": BARE, "target": ALLOWED, "labels": labels}
     with pytest.raises(DataError, match=r"0\.00 % top-1 accuracy on 60 samples"):
         debug(proto, data, evaluation=data, evaluation_labels=[(label + 1) % 4 for label in labels], **given)
-    with pytest.raises(UsageError, match="--eval has none"):
+    with pytest.raises(UsageError, match="`evaluation` has none"):
         debug(proto, data, evaluation=data, **given)
 
 

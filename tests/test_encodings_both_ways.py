@@ -178,7 +178,7 @@ def test_encodings_that_do_not_fit_the_model(entries, message, net, tmp_path):
     ("settings", "message"),
     [
         ({"float_output": True}, "name a file for them"),
-        ({"encodings_version": "3.0"}, "--encodings-version '3.0' is unknown"),
+        ({"encodings_version": "3.0"}, "`encodings_version` '3.0' is unknown"),
         ({"from_encodings": "x", "rounding": "adaround"}, "takes weights and biases as they are"),
         ({"from_encodings": "x", "bias_correction": "empirical"}, "takes weights and biases as they are"),
     ],

@@ -152,5 +152,5 @@ def test_the_whole_model_gains_and_runs() -> None:
 
 
 def test_data_free_refuses() -> None:
-    with pytest.raises(onnxq.OnnxqError, match="--a16-fallback auto needs calibration data"):
+    with pytest.raises(onnxq.OnnxqError, match="`a16_fallback` auto needs calibration data"):
         onnxq.quantize(network(False, False), data_free=True, a16_fallback="auto")

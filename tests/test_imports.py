@@ -13,6 +13,7 @@ ROOT = Path(onnxq.__file__).parent
 
 LEVELS = [
     {"errors", "thresholds"},
+    {"schema"},
     {"numeric", "report"},
     {"operators"},
     {"graph"},

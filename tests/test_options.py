@@ -66,16 +66,16 @@ def test_the_operator_set_is_raised_where_the_grids_need_it(settings, opset):
 
 
 def test_an_option_of_blocks_must_be_positive():
-    with pytest.raises(UsageError, match="block-size must be at least 1, got 0"):
+    with pytest.raises(UsageError, match="`block_size` must be at least 1, got 0"):
         Options(block_size=0)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weight_range": "bn"}, "weight-range 'bn' is for activations"),
-        ({"weight_range": "cross-entropy"}, "weight-range 'cross-entropy' is for activations"),
-        ({"activation_range": "cross-entropy"}, "is for logits; give it as logits-range"),
+        ({"weight_range": "bn"}, "`weight_range` 'bn' is for activations"),
+        ({"weight_range": "cross-entropy"}, "`weight_range` 'cross-entropy' is for activations"),
+        ({"activation_range": "cross-entropy"}, "is for logits; give it as `logits_range`"),
         ({"activation_range": "mes"}, "did you mean 'mse'"),
         ({"logits_range": "percentile:0"}, "expected percentile:P with 0 < P <= 100"),
         ({"activation_range": "mse:3"}, "expected percentile:P"),

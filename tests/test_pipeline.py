@@ -172,15 +172,15 @@ def test_a_model_without_inputs_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target": "tpu"}, "--target 'tpu' is unknown; expected one of generic-int8, "),
-        ({"preset": "w1a1"}, "--preset 'w1a1' is unknown"),
-        ({"tie": ("Mul",)}, "--tie 'Mul' is unknown; expected one of Add, Concat"),
+        ({"target": "tpu"}, "`target` 'tpu' is unknown; expected one of generic-int8, "),
+        ({"preset": "w1a1"}, "`preset` 'w1a1' is unknown"),
+        ({"tie": ("Mul",)}, "`tie` 'Mul' is unknown; expected one of Add, Concat"),
         ({"samples": 0}, "samples must be at least 1, got 0"),
         ({"batch_size": -1}, "batch-size must be at least 0"),
         ({"threads": -1}, "threads must be at least 0"),
         ({"max_memory": 0}, "max-memory must be at least 1"),
         ({"exclude": "Conv"}, "exclude must be a list of strings, got 'Conv'"),
-        ({"per_chanel": True}, "unknown option among per_chanel; known: target, preset"),
+        ({"per_chanel": True}, "option 'per_chanel' is unknown; expected one of target, preset"),
     ],
 )
 def test_options_that_make_no_sense(net, data, settings, message):

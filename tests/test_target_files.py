@@ -138,7 +138,7 @@ def test_what_makes_no_sense_is_refused(text, message, tmp_path):
 
 
 def test_a_file_that_is_not_there():
-    with pytest.raises(UsageError, match=r"--target nowhere.toml: No such file"):
+    with pytest.raises(UsageError, match=r"`target` nowhere.toml: No such file"):
         Options(target="nowhere.toml")
 
 

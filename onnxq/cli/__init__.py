@@ -22,7 +22,7 @@ from .compare import compare_command
 from .debug import debug_command
 from .evaluate import evaluate_command
 from .inspect import inspect_command
-from .options import EXIT_CODES
+from .options import EXIT_CODES, as_flags, flags_of
 from .qat import qat_command
 from .quantize import quantize_command
 from .sensitivity import sensitivity_command
@@ -63,7 +63,7 @@ class _Group(click.Group):
             with _stoppable():
                 return super().invoke(ctx)
         except OnnxqError as error:
-            click.echo(f"onnxq: error: {printable(str(error))}", err=True)
+            click.echo(f"onnxq: error: {printable(self._in_flags(ctx, str(error)))}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("onnxq: interrupted, nothing was written", err=True)
@@ -86,6 +86,11 @@ class _Group(click.Group):
                 traceback.print_exc()
             click.echo(f"onnxq: internal error: {_bug(error)}", err=True)
             ctx.exit(INTERNAL_ERROR)
+
+    def _in_flags(self, ctx: click.Context, message: str) -> str:
+        """A message that names options as Python does, with the flags of the command that ran."""
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        return message if command is None else as_flags(message, flags_of(command))
 
 
 def _bug(error: Exception) -> str:

@@ -8,33 +8,39 @@ import click
 
 from ..api import calibrate
 from .options import (
-    CALIB,
+    Command,
+    calib_option,
     config_option,
     data_options,
     parse,
-    refuse_same_files,
+    quiet_option,
+    refuse_overwriting,
     run_options,
     scheduler_option,
+    verbose_option,
 )
 from .progress import Progress
 
 
-@click.command("calibrate")
+@click.command("calibrate", cls=Command)
 @click.argument("model", type=click.Path(readable=False))
 @click.argument("output", type=click.Path(readable=False))
-@click.option("--calib", required=True, type=click.Path(readable=False), help=CALIB)
+@calib_option()
 @data_options
 @run_options
 @scheduler_option
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+@quiet_option
+@verbose_option("")
 @config_option
-def calibrate_command(model: str, output: str, calib: str, scheduler: str | None, quiet: bool, **given: Any) -> None:
+def calibrate_command(
+    model: str, output: str, calib: str, scheduler: str | None, quiet: bool, verbose: bool, **given: Any
+) -> None:
     """Collect statistics of MODEL's activations and write them to OUTPUT, an .npz file for `quantize --stats`.
 
-    Parts of the calibration data may be collected apart, on several machines.
+    Parts of the calibration data may be collected separately, on several machines.
     """
     preprocess, keys, options = parse(given)
-    refuse_same_files(output, None, model, calib)
+    refuse_overwriting("OUTPUT", output, calib)
     with Progress(enabled=not quiet) as progress:
         found = calibrate(
             model,

@@ -6,13 +6,14 @@ import click
 
 from ..api import check_model
 from ..errors import VerificationError
-from .options import config_option
+from ..options import TARGET
+from .options import Command, config_option, grouped, json_option
 
 
-@click.command("check")
+@click.command("check", cls=Command)
 @click.argument("model", type=click.Path(readable=False))
-@click.option("--target", required=True, metavar="NAME|FILE", help="As `onnxq targets` lists them, or a TOML file.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@grouped(TARGET, "--target", required=True, metavar="NAME|FILE", help="As `onnxq targets` lists them, or a TOML file.")
+@json_option
 @config_option
 @click.pass_context
 def check_command(ctx: click.Context, model: str, target: str, as_json: bool) -> None:

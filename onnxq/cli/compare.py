@@ -8,26 +8,30 @@ import click
 
 from ..api import compare
 from .options import (
-    CALIB,
+    Command,
+    calib_option,
     config_option,
     data_options,
+    json_option,
     parse,
+    quiet_option,
     run_options,
     scheduler_option,
+    verbose_option,
 )
 from .progress import Progress
 
 
-@click.command("compare")
+@click.command("compare", cls=Command)
 @click.argument("float_model", metavar="FLOAT", type=click.Path(readable=False))
 @click.argument("quantized", metavar="QUANTIZED", type=click.Path(readable=False))
-@click.option("--calib", required=True, type=click.Path(readable=False), help=CALIB)
+@calib_option()
 @data_options
 @run_options
 @scheduler_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--verbose", "-v", is_flag=True, help="Print also what was not compared, and why.")
-@click.option("--quiet", "-q", is_flag=True, help="Print no progress.")
+@json_option
+@verbose_option("Print also what was not compared, and why.")
+@quiet_option
 @config_option
 def compare_command(
     float_model: str,

@@ -1,19 +1,22 @@
-"""Configuration files: any option of the command line by name, in TOML, and overrides, which only files can hold.
+"""Configuration files in TOML: any option of a command by name, and overrides, which only files can hold.
 
-A file serves all commands: keys that another command knows are passed over.
+A file serves all commands: keys that only another command has are passed over. `read_config` reads one for `--config`,
+`config_text` writes one for `--write-config`.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import click
 
 from ..errors import UsageError
-from ..options import Override
+from ..options import Options, Override
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,6 +24,9 @@ else:
     import tomli as tomllib
 
 _OVERRIDES = "onnxq.overrides"
+
+RUN_ONLY = ("batch_size", "threads", "max_memory", "checkpoint")
+"""Options that do not change the result, and are not written."""
 
 
 def read_config(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
@@ -101,10 +107,58 @@ def _as_typed(option: click.Option, negated: bool, value: Any, where: str) -> An
         if not isinstance(value, bool):
             raise click.UsageError(f"{where} must be true or false, got {value!r}")
         return value != negated
-    if option.name == "input_key" and isinstance(value, dict):
-        return [f"{k}={v}" for k, v in value.items()]
+    if option.multiple and isinstance(value, dict):  # of input names
+        value = [f"{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in value.items()]
     values = value if isinstance(value, list) else [value]
     if isinstance(value, dict) or any(isinstance(v, (dict, list, bool)) for v in values):
         raise click.UsageError(f"{where} cannot be {value!r}")
     texts = [str(v) for v in values]
     return texts if option.multiple or isinstance(value, list) else texts[0]
+
+
+def config_text(command: click.Command, given: Mapping[str, Any], options: Options, comment: str) -> str:
+    """A TOML file that makes `command` quantize with `options`; what only says how to run is left out.
+
+    given: the options of a command line, of which those for data and images are written as they are. comment: for
+    people.
+    """
+    chosen = {f.name: getattr(options, f.name) for f in fields(Options)}
+    values = {name: chosen.get(name, value) for name, value in given.items() if name not in RUN_ONLY}
+    lines = [f"# {line}" for line in comment.splitlines()]
+    defaults = command.make_context(command.name, ["model", "output"]).params
+    for option in command.params:
+        if not isinstance(option, click.Option) or option.name not in values or _is_short(option.name, chosen):
+            continue
+        value = values[option.name]
+        if value is not None and value != defaults[option.name]:
+            lines.append(f"{_long_name(option)} = {_toml(value)}")
+    for override in options.overrides:
+        lines += ["", "[[override]]", *_override(override)]
+    return "\n".join(lines) + "\n"
+
+
+def _is_short(name: str, chosen: Mapping[str, Any]) -> bool:
+    """Whether it is a flag like --no-cle, which says what another option says, too."""
+    return name.startswith("no_") and name.removeprefix("no_") in chosen
+
+
+def _long_name(option: click.Option) -> str:
+    return next(name for name in option.opts if name.startswith("--")).removeprefix("--")
+
+
+def _override(override: Override) -> list[str]:
+    values = {f.name: getattr(override, f.name) for f in fields(override) if getattr(override, f.name) != f.default}
+    return [f"{name} = {_toml(value)}" for name, value in values.items()]
+
+
+def _toml(value: Any) -> str:
+    """A value of an option; strings as JSON writes them, which TOML reads, but for one character."""
+    if isinstance(value, tuple) and len(value) == 3 and isinstance(value[0], str) and isinstance(value[1], float):
+        return _toml(f"{value[0]}={value[1]},{value[2]}")  # the range of an input
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

@@ -13,27 +13,34 @@ from ..debugging.remedies import NAMES
 from ..debugging.workflow import AccuracyTarget, DebugResult, debug
 from ..graph.storage import replacing, write_text
 from ..report import LogEntry, Report, printable
-from .config_file import config_text
+from .config import config_text
 from .options import (
-    CALIB,
+    OUTPUT,
+    Command,
+    calib_option,
     config_option,
     data_options,
     evaluation_options,
+    grouped,
     options,
     parse,
     placement_options,
+    quiet_option,
     range_options,
     refuse_overwriting,
-    refuse_same_files,
     run_options,
     step_options,
+    verbose_option,
 )
 from .progress import Progress
 from .quantize import quantize_command
-from .reports import report_option, writing
+from .reports import echo_report, report_option, writing
+
+DEBUGGING = "Debugging (figure 9 of the white paper)"
 
 target_options = options(
-    click.option(
+    grouped(
+        DEBUGGING,
         "--target-drop",
         type=click.FloatRange(min=0),
         default=1.0,
@@ -42,31 +49,45 @@ target_options = options(
         help="Allowed loss of --metric: points of top-1 with --labels, else points of agreement with the float model's"
         " top-1.",
     ),
-    click.option(
-        "--target-score", type=float, metavar="X", help="The score to reach instead, as for sqnr [20 dB for sqnr]."
+    grouped(
+        DEBUGGING,
+        "--target-score",
+        type=float,
+        metavar="X",
+        help="The score to reach instead, as for sqnr [20 dB for sqnr].",
     ),
-    click.option(
+    grouped(
+        DEBUGGING,
         "--eval",
         "evaluation",
         type=click.Path(readable=False),
         help="Other data, as --calib: the target must be reached on it, too, before a model is accepted.",
     ),
-    click.option("--eval-labels", type=click.Path(readable=False), help="Class indices of --eval, as --labels."),
-    click.option("--without", multiple=True, type=click.Choice(NAMES), help="Do not try this remedy; repeatable."),
-    click.option(
+    grouped(
+        DEBUGGING,
+        "--eval-labels",
+        "evaluation_labels",
+        type=click.Path(readable=False),
+        help="Class indices of --eval, as --labels.",
+    ),
+    grouped(
+        DEBUGGING, "--without", multiple=True, type=click.Choice(NAMES), help="Do not try this remedy; repeatable."
+    ),
+    grouped(
+        DEBUGGING,
         "--budget",
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
         help="Time for each ranking of the quantizers, those with the lowest SQNR of their own first [no limit].",
     ),
-    click.option("--closest", is_flag=True, help="Where the target is not reached, take what comes closest."),
+    grouped(DEBUGGING, "--closest", is_flag=True, help="Where the target is not reached, take what comes closest."),
 )
 
 
-@click.command("debug")
+@click.command("debug", cls=Command)
 @click.argument("model", type=click.Path(readable=False))
-@click.option("--calib", required=True, type=click.Path(readable=False), help=CALIB)
-@click.option("-o", "--output", type=click.Path(readable=False), help="Write the accepted model here.")
+@calib_option()
+@grouped(OUTPUT, "-o", "--output", type=click.Path(readable=False), help="Write the accepted model here.")
 @evaluation_options
 @target_options
 @data_options
@@ -74,13 +95,15 @@ target_options = options(
 @step_options
 @range_options
 @run_options
-@click.option(
+@grouped(
+    OUTPUT,
     "--write-config",
     type=click.Path(dir_okay=False),
     help="Write a file for `onnxq quantize --config`: the same model.",
 )
 @report_option
-@click.option("--quiet", "-q", is_flag=True, help="Print no log and no progress.")
+@quiet_option
+@verbose_option("Print each step and each node left in float.")
 @config_option
 def debug_command(
     model: str,
@@ -92,13 +115,14 @@ def debug_command(
     target_drop: float,
     target_score: float | None,
     evaluation: str | None,
-    eval_labels: str | None,
+    evaluation_labels: str | None,
     without: tuple[str, ...],
     budget: float | None,
     closest: bool,
     write_config: str | None,
     reports: tuple[str, ...],
     quiet: bool,
+    verbose: bool,
     **given: Any,
 ) -> None:
     """Find out what quantization breaks in MODEL, and repair it: the white paper's figure 9.
@@ -107,11 +131,14 @@ def debug_command(
     target was not reached, and nothing was written.
     """
     preprocess, keys, options = parse(dict(given))
-    if output is not None:
-        refuse_same_files(output, None, model, calib, *([evaluation] if evaluation is not None else []))
-    refuse_overwriting("--write-config", write_config, model, output, calib, evaluation, labels, eval_labels, *reports)
+    refuse_overwriting("--output", output, calib, evaluation)
+    refuse_overwriting(
+        "--write-config", write_config, model, output, calib, evaluation, labels, evaluation_labels, *reports
+    )
     with ExitStack() as stack:
-        write_report = stack.enter_context(writing(reports, model, output, calib, evaluation, labels, eval_labels))
+        write_report = stack.enter_context(
+            writing(reports, model, output, calib, evaluation, labels, evaluation_labels)
+        )
         config_file = None if write_config is None else stack.enter_context(replacing(write_config))
         progress = stack.enter_context(Progress(enabled=not quiet))
         found = debug(
@@ -122,7 +149,7 @@ def debug_command(
             metric=metric,
             evaluation_samples=evaluation_samples,
             evaluation=evaluation,
-            evaluation_labels=eval_labels,
+            evaluation_labels=evaluation_labels,
             without=without,
             budget=budget,
             closest=closest,
@@ -148,7 +175,7 @@ def debug_command(
             text = config_text(quantize_command, given, found.options, found.text)
             write_text(text, config_file)
     if output is not None and not quiet:
-        click.echo(f"{output}: {result.report.to_text()}")
+        echo_report(output, result.report, verbose)
 
 
 def _say(entry: LogEntry) -> None:

@@ -7,37 +7,53 @@ from typing import Any
 import click
 
 from ..api import evaluate
-from .options import config_option, data_options, parse, thread_options
+from ..options import DATA
+from .options import (
+    MEASURING,
+    Command,
+    config_option,
+    data_options,
+    grouped,
+    json_option,
+    parse,
+    quiet_option,
+    thread_options,
+    verbose_option,
+)
 from .progress import Progress
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=Command)
 @click.argument("model", type=click.Path(readable=False))
-@click.option(
+@grouped(
+    DATA,
     "--data",
     required=True,
     type=click.Path(readable=False),
     help="Evaluation data: a folder of images, .npy, .npz or test_data_set_*/*.pb, or one such file.",
 )
-@click.option(
+@grouped(
+    MEASURING,
     "--labels",
     type=click.Path(readable=False),
     help="Class indices: .txt or .csv (one a line, or file name and index), .json, .npy, .npz (labels, label or y).",
 )
-@click.option(
+@grouped(
+    MEASURING,
     "--metric",
     multiple=True,
     metavar="NAME|MODULE:FUNCTION",
     help="sqnr, agreement, kl, top1, top5, or a function (outputs, labels) -> number, higher is better; repeatable"
     " [all that apply].",
 )
-@click.option("--reference", type=click.Path(readable=False), help="Float model to compare with.")
-@click.option("--output", metavar="NAME", help="The output that holds the class scores, where several might.")
-@click.option("--optimized", is_flag=True, help="Run integer kernels, as ONNX Runtime does by default.")
+@grouped(MEASURING, "--reference", type=click.Path(readable=False), help="Float model to compare with.")
+@grouped(MEASURING, "--output", metavar="NAME", help="The output that holds the class scores, where several might.")
+@grouped(MEASURING, "--optimized", is_flag=True, help="Run integer kernels, as ONNX Runtime does by default.")
 @data_options
 @thread_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--quiet", "-q", is_flag=True, help="Print no progress.")
+@json_option
+@quiet_option
+@verbose_option("")
 @config_option
 def evaluate_command(
     model: str,
@@ -49,6 +65,7 @@ def evaluate_command(
     optimized: bool,
     as_json: bool,
     quiet: bool,
+    verbose: bool,
     **given: Any,
 ) -> None:
     """Measure MODEL, float or quantized by any tool, on data: accuracy with --labels, distance with --reference.

@@ -12,27 +12,34 @@ from ..data import Preprocess
 from ..errors import UsageError
 from ..evaluation.mixed_precision import Limits, MixedPrecision, auto_mixed
 from ..options import Options
-from .options import evaluation_options, options
+from .options import evaluation_options, grouped, options
+
+MIXED = "Mixed precision"
 
 mixed_options = options(
-    click.option(
+    grouped(
+        MIXED,
         "--auto-mixed",
         metavar="WIDTHS",
         help="Choose bits tensor by tensor among these, such as w4,w8,a8,a16, within the limits below.",
     ),
-    click.option(
+    grouped(
+        MIXED,
         "--target-drop",
         type=click.FloatRange(min=0),
         metavar="X",
         help="Allowed loss of --metric: points of top-1 with --labels, else points of agreement with the float model's"
         " top-1; for SQNR dB below the most bits everywhere.",
     ),
-    click.option("--max-bops", type=click.FloatRange(min=0), metavar="G", help="Allowed 10^9 bit operations a sample."),
-    click.option(
-        "--max-size", type=click.FloatRange(min=0), metavar="MIB", help="Allowed size of the layers' weights."
+    grouped(
+        MIXED, "--max-bops", type=click.FloatRange(min=0), metavar="G", help="Allowed 10^9 bit operations a sample."
     ),
-    click.option("--closest", is_flag=True, help="Where the limits cannot be kept, take what comes closest."),
-    click.option(
+    grouped(
+        MIXED, "--max-size", type=click.FloatRange(min=0), metavar="MIB", help="Allowed size of the layers' weights."
+    ),
+    grouped(MIXED, "--closest", is_flag=True, help="Where the limits cannot be kept, take what comes closest."),
+    grouped(
+        MIXED,
         "--write-config",
         type=click.Path(dir_okay=False),
         help="Write what --auto-mixed chose as a file for --config, which gives the same model.",

@@ -1,7 +1,8 @@
-"""Options that several commands share, and their way from parsed text to the records of the Python API."""
+"""From the schema of options to the command line's, grouped in the help, and back to records of the Python API."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,15 +10,17 @@ from typing import Any, TypeVar
 import click
 
 from ..data import Preprocess
-from ..encodings import VERSIONS
+from ..data.images import IMAGES
 from ..errors import OutputError, UsageError
-from ..numeric.ranges import usage
-from ..options import PRESETS, Options
-from ..rounding.choice import EFFORTS
-from ..rounding.methods import ROUNDINGS
+from ..options import DATA, DATA_FREE, ENCODINGS, RANGES, RUNNING, STEPS, TARGET, Options
+from ..schema import Option, options_of
 from .config import overrides_of, read_config
+from .progress import show_log
 
 CALIB = "Calibration data: a folder of images, .npy, .npz or test_data_set_*/*.pb, or one such file."
+
+MEASURING = "Measuring"
+OUTPUT = "Output"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,6 +30,63 @@ be read or quantized; 4 calibration data does not fit; 5 the result failed verif
 6 the output cannot be written; 7 ONNX Runtime or memory failed; 8 the cluster of
 --scheduler failed; 70 a bug in onnxq; 130 Ctrl-C, 143 SIGTERM.
 Unless the code is 0 no output is written, and an existing output file stays as it was."""
+
+
+class GroupedOption(click.Option):
+    """An option under a heading of the help."""
+
+    def __init__(self, *names: Any, group: str, **attributes: Any) -> None:
+        super().__init__(*names, **attributes)
+        self.group = group
+
+
+class Command(click.Command):
+    """A command whose help prints options under their headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                groups.setdefault(getattr(parameter, "group", OUTPUT), []).append(record)
+        for group, records in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(records)
+
+
+def grouped(group: str, *names: str, **attributes: Any) -> Callable[[F], F]:
+    """An option of a command alone, under a heading."""
+    return click.option(*names, cls=GroupedOption, group=group, **attributes)
+
+
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, in this order."""
+
+    def apply(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+def as_flags(text: str, flags: dict[str, str]) -> str:
+    """Text that names options as Python does, in backquotes, with the command line's flags instead."""
+    return re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), text)
+
+
+def flags_of(command: click.Command) -> dict[str, str]:
+    """Names in Python -> flags, of all options of a command, and of those of the shared classes."""
+    shared = {each.name: f"--{each.long_name}" for cls in (Options, Preprocess) for each in options_of(cls)}
+    own = {
+        str(p.name): next((name for name in p.opts if name.startswith("--")), p.opts[0])
+        for p in command.params
+        if isinstance(p, click.Option)
+    }
+    return shared | own
+
+
+# --- values that are no plain text or number ---------------------------------------------------------------------
 
 
 class _Numbers(click.ParamType[Any]):
@@ -62,16 +122,92 @@ class _Size(click.ParamType[Any]):
         return self.fail(f"{value!r} is not a size like 224 or 240x320", param, ctx)
 
 
-def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
-    def apply(function: F) -> F:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
+class _InputRange(click.ParamType[Any]):
+    """INPUT=LO,HI as (input, lo, hi)."""
 
-    return apply
+    name = "INPUT=LO,HI"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float, float]:
+        if isinstance(value, tuple):
+            return value
+        name, _, ends = str(value).partition("=")
+        try:
+            lo, hi = (float(end) for end in ends.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not of the form INPUT=LO,HI", param, ctx)
+        if not (name and lo < hi):
+            self.fail(f"{value!r} is not of the form INPUT=LO,HI with LO below HI", param, ctx)
+        return name, lo, hi
 
 
-config_option = click.option(
+_OTHER: dict[str, click.ParamType[Any]] = {
+    "mean": _Numbers(), "std": _Numbers(), "resize": _Size(), "crop": _Size(), "input_ranges": _InputRange(),
+}  # fmt: skip
+
+_MULTIPLE = ("input_ranges",)
+
+
+# --- from the schema to click -------------------------------------------------------------------------------------
+
+
+def from_schema(cls: type, *groups: str, names: tuple[str, ...] = ()) -> Callable[[F], F]:
+    """The options of a class that stand in these groups, or of these names."""
+    flags = {each.name: f"--{each.long_name}" for each in options_of(cls)}
+    chosen = [each for each in options_of(cls) if each.group in groups or each.name in names]
+    return options(*(decorator for each in chosen for decorator in _decorators(each, flags)))
+
+
+def _decorators(option: Option, flags: dict[str, str]) -> list[Callable[[F], F]]:
+    """The option, and the flag that switches off what has a value `off`."""
+    flag = f"--{option.long_name}"
+    attributes: dict[str, Any] = {"help": _help(option, flags)}
+    if option.kind == "flag":
+        off = option.opposite or f"no-{option.long_name}"
+        flag = f"{flag}/--{off}" if option.default else flag
+        attributes |= {"is_flag": True, "default": option.default}
+    else:
+        many = option.kind == "texts" or option.name in _MULTIPLE
+        attributes |= {"type": _type(option), "default": _default(option), "multiple": many}
+        attributes["metavar"] = option.metavar or {"whole": "N", "number": "X"}.get(option.kind)
+    found = [grouped(option.group, flag, option.name, **attributes)]
+    if "off" in option.choices and option.default != "off":
+        short = f"The same as --{option.long_name} off."
+        found.append(grouped(option.group, f"--no-{option.long_name}", is_flag=True, help=short))
+    return found
+
+
+def _help(option: Option, flags: dict[str, str]) -> str:
+    repeatable = " Repeatable." if option.kind == "texts" or option.name in _MULTIPLE else ""
+    default = f"  [{option.default_text}]" if option.default_text else ""
+    return as_flags(f"{option.help}{repeatable}{default}", flags)
+
+
+def _default(option: Option) -> Any:
+    return option.default if option.kind != "other" else (None if option.name not in _MULTIPLE else ())
+
+
+def _type(option: Option) -> click.ParamType[Any]:
+    if option.name in _OTHER:
+        return _OTHER[option.name]
+    if option.path:
+        return click.Path(file_okay=option.path == "file", dir_okay=option.path == "folder")
+    if option.choices:
+        return click.Choice(option.choices)
+    if option.kind == "whole":
+        return click.INT if not option.bounds_text else click.IntRange(_whole(option.least), _whole(option.most))
+    if option.kind == "number":
+        low = option.least if option.above is None else option.above
+        bounded = click.FloatRange(low, option.most, min_open=option.above is not None)
+        return bounded if option.bounds_text else click.FLOAT
+    return click.STRING
+
+
+def _whole(bound: float | None) -> int | None:
+    return None if bound is None else int(bound)
+
+
+config_option = grouped(
+    OUTPUT,
     "--config",
     type=click.Path(dir_okay=False),
     is_eager=True,
@@ -82,254 +218,103 @@ config_option = click.option(
 )
 
 data_options = options(
-    click.option("--samples", type=click.IntRange(min=1), help="Use N calibration samples, spread over all [all]."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Chooses which samples --samples takes."),
-    click.option(
+    from_schema(Options, DATA),
+    grouped(
+        DATA,
         "--input-key",
+        "input_keys",
         multiple=True,
         metavar="INPUT=KEY",
-        help="Name of an input's array in .npz files, where it differs from the input's; repeatable.",
+        help="Name of an input's array in .npz files, where it differs from the input's. Repeatable.",
     ),
-    click.option("--layout", type=click.Choice(["auto", "nchw", "nhwc"]), default="auto", show_default=True),
-    click.option(
-        "--color",
-        type=click.Choice(["auto", "rgb", "bgr", "gray"]),
-        default="auto",
-        show_default=True,
-        help="Channel order of images; auto: gray for one channel, else rgb.",
-    ),
-    click.option("--resize", type=_Size(), help="Resize images: shorter side N, or to HxW [the model's size]."),
-    click.option("--crop", type=_Size(), help="Then cut this much from the centre [no crop]."),
-    click.option("--interpolation", default="bilinear", show_default=True, help="How images are resized."),
-    click.option("--scale", type=float, default=1 / 255, show_default="1/255", help="x = (pixel * scale - mean) / std"),
-    click.option("--mean", type=_Numbers(), default="0", show_default=True, help="One value, or one a channel."),
-    click.option("--std", type=_Numbers(), default="1", show_default=True, help="One value, or one a channel."),
+    from_schema(Preprocess, IMAGES),
 )
-
-placement_options = options(
-    click.option(
-        "--target",
-        default="ort",
-        show_default=True,
-        metavar="NAME|FILE",
-        help="The tool-chain that is to run the result: `onnxq targets` lists them; or a TOML file that describes one.",
-    ),
-    click.option(
-        "--preset",
-        default="w8a8",
-        show_default=True,
-        metavar="wNaM",
-        help=f"Bits of weights and activations: {', '.join(PRESETS)}, ...; wN or aM alone: the rest stays float.",
-    ),
-    click.option(
-        "--per-channel/--per-tensor",
-        default=True,
-        show_default=True,
-        help="One weight scale per output channel, or one per weight tensor.",
-    ),
-    click.option("--symmetric-activations", is_flag=True, help="Zero point 0; unsigned where nothing is negative."),
-    click.option("--asymmetric-weights", is_flag=True, help="Weights with zero points."),
-    click.option("--power-of-two", is_flag=True, help="All scales are powers of two."),
-    click.option("--block-size", type=click.IntRange(min=1), help="One weight scale for each N weights of a channel."),
-    click.option(
-        "--force-int-kernels", is_flag=True, help="Use integer kernels even where they are slower than float ones."
-    ),
-    click.option(
-        "--include", multiple=True, metavar="GLOB", help="Quantize only these nodes or operators; repeatable."
-    ),
-    click.option(
-        "--exclude", multiple=True, metavar="GLOB", help="Leave these nodes or operators in float; repeatable."
-    ),
-    click.option(
-        "--tie", multiple=True, type=click.Choice(["Add", "Concat"]), help="Inputs of these share a grid; repeatable."
-    ),
-)
-
-step_options = options(
-    click.option("--dead-channels/--no-dead-channels", default=True, help="Empty channels that carry a constant [on]."),
-    click.option(
-        "--cle",
-        type=click.Choice(["noise", "range", "off"]),
-        default="noise",
-        show_default=True,
-        help="Cross-layer equalization, by expected noise or by the white paper's ranges.",
-    ),
-    click.option("--no-cle", is_flag=True, help="The same as --cle off."),
-    click.option("--absorb/--no-absorb", default=True, help="Absorb high biases [on]."),
-    click.option(
-        "--smoothquant",
-        type=click.FloatRange(0, 1),
-        metavar="ALPHA",
-        help="Move outliers behind LayerNorm into the weights that read them, as SmoothQuant does; 0.5 is usual [off].",
-    ),
-    click.option(
-        "--a16-fallback",
-        type=click.Choice(["off", "auto"]),
-        default="off",
-        show_default=True,
-        help="Give activations 16 bits where fewer cost the outputs too much, as few of them as possible.",
-    ),
-    click.option(
-        "--bias-correction",
-        type=click.Choice(["analytic", "empirical", "off"]),
-        default="analytic",
-        show_default=True,
-        help="From means of inputs, or layer after layer in the quantized network.",
-    ),
-    click.option("--no-bias-correction", is_flag=True, help="The same as --bias-correction off."),
-    click.option(
-        "--rounding",
-        type=click.Choice(["auto", *ROUNDINGS]),
-        default="auto",
-        show_default=True,
-        help="How weights are rounded, layer after layer; auto: by descent below 8 bits, and"
-        " at 8 bits where nearest leaves less than 25 dB; else to nearest.",
-    ),
-    click.option(
-        "--effort", type=click.Choice(list(EFFORTS)), default="medium", show_default=True, help="Of --rounding."
-    ),
-    click.option(
-        "--checkpoint", type=click.Path(file_okay=False), help="Folder that an interrupted --rounding goes on from."
-    ),
-)
-
-data_free_options = options(
-    click.option("--data-free", is_flag=True, help="Without calibration data: ranges and means from BatchNorm."),
-    click.option(
-        "--input-range", multiple=True, metavar="INPUT=LO,HI", help="Range of an input, for --data-free; repeatable."
-    ),
-    click.option("--synthetic", is_flag=True, help="With --data-free: range what BatchNorm cannot on random inputs."),
-)
+placement_options = from_schema(Options, TARGET)
+step_options = from_schema(Options, STEPS)
+range_options = from_schema(Options, RANGES)
+data_free_options = from_schema(Options, DATA_FREE)
+encodings_options = from_schema(Options, ENCODINGS)
+thread_options = from_schema(Options, names=("batch_size", "threads"))
+run_options = from_schema(Options, RUNNING)
 
 evaluation_options = options(
-    click.option(
+    grouped(
+        MEASURING,
         "--labels",
         type=click.Path(readable=False),
         help="Class indices of the calibration data: .txt, .csv, .json, .npy or .npz, as `onnxq evaluate` takes them.",
     ),
-    click.option(
+    grouped(
+        MEASURING,
         "--metric",
         metavar="NAME|MODULE:FUNCTION",
         help="sqnr, agreement, kl, top1, top5, or a function (outputs, labels) -> number, higher is better"
-        " [top1 with --labels].",
+        "  [top1 with --labels].",
     ),
-    click.option(
+    grouped(
+        MEASURING,
         "--evaluation-samples",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Calibration samples to measure on [64 for sqnr and kl, else up to 1024].",
+        help="Calibration samples to measure on  [64 for sqnr and kl, else up to 1024].",
     ),
 )
 
-encodings_options = options(
-    click.option(
-        "--encodings-version",
-        type=click.Choice(list(VERSIONS)),
-        default="1.0.0",
-        show_default=True,
-        help="The schema of --encodings.",
-    ),
-    click.option(
-        "--float-output",
-        is_flag=True,
-        help="With --encodings: OUTPUT is the float model that they belong to, for QNN's converter.",
-    ),
-    click.option(
-        "--from-encodings",
-        type=click.Path(dir_okay=False),
-        help="Take scales and offsets from an encodings file of AIMET, QNN or onnxq; needs no calibration data.",
-    ),
-)
-
-range_options = options(
-    click.option(
-        "--weight-range",
-        default="auto",
-        show_default=True,
-        help=f"How weight ranges are set: {usage('weights')}; weighted: mse weighted by what channels contribute, which"
-        " auto takes per tensor, and mse per channel.",
-    ),
-    click.option(
-        "--activation-range",
-        default="mse",
-        show_default=True,
-        help=f"How activation ranges are set: {usage('activations')}.",
-    ),
-    click.option(
-        "--logits-range",
-        default="cross-entropy",
-        show_default=True,
-        help=f"How the ranges of a classifier's logits are set: {usage('logits')}.",
-    ),
-)
-
-scheduler_option = click.option(
+scheduler_option = grouped(
+    RUNNING,
     "--scheduler",
     metavar="local[:N]|ADDRESS",
     help="Spread the work over N processes on this machine, or over the workers of a Dask scheduler, like"
-    " tcp://host:8786; never changes the result [this process].",
+    " tcp://host:8786; never changes the result  [this process].",
 )
 
-thread_options = options(
-    click.option(
-        "--batch-size",
-        type=click.IntRange(min=1),
-        help="Samples held in memory and run at once; never changes the result [two a thread].",
-    ),
-    click.option("--threads", type=click.IntRange(min=1), help="Never changes the result [all processors]."),
-)
 
-run_options = options(
-    thread_options,
-    click.option(
-        "--max-memory",
-        type=click.IntRange(min=1),
-        default=512,
-        show_default=True,
-        metavar="MIB",
-        help="Activations held while calibrating; less means more passes over the data.",
-    ),
-)
+def calib_option(required: bool = True) -> Callable[[F], F]:
+    """--calib, which most commands need."""
+    return grouped(DATA, "--calib", required=required, type=click.Path(readable=False), help=CALIB)
+
+
+def verbose_option(help: str) -> Callable[[F], F]:
+    """-v: more of the result, and each step and decision on standard error as it happens."""
+    text = f"{help} Log each step and decision on standard error."
+    return grouped(OUTPUT, "--verbose", "-v", is_flag=True, callback=show_log, help=text)
+
+
+quiet_option = grouped(OUTPUT, "--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+
+json_option = grouped(OUTPUT, "--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+# --- from parsed options to records -------------------------------------------------------------------------------
 
 
 def parse(given: dict[str, Any]) -> tuple[Preprocess, dict[str, str], Options]:
-    """Parsed options as the records that the Python API takes."""
-    image = ("layout", "color", "resize", "crop", "interpolation", "scale", "mean", "std")
-    preprocess = Preprocess(**{name: given.pop(name) for name in image})
+    """Parsed options as the records that the Python API takes; they are taken out of `given`."""
+    preprocess = Preprocess(**take(given, Preprocess))
     keys = {}
-    for pair in given.pop("input_key"):
+    for pair in given.pop("input_keys"):
         name, equals, key = pair.partition("=")
         if not (name and equals and key):
-            raise UsageError(f"--input-key {pair!r} is not of the form INPUT=KEY")
+            raise UsageError(f"`input_keys` {pair!r} is not of the form INPUT=KEY")
         keys[name] = key
-    for flag, name in (("no_cle", "cle"), ("no_bias_correction", "bias_correction")):
-        if given.pop(flag, False):
-            given[name] = "off"
-    if "input_range" in given:
-        given["input_ranges"] = tuple(_input_range(text) for text in given.pop("input_range"))
-    given["batch_size"], given["threads"] = given["batch_size"] or 0, given["threads"] or 0
-    return preprocess, keys, Options(**given, overrides=overrides_of(click.get_current_context()))
+    return preprocess, keys, parse_options(given)
 
 
-def _input_range(text: str) -> tuple[str, float, float]:
-    name, _, ends = text.partition("=")
-    try:
-        lo, hi = (float(end) for end in ends.split(","))
-    except ValueError:
-        raise UsageError(f"--input-range {text!r} is not of the form INPUT=LO,HI") from None
-    if not (name and lo < hi):
-        raise UsageError(f"--input-range {text!r}: expected INPUT=LO,HI with LO below HI")
-    return name, lo, hi
+def parse_options(given: dict[str, Any]) -> Options:
+    """The part that says how to quantize, with the overrides of the configuration file."""
+    return Options(**take(given, Options), overrides=overrides_of(click.get_current_context()))
 
 
-def refuse_same_files(output: str, report: str | None, model: str, *data: str) -> None:
-    """The model itself is left to `quantize`, which knows links."""
-    for path in data:
-        if Path(output).resolve() == Path(path).resolve():
-            raise OutputError(f"{output}: the output is the calibration data itself; choose another name")
-    for path in (model, output, *data):
-        if report is not None and Path(report).resolve() == Path(path).resolve():
-            raise OutputError(f"--report {report}: this is {path} itself; choose another name")
+def take(given: dict[str, Any], cls: type) -> dict[str, Any]:
+    """The fields of a class among parsed options, taken out of them; what is not given keeps its default."""
+    found = {}
+    for each in options_of(cls):
+        off = given.pop(f"no_{each.name}", False)
+        if each.name in given:
+            value = given.pop(each.name)
+            if value is not None or each.optional:
+                found[each.name] = "off" if off else value
+    return found
 
 
 def refuse_overwriting(option: str, written: str | None, *others: str | None) -> None:

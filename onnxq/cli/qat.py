@@ -8,18 +8,21 @@ from typing import Any
 import click
 
 from .options import (
+    Command,
     config_option,
     data_options,
     options,
     parse,
     placement_options,
+    quiet_option,
     range_options,
-    refuse_same_files,
+    refuse_overwriting,
     run_options,
     step_options,
+    verbose_option,
 )
 from .progress import Progress
-from .reports import report_option, writing
+from .reports import echo_report, report_option, writing
 
 training_options = options(
     click.option(
@@ -102,7 +105,7 @@ RECIPE = (
 )  # fmt: skip
 
 
-@click.command("qat")
+@click.command("qat", cls=Command)
 @click.argument("model", type=click.Path(readable=False))
 @click.argument("output", type=click.Path(readable=False))
 @click.option(
@@ -123,8 +126,8 @@ RECIPE = (
 @range_options
 @run_options
 @report_option
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
-@click.option("--verbose", "-v", is_flag=True, help="Print each step and each node left in float.")
+@quiet_option
+@verbose_option("Print each step and each node left in float.")
 @config_option
 def qat_command(
     model: str,
@@ -147,7 +150,7 @@ def qat_command(
     spec["augment"] = tuple(kind for kind in spec["augment"] if kind != "none")
     preprocess, keys, options = parse(given)
     recipe = Recipe(**spec, seed=options.seed)
-    refuse_same_files(output, None, model, data, *([labels] if labels is not None else []))
+    refuse_overwriting("OUTPUT", output, data, labels)
     with ExitStack() as stack:
         write_report = stack.enter_context(writing(reports, model, output, data, labels))
         progress = stack.enter_context(Progress(enabled=not quiet))
@@ -168,4 +171,4 @@ def qat_command(
         trained = next(step for step in result.report.steps if step.name == "Train")
         for note in trained.notes:
             click.echo(note)
-        click.echo(f"{output}: {result.report.to_text(verbose)}")
+        echo_report(output, result.report, verbose)

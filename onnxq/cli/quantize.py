@@ -10,31 +10,36 @@ import click
 
 from ..api import Result, quantize
 from ..graph.storage import replacing, write_text
-from .config_file import config_text
+from ..options import DATA, ENCODINGS
+from .config import config_text
 from .mixed import mixed_options, take_wish
 from .options import (
-    CALIB,
+    Command,
+    calib_option,
     config_option,
     data_free_options,
     data_options,
     encodings_options,
+    grouped,
     parse,
     placement_options,
+    quiet_option,
     range_options,
     refuse_overwriting,
-    refuse_same_files,
     run_options,
     step_options,
+    verbose_option,
 )
 from .progress import Progress
-from .reports import report_option, writing
+from .reports import echo_report, report_option, writing
 
 
-@click.command("quantize")
+@click.command("quantize", cls=Command)
 @click.argument("model", type=click.Path(readable=False))
 @click.argument("output", type=click.Path(readable=False))
-@click.option("--calib", type=click.Path(readable=False), help=CALIB)
-@click.option(
+@calib_option(required=False)
+@grouped(
+    DATA,
     "--stats",
     multiple=True,
     type=click.Path(readable=False),
@@ -46,14 +51,17 @@ from .reports import report_option, writing
 @step_options
 @range_options
 @run_options
-@click.option(
-    "--encodings", type=click.Path(dir_okay=False), help="Write scales and offsets in AIMET's and QNN's JSON, too."
+@grouped(
+    ENCODINGS,
+    "--encodings",
+    type=click.Path(dir_okay=False),
+    help="Write scales and offsets in AIMET's and QNN's JSON, too.",
 )
 @encodings_options
 @mixed_options
 @report_option
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
-@click.option("--verbose", "-v", is_flag=True, help="Print each step and each node left in float.")
+@quiet_option
+@verbose_option("Print each step and each node left in float.")
 @config_option
 def quantize_command(
     model: str,
@@ -71,7 +79,7 @@ def quantize_command(
         raise click.UsageError("Missing option '--calib' (or '--stats', '--data-free', '--from-encodings').")
     spec, config = take_wish(given, calib, stats)
     preprocess, keys, options = parse(dict(given))
-    refuse_same_files(output, None, model, *stats, *([calib] if calib is not None else []))
+    refuse_overwriting("OUTPUT", output, calib, *stats)
     refuse_overwriting("--encodings", encodings, model, output, calib, options.from_encodings, *stats)
     refuse_overwriting("--write-config", config, model, output, encodings, calib, options.from_encodings, *reports)
     with ExitStack() as stack:
@@ -104,4 +112,4 @@ def quantize_command(
     if not quiet:
         if found is not None:
             click.echo(found.text)
-        click.echo(f"{output}: {result.report.to_text(verbose)}")
+        echo_report(output, result.report, verbose)

@@ -11,7 +11,7 @@ import click
 from ..errors import OutputError, UsageError
 from ..graph.storage import replacing, write_text
 from ..report import Report
-from .options import refuse_overwriting
+from .options import OUTPUT, as_flags, flags_of, grouped, refuse_overwriting
 
 FORMS: dict[str, Callable[[Report], str]] = {
     ".html": Report.to_html,
@@ -19,7 +19,8 @@ FORMS: dict[str, Callable[[Report], str]] = {
     ".md": Report.to_markdown,
 }
 
-report_option = click.option(
+report_option = grouped(
+    OUTPUT,
     "--report",
     "reports",
     multiple=True,
@@ -49,6 +50,12 @@ def writing(reports: Sequence[str], *others: str | None) -> Iterator[Callable[[R
                 write_text(form(report), file)
 
         yield write
+
+
+def echo_report(written: str, report: Report, verbose: bool) -> None:
+    """Print the report in short, with options named as the flags of this command."""
+    text = f"{written}: {report.to_text(verbose)}"
+    click.echo(as_flags(text, flags_of(click.get_current_context().command)))
 
 
 def _ending(path: str) -> str:

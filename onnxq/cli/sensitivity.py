@@ -8,32 +8,41 @@ import click
 
 from ..api import sensitivity
 from .options import (
-    CALIB,
+    MEASURING,
+    OUTPUT,
+    Command,
+    calib_option,
     config_option,
     data_options,
     evaluation_options,
+    grouped,
+    json_option,
     parse,
     placement_options,
+    quiet_option,
     range_options,
     run_options,
     scheduler_option,
     step_options,
+    verbose_option,
 )
 from .progress import Progress
 
 
-@click.command("sensitivity")
+@click.command("sensitivity", cls=Command)
 @click.argument("model", type=click.Path(readable=False))
-@click.option("--calib", required=True, type=click.Path(readable=False), help=CALIB)
+@calib_option()
 @evaluation_options
-@click.option(
+@grouped(
+    MEASURING,
     "--by",
     type=click.Choice(["quantizer", "layer"]),
     default="quantizer",
     show_default=True,
     help="What is switched together: one grid, or a layer's weights with its output.",
 )
-@click.option(
+@grouped(
+    MEASURING,
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
@@ -45,9 +54,10 @@ from .progress import Progress
 @range_options
 @run_options
 @scheduler_option
-@click.option("--top", type=click.IntRange(min=1), help="Print only the N most sensitive [all].")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--quiet", "-q", is_flag=True, help="Print no progress.")
+@grouped(OUTPUT, "--top", type=click.IntRange(min=1), help="Print only the N most sensitive [all].")
+@json_option
+@quiet_option
+@verbose_option("")
 @config_option
 def sensitivity_command(
     model: str,
@@ -61,6 +71,7 @@ def sensitivity_command(
     top: int | None,
     as_json: bool,
     quiet: bool,
+    verbose: bool,
     **given: Any,
 ) -> None:
     """Rank what would be quantized in MODEL by what it costs: each alone on its grid, and each alone in float."""

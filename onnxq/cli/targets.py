@@ -10,12 +10,13 @@ import click
 
 from ..report import printable
 from ..targets import TARGETS, Target, find_target, requirements
+from .options import Command, json_option, verbose_option
 
 
-@click.command("targets")
+@click.command("targets", cls=Command)
 @click.argument("names", nargs=-1, metavar="[NAME|FILE]...")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, all there is.")
-@click.option("--verbose", "-v", is_flag=True, help="Print what each target requires, and who says so.")
+@json_option
+@verbose_option("Print what each target requires, and who says so.")
 def targets_command(names: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """List targets, or those that are named: what they are, and with names or -v what they require."""
     chosen = [find_target(name) for name in names or TARGETS]

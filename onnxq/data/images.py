@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from ..errors import DataError, UsageError
+from ..schema import check_fields, documented, option
 from .inputs import Array, Dim, InputSpec, reading, shape_text, shown
 
 if TYPE_CHECKING:
@@ -31,48 +32,54 @@ _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
+IMAGES = "Images"
+
+
+@documented
 @dataclass(frozen=True)
 class Preprocess:
     """How an image becomes a model input. The defaults: RGB, stretched to the model's size, scaled to 0..1.
 
-    layout: "nchw", "nhwc", or "auto" (default): channels are on the axis, first or last, of size 1, 3 or 4.
-    color: "rgb", "bgr", "gray", or "auto" (default): gray where the input has one channel, RGB elsewhere.
-        An input of four channels receives alpha as the fourth.
-    resize: (height, width) in pixels; an int for the shorter side, the aspect ratio being kept; or None
-        (default): to the model's height and width where it fixes both, otherwise the image keeps its size.
-    crop: (height, width), or an int for a square, cut from the center after resizing; None (default): none.
-    interpolation: "bilinear" (default), "bicubic", "nearest", "lanczos", "box" or "hamming"; all but
-        "nearest" are antialiased when they shrink an image.
-    scale, mean, std: x = (pixel * scale - mean) / std, evaluated in float32 in this order, pixels in 0..255.
-        Defaults 1/255, 0 and 1. mean and std are one value, or one per channel in the model's channel order.
-        A uint8 input receives the pixels as they are, and refuses anything but the defaults.
-
-    Raises UsageError for a value that is not accepted; lists, as TOML has them, do for tuples.
+    x = (pixel * scale - mean) / std is evaluated in float32 in this order, pixels in 0..255. A uint8 input receives the
+    pixels as they are, and refuses anything but the defaults. An input of four channels receives alpha as the fourth.
+    resize and crop are (height, width) in pixels, or an int: of the shorter side, the aspect ratio being kept, or of a
+    square, cut from the center after resizing. mean and std are one value, or one per channel in the model's channel
+    order. Raises UsageError for a value that is not accepted; lists, as TOML has them, do for tuples.
     """
 
-    layout: Layout = "auto"
-    color: Color = "auto"
-    resize: Size = None
-    crop: Size = None
-    interpolation: Interpolation = "bilinear"
-    scale: float = 1 / 255
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
+    layout: Layout = option(
+        "auto", "Order of the input's axes; auto: channels are on the axis, first or last, of size 1, 3 or 4.", IMAGES,
+        choices=get_args(Layout),
+    )  # fmt: skip
+    color: Color = option(
+        "auto", "Channel order of images; auto: gray for one channel, else rgb.", IMAGES, choices=get_args(Color)
+    )
+    resize: Size = option(
+        None, "Resize images: shorter side N, or to HxW.", IMAGES,
+        unit="pixels", metavar="N|HxW", shown="the model's size, where it is fixed",
+    )  # fmt: skip
+    crop: Size = option(
+        None, "Then cut this much from the centre.", IMAGES, unit="pixels", metavar="N|HxW", shown="no crop"
+    )
+    interpolation: Interpolation = option(
+        "bilinear", "How images are resized; all but nearest are antialiased when they shrink an image.", IMAGES,
+        choices=get_args(Interpolation),
+    )  # fmt: skip
+    scale: float = option(1 / 255, "x = (pixel * scale - mean) / std.", IMAGES, shown="1/255")
+    mean: tuple[float, ...] = option((0.0,), "One value, or one a channel.", IMAGES, metavar="NUMBERS", shown="0")
+    std: tuple[float, ...] = option((1.0,), "One value, or one a channel.", IMAGES, metavar="NUMBERS", shown="1")
 
     def __post_init__(self) -> None:
-        for option, accepted in (("layout", Layout), ("color", Color), ("interpolation", Interpolation)):
-            value = getattr(self, option)
-            if value not in get_args(accepted):
-                raise UsageError(f"{option} must be one of {', '.join(get_args(accepted))}, got {value!r}")
-        for option in ("resize", "crop"):
-            object.__setattr__(self, option, _size(option, getattr(self, option)))
-        for option in ("mean", "std"):
-            object.__setattr__(self, option, _per_channel(option, getattr(self, option)))
+        for name in ("resize", "crop"):
+            object.__setattr__(self, name, _size(name, getattr(self, name)))
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _per_channel(name, getattr(self, name)))
         if not _is_number(self.scale) or self.scale == 0:
-            raise UsageError(f"scale must be a finite number other than 0, got {self.scale!r}")
+            raise UsageError(f"`scale` must be a finite number other than 0, got {self.scale!r}")
         # Checked as the float32 that images are divided by, in which 1e-50 is 0 as well.
         if not all(np.asarray(self.std, np.float32)):
-            raise UsageError(f"std must not be 0, got {list(self.std)}: images are divided by it")
+            raise UsageError(f"`std` must not be 0, got {list(self.std)}: images are divided by it")
+        check_fields(self)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Preprocess":
@@ -81,11 +88,11 @@ class Preprocess:
         Raises UsageError for an unknown option, with the closest known one, and for a value not accepted.
         """
         known = [field.name for field in fields(cls)]
-        for option in config:
-            if option not in known:
-                close = difflib.get_close_matches(str(option), known, n=1)
+        for key in config:
+            if key not in known:
+                close = difflib.get_close_matches(str(key), known, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"options are {', '.join(known)}"
-                raise UsageError(f"unknown preprocessing option {shown(option)}: {hint}")
+                raise UsageError(f"unknown preprocessing option {shown(key)}: {hint}")
         return cls(**config)
 
     def check(self, spec: InputSpec) -> None:
@@ -201,9 +208,9 @@ def _frame(options: Preprocess, spec: InputSpec) -> _Frame:
             f"{spec} has {channels} channels in layout {'nchw' if channels_first else 'nhwc'}, "
             f"but color {options.color} makes {' or '.join(map(str, accepted))}; change layout or color"
         )
-    for option, values in (("mean", options.mean), ("std", options.std)):
+    for name, values in (("mean", options.mean), ("std", options.std)):
         if len(values) not in (1, channels):
-            raise UsageError(f"{option} has {len(values)} values, {spec} has {channels} channels; give 1 or {channels}")
+            raise UsageError(f"`{name}` has {len(values)} values, {spec} has {channels} channels; give 1 or {channels}")
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     return _Frame(channels_first, channels, size)
 
@@ -240,11 +247,11 @@ def _size(option: str, value: object) -> Size:
             return side
         case [int(height), int(width)] if type(height) is type(width) is int and min(height, width) > 0:
             return height, width
-    raise UsageError(f"{option} must be a positive int or (height, width), in pixels, got {value!r}")
+    raise UsageError(f"`{option}` must be a positive int or (height, width), in pixels, got {value!r}")
 
 
 def _per_channel(option: str, value: object) -> tuple[float, ...]:
     values = value if isinstance(value, list | tuple) else (value,)
     if len(values) not in (1, 3, 4) or not all(_is_number(v) for v in values):
-        raise UsageError(f"{option} must be one finite number, or one per channel (3 or 4), got {value!r}")
+        raise UsageError(f"`{option}` must be one finite number, or one per channel (3 or 4), got {value!r}")
     return tuple(float(v) for v in values)

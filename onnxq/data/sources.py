@@ -53,7 +53,7 @@ class Record(ABC):
             if key not in held:
                 raise DataError(
                     f"{self.origin} has no array {shown(key)} for input {shown(name)}; it has "
-                    f"{', '.join(map(shown, held)) or 'none'}. Map names with --input-key {shown(name)}=KEY"
+                    f"{', '.join(map(shown, held)) or 'none'}. Map names with `input_keys` {shown(name)}=KEY"
                 )
 
 

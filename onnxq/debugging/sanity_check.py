@@ -55,7 +55,7 @@ def check_bypassed(candidate: Candidate, log: Log) -> None:
         raise VerificationError(
             f"{evaluator.task.origin}: with all quantizers bypassed, outputs are at {db:.1f} dB of the float model's,"
             f" and {PRESERVED_DB:.0f} dB were expected: what goes wrong is not quantization but a step that prepares"
-            " the network (--no-dead-channels, --no-cle, --no-absorb leave them out), or the model is numerically"
+            " the network (turn `dead_channels`, `cle` and `absorb` off to leave them out), or the model is numerically"
             " unstable"
         )
     log.write(

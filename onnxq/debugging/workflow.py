@@ -110,11 +110,11 @@ def debug(
     options = options or Options()
     unknown = set(without) - set(NAMES)
     if unknown:
-        raise UsageError(f"--without {min(unknown)!r} is unknown; expected one of {', '.join(NAMES)}")
+        raise UsageError(f"`without` {min(unknown)!r} is unknown; expected one of {', '.join(NAMES)}")
     if evaluation is None and evaluation_labels is not None:
-        raise UsageError("--eval-labels belong to --eval: give that, too")
+        raise UsageError("`evaluation_labels` belong to `evaluation`: give that, too")
     if evaluation is not None and labels is not None and evaluation_labels is None:
-        raise UsageError("the calibration data has labels (--labels), and --eval has none: give --eval-labels, too")
+        raise UsageError("the calibration data has `labels`, and `evaluation` has none: give `evaluation_labels`, too")
     evaluator = open_evaluator(
         model, calibration, options=options, labels=labels, metric=metric, evaluation_samples=evaluation_samples,
         preprocess=preprocess, input_keys=input_keys, progress=progress, by_classes=True,
@@ -129,7 +129,7 @@ def debug(
     log = Log(evaluator.metric, on_entry)
     found = _Workflow(evaluator, target or AccuracyTarget(), frozenset(without), budget, held_out, log).run()
     if not found.reached and not closest:
-        raise VerificationError(f"{found.text} --closest takes it all the same")
+        raise VerificationError(f"{found.text} `closest` takes it all the same")
     return found
 
 
@@ -223,7 +223,7 @@ class _Workflow:
         measures = [Measure(evaluator.metric.name, evaluator.metric.unit, evaluator.float_score, whole.value)]
         lines = [f"{evaluator.metric.name} {self.log.score(whole)}, float {self.log.value(evaluator.float_score)}."]
         if self.goal.held_out_check is None:
-            lines.append("This was measured on the samples that chose the remedies: --eval gives held-out ones.")
+            lines.append("This was measured on the samples that chose the remedies: `evaluation` gives held-out ones.")
         else:
             measure, line = _held_out_measure(self.goal.held_out_check, self.candidate)
             measures.append(measure)

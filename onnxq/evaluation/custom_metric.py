@@ -4,7 +4,7 @@
 
 outputs: every output of the model, the samples stacked along axis 0 in data order; a list with one array for each
     feed (mostly one sample) where their sizes differ, as numbers of detections do.
-labels: (N,) int64, what --labels holds for these samples; None without it.
+labels: (N,) int64, what the option `labels` holds for these samples; None without it.
 It returns one number, higher is better. The module is imported as `python -m` does, from the current folder first.
 """
 
@@ -34,22 +34,22 @@ from .metric import (
 Function = Callable[[dict[str, Any], "np.ndarray | None"], float]
 
 BUILT_IN: dict[str, Metric] = {"sqnr": SqnrMetric(), "agreement": AgreementMetric(), "kl": KlMetric()}
-"""By the names that --metric takes; beside them top1 and top5, which need labels."""
+"""By the names that the option `metric` takes; beside them top1 and top5, which need labels."""
 
 
 def parse_metric(text: str | None, labels: tuple[int, ...] | None = None) -> Metric:
-    """What --metric asks for; None: top-1 accuracy where there are labels, else SQNR. Raises UsageError."""
+    """What the option `metric` names; None: top-1 accuracy where there are labels, else SQNR. Raises UsageError."""
     if text is None:
         return SqnrMetric() if labels is None else AccuracyMetric(labels)
     if text in BUILT_IN:
         return BUILT_IN[text]
     if text in ("top1", "top5"):
         if labels is None:
-            raise UsageError(f"--metric {text} needs --labels")
+            raise UsageError(f"`metric` {text} needs `labels`")
         return AccuracyMetric(labels, int(text.removeprefix("top")))
     if ":" not in text:
         known = ", ".join((*BUILT_IN, "top1", "top5"))
-        raise UsageError(f"--metric {text!r}: expected {known}, or a function of your own as module:function")
+        raise UsageError(f"`metric` {text!r}: expected {known}, or a function of your own as module:function")
     return CustomMetric(text, load_function(text), labels)
 
 
@@ -62,9 +62,9 @@ def load_function(name: str) -> Function:
     try:
         function = getattr(importlib.import_module(module_name), function_name, None)
     except Exception as error:  # whatever the user's module does when it is imported
-        raise UsageError(f"--metric {name}: module {module_name!r} cannot be imported: {_description(error)}") from None
+        raise UsageError(f"`metric` {name}: module {module_name!r} cannot be imported: {_description(error)}") from None
     if not callable(function):
-        raise UsageError(f"--metric {name}: module {module_name!r} has no function {function_name!r}")
+        raise UsageError(f"`metric` {name}: module {module_name!r} has no function {function_name!r}")
     loaded: Function = function
     return loaded
 
@@ -99,9 +99,9 @@ class _Stack:
             found = metric.function({name: _stacked(parts) for name, parts in self.parts.items()}, labels)
             value = float(found)
         except Exception as error:  # whatever the user's function does
-            raise UsageError(f"--metric {metric.name} failed: {_description(error)}") from None
+            raise UsageError(f"`metric` {metric.name} failed: {_description(error)}") from None
         if not np.isfinite(value):
-            raise UsageError(f"--metric {metric.name} returned {value}; it must return a finite number")
+            raise UsageError(f"`metric` {metric.name} returned {value}; it must return a finite number")
         return value
 
 

@@ -120,13 +120,13 @@ def _chosen(
     """The metrics to take. Raises UsageError where one lacks what it needs."""
     names = texts or (("top1", "top5") * (labels is not None) + tuple(BUILT_IN) * referenced)
     if not names:
-        raise UsageError("nothing to measure: give --labels, --reference, or a --metric of your own")
+        raise UsageError("nothing to measure: give `labels`, a `reference`, or a `metric` of your own")
     metrics = [parse_metric(text, labels) for text in names]
     for metric, text in zip(metrics, names, strict=True):
         if metric.relative and not referenced:
-            raise UsageError(f"--metric {text} compares with another model: give it as --reference")
+            raise UsageError(f"`metric` {text} compares with another model: give it as `reference`")
     if output is not None and not any(isinstance(metric, AccuracyMetric) for metric in metrics):
-        raise UsageError("--output names the class scores that labels are for; without --labels it has no use")
+        raise UsageError("`output` names the class scores that labels are for; without `labels` it has no use")
     return tuple(dataclasses.replace(m, output=output) if isinstance(m, AccuracyMetric) else m for m in metrics)
 
 

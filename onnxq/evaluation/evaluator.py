@@ -97,9 +97,9 @@ def open_evaluator(
     workers: who collects statistics, and scores switches. The rest as in `quantize`. Raises a subclass of OnnxqError.
     """
     if options.data_free:
-        raise UsageError("without calibration data nothing can be measured: leave out --data-free")
+        raise UsageError("without calibration data nothing can be measured: leave out `data_free`")
     if options.from_encodings is not None:
-        raise UsageError("grids that --from-encodings gives are neither chosen nor ranked: leave it out")
+        raise UsageError("grids that `from_encodings` gives are neither chosen nor ranked: leave it out")
     proto, origin = open_model(model)
     feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys)
     where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None

@@ -6,8 +6,9 @@
     .npy          an array (N,) of integers
     .npz          that array under `labels`, `label` or `y`, or as the only one of its kind
 
-A list counts all samples of the data, also those that --samples leaves out. A file's name may be given with as many of
-its folders as make it unique, and with or without its suffix; `x.npz[3]` is the fourth sample in a file of several.
+A list counts all samples of the data, also those that the option `samples` leaves out. A file's name may be given with
+as many of its folders as make it unique, and with or without its suffix; `x.npz[3]` is the fourth sample in a file of
+several.
 """
 
 from __future__ import annotations

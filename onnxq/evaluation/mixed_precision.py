@@ -48,7 +48,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.drop is None and self.bops is None and self.size is None:
-            raise UsageError("--auto-mixed needs a limit: --target-drop, --max-bops or --max-size")
+            raise UsageError("mixed precision needs a limit: `target_drop`, `max_bops` or `max_size`")
 
     @property
     def cost(self) -> Cost:
@@ -109,7 +109,7 @@ def choose(evaluator: Evaluator, candidates: Candidates, limits: Limits, closest
     """
     found = _BitSearch(evaluator, limits, plan(evaluator.task, candidates)).run()
     if not found.reached and not closest:
-        raise VerificationError(f"{candidates} cannot keep the limits; the closest: {found.text}. --closest takes it")
+        raise VerificationError(f"{candidates} cannot keep the limits; the closest: {found.text}. `closest` takes it")
     return found
 
 

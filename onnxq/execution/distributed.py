@@ -68,13 +68,13 @@ def open_cluster(scheduler: str) -> Iterator[Cluster]:
     """
     match = re.fullmatch(r"local(?::([1-9]\d{0,3}))?|\w+://.+", scheduler)
     if match is None:
-        raise UsageError(f"--scheduler {scheduler!r}: expected local, local:N or an address like tcp://host:8786")
+        raise UsageError(f"`scheduler` {scheduler!r}: expected local, local:N or an address like tcp://host:8786")
     try:
         import dask
         import distributed
         from distributed.utils import silence_logging_cmgr
     except ImportError:
-        raise UsageError("--scheduler needs Dask, which is not installed: pip install 'onnxq[dask]'") from None
+        raise UsageError("`scheduler` needs Dask, which is not installed: pip install 'onnxq[dask]'") from None
     silent = logging.CRITICAL + 1  # errors reach the user as exceptions of ours
     with ExitStack() as stack:
         settings = {
@@ -196,7 +196,7 @@ def _packed(prepare: Callable[..., Any]) -> bytes:
                 isinstance(thing, TensorProto) and large.is_reference(thing)
             ):
                 raise UsageError(
-                    "--scheduler: a model of over 1 GiB, whose weights stay in files, cannot be sent around"
+                    "`scheduler`: a model of over 1 GiB, whose weights stay in files, cannot be sent around"
                 )
             return super().reducer_override(thing)
 

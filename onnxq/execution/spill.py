@@ -59,8 +59,8 @@ class CachedArray:
                 np.save(path, array)
             except OSError as error:
                 raise OutputError(
-                    f"activations that --max-memory has no room for cannot be kept in {path.parent.parent}:"
-                    f" {error.strerror or error}; set TMPDIR to a larger disk, or raise --max-memory"
+                    f"activations that `max_memory` has no room for cannot be kept in {path.parent.parent}:"
+                    f" {error.strerror or error}; set TMPDIR to a larger disk, or raise `max_memory`"
                 ) from None
 
     def array(self) -> Array:

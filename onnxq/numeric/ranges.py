@@ -213,7 +213,7 @@ RANGE_METHODS: Mapping[str, RangeMethod] = {
 
 _UNFIT: Mapping[Part, str] = {
     "weights": "is for activations; try mse or minmax",
-    "activations": "is for logits; give it as logits-range",
+    "activations": "is for logits; give it as `logits_range`",
 }
 
 

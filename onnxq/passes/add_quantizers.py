@@ -70,7 +70,7 @@ class AddQuantizers:
             for pattern in patterns:
                 if not any(_matches(node, pattern) for node in model.graph.nodes):
                     raise UsageError(
-                        f"--{option} {pattern!r} matches no node name and no operator type of {model.origin};"
+                        f"`{option}` {pattern!r} matches no node name and no operator type of {model.origin};"
                         " `onnxq inspect` lists them"
                     )
 

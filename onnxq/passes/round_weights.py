@@ -225,7 +225,7 @@ class _Rounder:
         size, name = self.largest
         return [
             *notes,
-            f"statistics of one layer: {size / 2**20:.0f} MiB at most, those of {name}, beside --max-memory",
+            f"statistics of one layer: {size / 2**20:.0f} MiB at most, those of {name}, beside `max_memory`",
         ]
 
 

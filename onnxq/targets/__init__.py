@@ -46,5 +46,5 @@ def find_target(name: str) -> Target:
     close = difflib.get_close_matches(name, TARGETS, 1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise UsageError(
-        f"--target {name!r} is unknown; expected one of {', '.join(sorted(TARGETS))}, or a .toml file{hint}"
+        f"`target` {name!r} is unknown; expected one of {', '.join(sorted(TARGETS))}, or a .toml file{hint}"
     )

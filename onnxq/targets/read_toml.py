@@ -69,10 +69,10 @@ def read_target(path: str, targets: Mapping[str, Target]) -> Target:
         with open(path, "rb") as file:
             table = tomllib.load(file)
     except OSError as error:
-        raise UsageError(f"--target {path}: {error.strerror}") from None
+        raise UsageError(f"`target` {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, or UnicodeDecodeError
-        raise UsageError(f"--target {path}: not valid TOML: {error}") from None
-    return _Reader(f"--target {path}", path).target(table, targets)
+        raise UsageError(f"`target` {path}: not valid TOML: {error}") from None
+    return _Reader(f"`target` {path}", path).target(table, targets)
 
 
 class _Reader:
