@@ -32,6 +32,7 @@ OVERRIDE = "Exceptions for single tensors"
 PRESETS = ("w8a8", "w8a16", "w4a8", "w4a16", "w8", "w4")
 """Those worth naming; any of w2 to w16, a2 to a16, alone or together, is understood. Without w or a: left in float."""
 
+
 @documented
 @dataclass(frozen=True)
 class Override:
@@ -162,15 +163,18 @@ class Options:
     )  # fmt: skip
     weight_range: str = option(
         "auto",
-        f"How weight ranges are set: {usage('weights')}; weighted: mse weighted by what channels contribute, which auto takes"
-        " per tensor, and mse per channel.",
+        f"How weight ranges are set: {usage('weights')}; weighted: mse weighted by what channels contribute, which auto"
+        " takes per tensor, and mse per channel.",
         RANGES, metavar="METHOD",
     )  # fmt: skip
     activation_range: str = option(
         "mse", f"How activation ranges are set: {usage('activations')}.", RANGES, metavar="METHOD"
     )
     logits_range: str = option(
-        "cross-entropy", f"How the ranges of a classifier's logits are set: {usage('logits')}.", RANGES, metavar="METHOD"
+        "cross-entropy",
+        f"How ranges of a classifier's logits are set: {usage('logits')}.",
+        RANGES,
+        metavar="METHOD",
     )
     include: tuple[str, ...] = option((), "Quantize only these nodes or operators.", TARGET, metavar="GLOB")
     exclude: tuple[str, ...] = option((), "Leave these nodes or operators in float.", TARGET, metavar="GLOB")

@@ -143,7 +143,7 @@ def test_a_metric_of_the_users_own(module):
         ("my_metric:nothing", "has no function 'nothing'"),
         ("no_such_module:f", "cannot be imported: ModuleNotFoundError"),
         ("cosine", "expected sqnr, agreement, kl, top1, top5, or a function"),
-        ("top1", "needs --labels"),
+        ("top1", "needs `labels`"),
     ],
 )
 def test_a_metric_that_fails_says_so_in_one_line(module, text, message):

@@ -262,7 +262,7 @@ def test_learning_rates_rise_and_fall() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"steps": 0}, "steps"), ({"lr": 2.0}, "lr must be above 0 and at most 1"), ({"augment": ("x",)}, "augment")],
+    [({"steps": 0}, "steps"), ({"lr": 2.0}, "`lr` must be above 0, at most 1"), ({"augment": ("x",)}, "augment")],
 )
 def test_recipes_that_make_no_sense(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):

@@ -174,7 +174,7 @@ def _missing_ranges(task: Task, quantized: Quantized) -> str:
     if not missing:
         return ""
     some = "; ".join(f"{name!r}: {reason}" for name, reason in list(missing.items())[:3])
-    remedy = "; --input-range, --synthetic or calibration data can range them" if task.options.data_free else ""
+    remedy = "; `input_ranges`, `synthetic` or calibration data can range them" if task.options.data_free else ""
     return f"{len(missing)} tensors have no range and stay in float ({some}{', ...' * (len(missing) > 3)}){remedy}"
 
 
@@ -183,7 +183,7 @@ def _saturating_cpu(task: Task) -> str:
     weight = task.options.weight
     if not (task.context.target.runs_here and weight is not None and weight.grid.bits == 8 and saturates()):
         return ""
-    return "this CPU has no VNNI: products of 8-bit integers saturate on it; quantize for --target ort-no-vnni"
+    return "this CPU has no VNNI: products of 8-bit integers saturate on it; quantize for `target` ort-no-vnni"
 
 
 def _facts(proto: ModelProto, path: str | None) -> ModelFacts:

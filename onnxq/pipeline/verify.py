@@ -172,5 +172,5 @@ def _refuse_damage(output: str, comparison: _Comparison, runs_here: bool) -> Non
             f" written (SQNR {runtime.db:.1f} dB between them, {quality.db:.1f} dB against float), so the"
             " model was not written; some versions of ONNX Runtime have faulty kernels (this is"
             f" {runtime_version()}), and on CPUs without VNNI products of 8-bit integers saturate: quantize for"
-            " --target ort-no-vnni there"
+            " `target` ort-no-vnni there"
         )

@@ -86,17 +86,17 @@ def load_loss(name: str) -> TrainingLoss:
     try:
         function: Callable[..., Tensor] | None = getattr(importlib.import_module(module_name), function_name, None)
     except Exception as error:  # whatever the user's module does when it is imported
-        raise UsageError(f"--loss {name}: module {module_name!r} cannot be imported: {error}") from None
+        raise UsageError(f"`loss` {name}: module {module_name!r} cannot be imported: {error}") from None
     if not callable(function):
-        raise UsageError(f"--loss {name}: expected module:function, and {module_name!r} has no such function")
+        raise UsageError(f"`loss` {name}: expected module:function, and {module_name!r} has no such function")
 
     def checked(outputs: Outputs, reference: Outputs, labels: Tensor | None) -> Tensor:
         try:
             value = function(outputs, reference, labels)
         except Exception as error:
-            raise UsageError(f"--loss {name} failed: {type(error).__name__}: {error}") from None
+            raise UsageError(f"`loss` {name} failed: {type(error).__name__}: {error}") from None
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
-            raise UsageError(f"--loss {name}: expected a tensor of one number, got {value!r:.100}")
+            raise UsageError(f"`loss` {name}: expected a tensor of one number, got {value!r:.100}")
         return value.reshape(())
 
     return checked

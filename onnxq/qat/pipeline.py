@@ -45,8 +45,9 @@ from ..thresholds import QAT_CALIBRATION_SAMPLES
 from .initialize import start_of
 from .loss import CrossEntropy, Distillation, TrainingLoss, load_loss
 from .network import Network
+from .recipe import Recipe
 from .samples import Augmentation, TrainingSamples, read_samples
-from .train import Recipe, Training
+from .training import Training
 from .verify import WrittenModel, compare_written, rows_of_run
 
 Progress = Callable[[str, int, int], None]
@@ -152,7 +153,7 @@ def finish(network: Network) -> ModelProto:
 
 def _refuse_dataless(options: Options) -> None:
     if options.data_free or options.from_encodings is not None:
-        raise UsageError("training starts from a quantization with data: leave out --data-free and --from-encodings")
+        raise UsageError("training starts from a quantization with data: leave out `data_free` and `from_encodings`")
     if options.weight is None and options.activation is None:
         raise UsageError("nothing is to be quantized")
 
@@ -215,7 +216,7 @@ def _initialized(
         teacher = Network(adjusted, target)
         missing = set(inner) - {name for step in Network(start, target).operations for name in step.writes}
         if missing:
-            raise UsageError(f"--distill-tensors: {sorted(missing)[0]!r} is not among what the adjusted model computes")
+            raise UsageError(f"`distill`: {sorted(missing)[0]!r} is not among what the adjusted model computes")
     device = _device(recipe.device)
     student = Network(start, target, recipe.learn_ranges).to(device)
     kept, held_out = samples.split(recipe.held_out)
@@ -251,7 +252,7 @@ def _inner_tensors(model: Model, globs: Sequence[str]) -> tuple[str, ...]:
     for glob in globs:
         found = [n for n in names if n in floats and fnmatch.fnmatchcase(n, glob)]
         if not found:
-            raise UsageError(f"--distill-tensors {glob!r} matches no inner float tensor; `onnxq inspect` lists them")
+            raise UsageError(f"`distill` {glob!r} matches no inner float tensor; `onnxq inspect` lists them")
         chosen.update(dict.fromkeys(found))
     return tuple(chosen)
 
@@ -262,7 +263,7 @@ def _device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name!r} cannot be used: {' '.join(str(error).split())[:200]}") from None
+        raise UsageError(f"`device` {name!r} cannot be used: {' '.join(str(error).split())[:200]}") from None
 
 
 def _key(task: Task, recipe: Recipe, samples: TrainingSamples) -> str:

@@ -19,7 +19,7 @@ from ..numeric.metrics import OutputSqnr, class_scores
 from ..thresholds import QAT_CHECK_SAMPLES, QAT_COMPARED_SAMPLES, TORCH_AGREES_DB
 from .network import Network
 from .samples import TrainingSamples
-from .train import Training
+from .training import Training
 
 
 @dataclass(frozen=True)

@@ -20,61 +20,13 @@ import torch
 from torch import Tensor
 
 from ..calibration.checkpoint import Checkpoint
-from ..errors import EngineError, UsageError
+from ..errors import EngineError
 from .loss import TrainingLoss, agreement
 from .network import Network
+from .recipe import Recipe
 from .samples import Augmentation, TrainingSamples
 
 State = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train.
-
-    steps: batches, of `batch` samples each. lr: of weights, in steps of their grids; scale_lr: of grids, relative.
-    warmup: share of the steps over which the rates rise. held_out: samples at most that are held out, one in ten.
-    evaluations: how often these are evaluated. patience: evaluations without progress that end it; None: never.
-    temperature: of distillation. distill: inner tensors (globs) to learn beside the outputs. loss: `module:function`.
-    augment: of flip, crop; a mirrored image may be another thing (digits, text, left and right), a shifted one hardly.
-    learn_ranges: whether grids are trained, or weights and biases alone.
-    """
-
-    steps: int = 2000
-    batch: int = 128
-    lr: float = 1e-2
-    scale_lr: float = 2e-3
-    warmup: float = 0.05
-    held_out: int = 1000
-    evaluations: int = 20
-    patience: int | None = None
-    temperature: float = 1.0
-    distill: tuple[str, ...] = ()
-    loss: str | None = None
-    augment: tuple[str, ...] = ("crop",)
-    learn_ranges: bool = True
-    seed: int = 0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name, lowest in (("steps", 1), ("batch", 1), ("held_out", 1), ("evaluations", 1), ("patience", 1)):
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise UsageError(f"{name.replace('_', '-')} must be at least {lowest}, got {value}")
-        for name in ("lr", "scale_lr"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UsageError(f"{name.replace('_', '-')} must be above 0 and at most 1, got {getattr(self, name)}")
-        if not 0 < self.temperature < math.inf:
-            raise UsageError(f"temperature must be above 0, got {self.temperature}")
-        if unknown := set(self.augment) - {"flip", "crop"}:
-            raise UsageError(f"augment {sorted(unknown)[0]!r} is unknown; expected flip, crop")
-
-    def rate(self, step: int) -> float:
-        """Share of the learning rates at a step: up in a line, down in a cosine."""
-        rise = max(round(self.warmup * self.steps), 1)
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(self.steps - rise, 1)))
 
 
 @dataclass(frozen=True)
