@@ -50,14 +50,7 @@ class Gram:
         return cls(x @ xt, y @ xt, x.sum(2), y.sum(2), np.square(y).sum(2), x.shape[2])
 
     def __add__(self, other: Gram) -> Gram:
-        return Gram(
-            self.G + other.G,
-            self.B + other.B,
-            self.s + other.s,
-            self.t + other.t,
-            self.yy + other.yy,
-            self.count + other.count,
-        )
+        return Gram(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def bias(self, W: Array) -> Array:
         """The bias (g, M) that minimises the error of W (g, M, K)."""
