@@ -44,7 +44,7 @@ def test_clip_falls_away_where_calibration_stayed_inside():
 def test_clip_stays_where_its_grid_reaches_beyond():
     model_ = answered(layer("Clip(a, lo, hi)", lo=0, hi=6))
     wide = QuantParams.from_range(np.float64(0), np.float64(7), QuantSpec(Grid(8, signed=False), symmetric=False))
-    model_.quantizers["b"] = model_.quantizers["b"].answered(wide)
+    model_.quantizers["b"] = model_.quantizers["b"].with_params(wide)
     assert FuseActivation().apply(model_, Context()).changed == 0
 
 
@@ -130,5 +130,5 @@ def test_an_activation_falls_away_exactly_where_no_float_tells(bounds, spec):
 
         chosen = layer("Relu(a)" if hi is None else "Clip(a, lo, hi)", lo=lo, hi=hi or 0)
         model_ = answered(chosen)
-        model_.quantizers["b"] = model_.quantizers["b"].answered(params)
+        model_.quantizers["b"] = model_.quantizers["b"].with_params(params)
         assert (FuseActivation().apply(model_, Context()).changed == 1) == same, (bounds, span)

@@ -220,7 +220,7 @@ def test_the_model_computes_what_its_integers_say(seed):
     model_ = answered(proto, feeds)
     for name in ("x", "r"):
         exact = QuantParams(Grid(8, signed=False), np.float32(0.25), np.uint8(0))
-        model_.quantizers[name] = model_.quantizers[name].answered(exact)
+        model_.quantizers[name] = model_.quantizers[name].with_params(exact)
     written, _ = lower(model_, Context())
     x = np.float32(rng.integers(-600, 600, (6, 3))) / 8
     grid = QuantParams(Grid(8, signed=False), np.float32(0.25), np.uint8(0))

@@ -22,7 +22,7 @@ gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 
 @dataclass(frozen=True)
 class Quantizer:
-    """Where a tensor is quantized, with which spec, and later with which answer.
+    """Where a tensor is quantized, with which spec, and later with which params.
 
     tensor: its name, the key in `Model.quantizers` as well.
     axis: the channel axis of `tensor` for per-channel quantizers.
@@ -46,7 +46,7 @@ class Quantizer:
     readers: tuple[str, ...] = ()
     given: bool = False
 
-    def answered(self, params: QuantParams) -> Quantizer:
+    def with_params(self, params: QuantParams) -> Quantizer:
         """The same quantizer with its parameters set."""
         return replace(self, params=params)
 

@@ -226,5 +226,5 @@ def _widen(model: Model, root: str, samples: Samples, target: Target) -> str:
         return f"in float, since {target.name} reads no {params.grid.dtype.name}"
     for name, other in list(model.quantizers.items()):
         if grid_root(model.quantizers, name) == root:
-            model.quantizers[name] = replace(other, spec=spec).answered(params)
+            model.quantizers[name] = replace(other, spec=spec).with_params(params)
     return str(params.grid)

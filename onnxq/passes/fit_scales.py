@@ -58,7 +58,7 @@ def _widen(model: Model, smallest: float) -> None:
             least = np.float32(smallest / (grid.qmax - grid.qmin))
             if np.min(quantizer.params.scale) < least:
                 scale = np.maximum(np.asarray(quantizer.params.scale, np.float32), np.nextafter(least, np.float32(1)))
-                model.quantizers[name] = quantizer.answered(replace(quantizer.params, scale=np.asarray(scale)))
+                model.quantizers[name] = quantizer.with_params(replace(quantizer.params, scale=np.asarray(scale)))
 
 
 def _fix(model: Model, target: Target) -> None:
@@ -82,7 +82,7 @@ def _share(model: Model, root: str, params: QuantParams) -> None:
     members = [name for name in model.quantizers if grid_root(model.quantizers, name) == root]
     for name in members:
         if not _same(model.quantizers[name].params, params):
-            model.quantizers[name] = model.quantizers[name].answered(params)
+            model.quantizers[name] = model.quantizers[name].with_params(params)
 
 
 def _same(one: QuantParams | None, other: QuantParams) -> bool:

@@ -1,12 +1,12 @@
 """Weight ranges that leave the least error in what the network computes (white paper equation 16, weighed).
 
-The squared error of a weight counts as much as it can be felt: by the power of the input that it multiplies, and by
-the sensitivity of the output that it adds to (`graph.contribution`):
+The squared error of a weight counts as much as the outputs depend on it: by the power of the input that it
+multiplies, and by the sensitivity g_o of the output that it adds to (`graph.output_sensitivity`):
 
-    argmin over [lo, hi]   sum_oi  E[x_i^2] stake_o (W_oi - Q(W_oi))^2
+    argmin over [lo, hi]   sum_oi  E[x_i^2] g_o (W_oi - Q(W_oi))^2
 
-A few large weights that nobody listens to, or that multiply next to nothing, are clipped instead of making the steps
-of all others coarse.
+A few large weights that the outputs hardly depend on, or that multiply next to nothing, are clipped instead of making
+the steps of all others coarse.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BINS = 2**14
 
 @dataclass(frozen=True)
 class RefineWeightRanges:
-    """Answer the quantizers of linear layers' weights anew; it runs behind `SetWeightRanges`."""
+    """Set the scales of linear layers' weights anew; it runs behind `SetWeightRanges`."""
 
     preserves: ClassVar[bool | None] = None
 
@@ -56,7 +56,7 @@ class RefineWeightRanges:
             if quantizer.axis is None:
                 lo, hi = lo[0], hi[0]
             params = QuantParams.from_range(lo, hi, quantizer.spec, quantizer.axis)
-            model.quantizers[layer.weight.name] = quantizer.answered(params)
+            model.quantizers[layer.weight.name] = quantizer.with_params(params)
             changed += 1
         return Outcome(changed, tuple(skips))
 

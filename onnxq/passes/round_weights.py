@@ -210,7 +210,7 @@ class _Rounder:
         quantizer = self.model.quantizers[weight.name]
         assert quantizer.params is not None
         params = replace(quantizer.params, scale=choice.scale)
-        self.model.quantizers[weight.name] = quantizer.answered(params)
+        self.model.quantizers[weight.name] = quantizer.with_params(params)
         for use, bias in zip(uses, choice.biases, strict=True):
             assert use.bias is not None
             use.bias.values = bias

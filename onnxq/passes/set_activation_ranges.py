@@ -30,7 +30,7 @@ from .base import Context, Outcome, Skip
 
 @dataclass(frozen=True)
 class SetActivationRanges:
-    """Answer every quantizer of an activation.
+    """Give every quantizer of an activation its scale and zero point.
 
     method, logits_method: names as `numeric.ranges.RANGE_METHODS` has them; the second one is for the logits of
     classifiers, found by what stands behind them.
@@ -62,22 +62,22 @@ class SetActivationRanges:
                 skips.append(Skip(name, "takes infinite values or not-a-number on the calibration data"))
                 del model.quantizers[name]
             else:
-                model.quantizers[name] = quantizer.answered(params)
+                model.quantizers[name] = quantizer.with_params(params)
         _follow(model, activations)
         skips += [
             Skip(n, "no BatchNorm moments are known for it: its range comes from data")
             for n, q in roots.items()
-            if n in measured and methods[n] != (spec := self._wish(q, n in logits)) and _needs_moments(spec)
+            if n in measured and methods[n] != (chosen := self._method(q, n in logits)) and _needs_moments(chosen)
         ]
         return Outcome(len(activations), tuple(skips), (f"tensors measured: {len(statistics)}",))
 
-    def _wish(self, quantizer: Quantizer, logits: bool) -> str:
-        """The method asked for; a grid that several tensors share is not that of the logits alone."""
+    def _method(self, quantizer: Quantizer, logits: bool) -> str:
+        """The method that options name; a grid that several tensors share is not that of the logits alone."""
         return quantizer.method or (self.logits_method if logits and not quantizer.widened_by else self.method)
 
     def _methods(self, model: Model, roots: Mapping[str, Quantizer], logits: Collection[str]) -> dict[str, str]:
         """How each range is set; `bn` where moments are missing gives way to mse."""
-        methods = {name: self._wish(quantizer, name in logits) for name, quantizer in roots.items()}
+        methods = {name: self._method(quantizer, name in logits) for name, quantizer in roots.items()}
         for name, method in methods.items():
             if _needs_moments(method) and any(_moments(model, tensor) is None for tensor in _members(roots[name])):
                 methods[name] = "mse"
@@ -163,12 +163,12 @@ def _moments(model: Model, name: str) -> Moments | None:
 
 
 def _follow(model: Model, activations: Mapping[str, Quantizer]) -> None:
-    """Give quantizers that keep another tensor's grid the answer of that one."""
+    """Give quantizers that keep another tensor's grid the params of that one."""
     for name, quantizer in activations.items():
         if quantizer.grid_of is None:
             continue
-        answer = model.quantizers.get(grid_root(activations, name))
-        if answer is None or answer.params is None:
+        root = model.quantizers.get(grid_root(activations, name))
+        if root is None or root.params is None:
             del model.quantizers[name]
         else:
-            model.quantizers[name] = quantizer.answered(answer.params)
+            model.quantizers[name] = quantizer.with_params(root.params)

@@ -41,6 +41,6 @@ def _fit(model: Model, layer: LinearLayer | str) -> str | None:
     scale = raised_scale(weight, layer.groups, lowest_scales(layer.bias.values, s_x))
     if np.array_equal(scale, weight.params.scale):
         return None
-    model.quantizers[weight.tensor] = weight.answered(replace(weight.params, scale=scale))
+    model.quantizers[weight.tensor] = weight.with_params(replace(weight.params, scale=scale))
     count = int(np.sum(scale != weight.params.scale))
     return f"{layer.node.name}: weight scale raised in {count} channels so that the bias fits 32 bits"

@@ -47,7 +47,7 @@ class SetDataFreeRanges:
         for name, quantizer in activations.items():
             root = grid_root(activations, name)
             if (given_params := activations[root].params) is not None and activations[root].given:
-                model.quantizers[name] = quantizer.answered(given_params)
+                model.quantizers[name] = quantizer.with_params(given_params)
                 continue
             span = ranges[root]
             if span is None:
@@ -57,7 +57,7 @@ class SetDataFreeRanges:
                     del model.quantizers[name]
             else:
                 params = QuantParams.from_range(np.float64(span[0]), np.float64(span[1]), activations[root].spec)
-                model.quantizers[name] = quantizer.answered(params)
+                model.quantizers[name] = quantizer.with_params(params)
         return Outcome(len(activations) - len(skips), tuple(skips))
 
 

@@ -25,7 +25,7 @@ AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class SetWeightRanges:
-    """Answer every quantizer of a constant. method: a name of `numeric.ranges.RANGE_METHODS`."""
+    """Give every quantizer of a constant its scales. method: a name of `numeric.ranges.RANGE_METHODS`."""
 
     method: str = "mse"
     preserves: ClassVar[bool | None] = None
@@ -44,11 +44,11 @@ class SetWeightRanges:
                         " not-a-number or infinity, which have no integer; exclude the node or repair the model"
                     )
 
-        def answer(constant: gs.Constant) -> tuple[str, QuantParams]:
+        def find(constant: gs.Constant) -> tuple[str, QuantParams]:
             return constant.name, self._params(np.asarray(constant.values), model.quantizers[constant.name], context)
 
-        for name, params in parallel_map(answer, constants, context.services.threads):
-            model.quantizers[name] = model.quantizers[name].answered(params)
+        for name, params in parallel_map(find, constants, context.services.threads):
+            model.quantizers[name] = model.quantizers[name].with_params(params)
         return Outcome(len(constants))
 
     def _params(self, values: np.ndarray, quantizer: Quantizer, context: Context) -> QuantParams:

@@ -234,7 +234,7 @@ class Network(nn.Module):
                 tensor.values = np.array(self.weights[key(name)].detach().cpu().numpy())
         trained = {root: self._quantizer(root).trained_params() for root in set(self._roots.values())}
         for name, root in self._roots.items():
-            model.quantizers[name] = model.quantizers[name].answered(trained[root])
+            model.quantizers[name] = model.quantizers[name].with_params(trained[root])
         return model
 
 
