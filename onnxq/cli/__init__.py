@@ -107,7 +107,13 @@ def _out_of_memory(error: MemoryError) -> str:
 @click.version_option(__version__, prog_name="onnxq")
 @click.option("--traceback", is_flag=True, envvar="ONNXQ_TRACEBACK", help="Print the stack of internal errors.")
 def main(traceback: bool) -> None:
-    """Quantize trained ONNX models: float32 in, verified integer QDQ models out."""
+    """Quantize trained ONNX models: float32 in, verified integer QDQ models out.
+
+    Post-training quantization (PTQ): `quantize`, with calibration data (--calib) or without (--data-free); per-channel
+    or --per-tensor weights; --rounding by gptq (GPTQ), coordinate-descent or adaround (AdaRound), where samples that
+    are held out decide; --cle, --smoothquant (SmoothQuant), --bias-correction; --auto-mixed for mixed precision.
+    Quantization-aware training (QAT): `qat`. The words are those of the white paper, arXiv:2106.08295.
+    """
 
 
 COMMANDS = (
