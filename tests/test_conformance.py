@@ -22,32 +22,32 @@ FAMILIES = (
 
 
 @pytest.fixture(scope="module")
-def answers() -> dict[tuple[str, str, str], conformance.Answer]:
+def outcomes() -> dict[tuple[str, str, str], conformance.Outcome]:
     chosen = [case for case in conformance.load_cases(["node", "simple"]) if case.name.startswith(FAMILIES)]
     changed = [conformance.constant(case) if case.feed else None for case in chosen]
     cases = [("as it is", case) for case in chosen] + [("constant", case) for case in changed if case is not None]
     return conformance.survey(cases, ["onnxq"], conformance.PLAIN, seconds=60)
 
 
-def test_nothing_fails_without_a_reason(answers: Any) -> None:
-    assert len(answers) > 250
+def test_nothing_fails_without_a_reason(outcomes: Any) -> None:
+    assert len(outcomes) > 250
     allowed = {"quantized", "nothing to quantize", "refused"}
-    assert {key: a for key, a in answers.items() if a.outcome not in allowed} == {}
-    assert all(a.reason for a in answers.values())
+    assert {key: a for key, a in outcomes.items() if a.outcome not in allowed} == {}
+    assert all(a.reason for a in outcomes.values())
 
 
-def test_linear_operators_with_constant_weights_are_quantized(answers: Any) -> None:
-    found = {name for (_, variant, name), a in answers.items() if a.outcome == "quantized" and variant == "constant"}
+def test_linear_operators_with_constant_weights_are_quantized(outcomes: Any) -> None:
+    found = {name for (_, variant, name), a in outcomes.items() if a.outcome == "quantized" and variant == "constant"}
     assert {"test_conv_with_autopad_same", "test_gemm_transposeB", "test_matmul_2d", "test_basic_conv_with_padding",
             "test_attention_4d_gqa_expanded"} <= found  # fmt: skip
 
 
-def test_the_table_names_every_outcome(answers: Any) -> None:
-    text = conformance.markdown(answers, conformance.PLAIN)
+def test_the_table_names_every_outcome(outcomes: Any) -> None:
+    text = conformance.markdown(outcomes, conformance.PLAIN)
     assert all(f"| {outcome} |" in text for outcome in conformance.OUTCOMES)
 
 
-def test_a_process_that_dies_or_hangs_is_told_from_one_that_answers() -> None:
+def test_a_process_that_dies_or_hangs_is_distinguished_from_one_that_returns() -> None:
     import os
     import signal
     import time
