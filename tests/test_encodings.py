@@ -63,9 +63,9 @@ def test_scales_and_zero_points_come_back_bit_by_bit(found, version):
         (entry,) = read(path)
     spec = QuantSpec(found.grid, symmetric=False, per_channel=found.axis is not None)
     shape = () if found.axis is None else (found.scale.size, 3)
-    answer = entry.answer(shape, 0, 1, spec)
-    assert (answer.grid, answer.axis, answer.block) == (found.grid, found.axis, None)
-    for got, expected in ((answer.scale, found.scale), (answer.zero_point, found.zero_point)):
+    params = entry.params(shape, 0, 1, spec)
+    assert (params.grid, params.axis, params.block) == (found.grid, found.axis, None)
+    for got, expected in ((params.scale, found.scale), (params.zero_point, found.zero_point)):
         assert got.dtype == expected.dtype
         np.testing.assert_array_equal(got, expected)
 
@@ -86,7 +86,7 @@ def test_offsets_are_those_of_the_unsigned_grid(zero_point):
 def test_the_target_chooses_how_integers_are_stored(zero_point):
     entry = encoding_of("x", params(0.5, zero_point, Grid(8, signed=False)), constant=False)
     values = np.linspace(-200, 200, 801, dtype=np.float32)
-    unsigned, signed = (entry.answer((), None, None, spec) for spec in (UINT8, INT8))
+    unsigned, signed = (entry.params((), None, None, spec) for spec in (UINT8, INT8))
     assert (unsigned.zero_point, signed.zero_point) == (zero_point, zero_point - 128)
     np.testing.assert_array_equal(unsigned.fake(values), signed.fake(values))
 
@@ -160,17 +160,17 @@ def test_version_2_0_0():
 @pytest.mark.parametrize("version", ["1.0.0", "2.0.0"])
 def test_blocks_come_back(version, reading):
     entry = next(e for e in reading(content(version)) if e.name == "v")
-    answer = entry.answer((3, 4), 0, 1, INT8)
-    assert (answer.axis, answer.block) == (1, 2)
-    np.testing.assert_array_equal(answer.scale, BLOCKS.scale)
-    np.testing.assert_array_equal(answer.zero_point, BLOCKS.zero_point)
+    params = entry.params((3, 4), 0, 1, INT8)
+    assert (params.axis, params.block) == (1, 2)
+    np.testing.assert_array_equal(params.scale, BLOCKS.scale)
+    np.testing.assert_array_equal(params.zero_point, BLOCKS.zero_point)
 
 
 def test_one_scale_for_all_positions_of_a_kernel(reading):
     entry = next(e for e in reading(content("1.0.0")) if e.name == "v")
-    answer = entry.answer((3, 4, 5, 5), 0, 1, INT8)
-    assert answer.scale.shape == (3, 2, 5, 5)
-    np.testing.assert_array_equal(answer.scale[:, :, 4, 4], BLOCKS.scale)
+    params = entry.params((3, 4, 5, 5), 0, 1, INT8)
+    assert params.scale.shape == (3, 2, 5, 5)
+    np.testing.assert_array_equal(params.scale[:, :, 4, 4], BLOCKS.scale)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -183,11 +183,11 @@ def test_lpbq_is_blocks_whose_scales_are_multiples(transposed, reading):
     }  # fmt: skip
     (found,) = reading({"version": "1.0.0", "activation_encodings": [], "param_encodings": [entry]})
     shape, axes = ((4, 3), (1, 0)) if transposed else ((3, 4), (0, 1))
-    answer = found.answer(shape, *axes, INT8)
+    params = found.params(shape, *axes, INT8)
     expected = scale[:, None] * steps
-    assert (answer.grid.bits, answer.axis) == (4, axes[1])
-    np.testing.assert_array_equal(answer.scale, expected.T if transposed else expected)
-    assert not answer.zero_point.any()
+    assert (params.grid.bits, params.axis) == (4, axes[1])
+    np.testing.assert_array_equal(params.scale, expected.T if transposed else expected)
+    assert not params.zero_point.any()
 
 
 def test_lpbq_of_version_2(reading):
@@ -196,7 +196,7 @@ def test_lpbq_of_version_2(reading):
         "per_channel_float_scale": [[0.5], [0.25]], "per_block_int_scale": [[1, 2], [3, 4]],
     }  # fmt: skip
     (found,) = reading({"version": "2.0.0", "encodings": [entry]})
-    np.testing.assert_array_equal(found.answer((2, 4), 0, 1, INT8).scale, [[0.5, 1], [0.75, 1]])
+    np.testing.assert_array_equal(found.params((2, 4), 0, 1, INT8).scale, [[0.5, 1], [0.75, 1]])
 
 
 def test_strictly_symmetric_grids_have_zero_in_the_middle(reading):
@@ -211,9 +211,9 @@ def test_strictly_symmetric_grids_have_zero_in_the_middle(reading):
         "scale": 0.5,
     }
     found = reading({"activation_encodings": {}, "param_encodings": {"w": [entry]}})
-    assert found[0].answer((), None, None, INT8).zero_point == 0
+    assert found[0].params((), None, None, INT8).zero_point == 0
     found = reading({"activation_encodings": {}, "param_encodings": {"w": [{**entry, "is_symmetric": "False"}]}})
-    assert found[0].answer((), None, None, INT8).zero_point == -1
+    assert found[0].params((), None, None, INT8).zero_point == -1
 
 
 def test_versions_before_0_6_are_read(reading):
@@ -252,7 +252,7 @@ GOOD_1 = {"name": "x", "dtype": "INT", "bw": 8, "enc_type": "PER_TENSOR", "is_sy
         ({"encodings": [GOOD | {"y_scale": "a"}]}, "expected numbers, got a"),
         ({"encodings": [GOOD | {"y_scale": []}]}, "expected numbers|scales must be"),
         ({"encodings": [GOOD | {"y_scale": [[1], [1, 2]]}]}, "'x' makes no sense"),
-        ({"encodings": [GOOD | {"y_zero_point": 256}]}, "zero lies off its grid: offsets must be -255 to 0"),
+        ({"encodings": [GOOD | {"y_zero_point": 256}]}, "zero lies outside its grid: offsets must be -255 to 0"),
         ({"encodings": [GOOD | {"y_zero_point": 0.5}]}, "must be whole numbers"),
         ({"encodings": [GOOD | {"y_zero_point": [1, 2]}]}, "'x' makes no sense"),
         ({"encodings": [GOOD | {"axis": "a"}]}, "expected a whole number, got 'a'"),
@@ -262,7 +262,7 @@ GOOD_1 = {"name": "x", "dtype": "INT", "bw": 8, "enc_type": "PER_TENSOR", "is_sy
         ({"activation_encodings": [GOOD_1 | {"bw": 64}]}, "got 64"),
         ({"activation_encodings": {"conv1": {"output": {"0": {}}}}}, "do not name tensors"),
         ({"activation_encodings": {"x": [{"bitwidth": 8, "scale": 1}]}}, "'x' has no 'offset'"),
-        ({"activation_encodings": {"x": [{"bitwidth": 8, "scale": 1, "offset": 3}]}}, "zero lies off its grid"),
+        ({"activation_encodings": {"x": [{"bitwidth": 8, "scale": 1, "offset": 3}]}}, "zero lies outside its grid"),
         ({"param_encodings": {"x": [{"bitwidth": b, "scale": 1, "offset": 0} for b in (4, 8)]}}, "different bit width"),
     ],
     ids=lambda value: str(value)[:60],
@@ -279,7 +279,7 @@ def test_a_missing_file(tmp_path):
 
 
 def test_schemas_without_blocks_say_so():
-    with pytest.raises(UsageError, match=r"0\.6\.1 know no blocks, which 'v' has"):
+    with pytest.raises(UsageError, match=r"0\.6\.1 have no blocks, but 'v' has"):
         to_json(ENTRIES, "0.6.1", ARGUMENTS)
     kernel = params(np.ones((3, 2, 5, 5)), np.zeros((3, 2, 5, 5)), Grid(4, signed=True), axis=1, block=2)
     with pytest.raises(UsageError, match=r"1\.0\.0 have blocks for matrices only"):
@@ -298,4 +298,4 @@ def test_schemas_without_blocks_say_so():
 )  # fmt: skip
 def test_encodings_that_do_not_fit_their_tensor(entry, shape, axes, message):
     with pytest.raises(UsageError, match=message):
-        entry.answer(shape, *axes, INT8)
+        entry.params(shape, *axes, INT8)

@@ -1,4 +1,4 @@
-"""Checks on what grids are like: types, zero points, granularity, scales, biases."""
+"""Checks on the parameters of quantized tensors: types, zero points, granularity, scales, biases."""
 
 from __future__ import annotations
 
@@ -154,8 +154,8 @@ def _bias_input(graph: QdqGraph, node: gs.Node) -> tuple[int, gs.Node | None]:
 
 
 def _zero_point(grid: TensorGrid, spec: str) -> str | None:
-    asked = spec == "zero" or (spec == "signed zero" and not grid.type.startswith("u"))
-    if asked and grid.zero_point.any():
+    required = spec == "zero" or (spec == "signed zero" and not grid.type.startswith("u"))
+    if required and grid.zero_point.any():
         return f"{grid.type} with zero point {grid.zero_point[grid.zero_point != 0].reshape(-1)[0]}"
     return None
 

@@ -1,4 +1,4 @@
-"""Encodings from JSON, of any of the three schemas; what does not make sense is refused with its tensor's name."""
+"""Encodings from JSON, of any of the three schemas. What does not make sense is refused with its tensor's name."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def _one(name: str, entry: Any, parse: Any, *arguments: Any) -> Encoding:
 def _entries_0_6_1(name: str, channels: Any, constant: bool) -> Encoding:
     if not isinstance(channels, list) or not channels or not all(isinstance(c, dict) for c in channels):
         raise ValueError(
-            "expected a list with an entry, or one a channel; encodings of PyTorch modules, by input and output, do not"
-            " name tensors: export those for ONNX"
+            "expected a list with one entry, or one for each channel; encodings of PyTorch modules, by input and"
+            " output, do not name tensors: export those for ONNX"
         )
     if str(channels[0].get("dtype", "int")).lower() == "float":
         return _float(name, constant)
@@ -181,7 +181,7 @@ def _check(encoding: Encoding) -> None:
         raise ValueError("scales must be positive and finite in float32")
     last = 2**encoding.bits - 1
     if not ((encoding.zero_point >= 0) & (encoding.zero_point <= last)).all():
-        raise ValueError(f"zero lies off its grid: offsets must be {-last} to 0")
+        raise ValueError(f"zero lies outside its grid: offsets must be {-last} to 0")
 
 
 def _numbers(value: Any) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
-"""One tensor's encoding, the same for all schemas: zero points on the unsigned grid, q in [0, 2^bits).
+"""One tensor's encoding, the same for all schemas: zero points count on the unsigned grid, q in [0, 2^bits).
 
-unsigned   u = z + 2^(b-1)     of a signed zero point z,     offset = -u
+u = z + 2^(b-1)     of a signed zero point z
+offset = -u
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from ..errors import UsageError
 from ..numeric.quant import QuantParams, QuantSpec
 
 DERIVED_BITS = 32
-"""Biases: their scale follows from those of input and weight, so that what files say of them decides nothing."""
+"""Bits of biases. Their scale follows from those of input and weight, so that their encodings are not used."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """scale: float32, > 0, and zero_point, int64 on the unsigned grid, both: () a tensor; (C,) channels; with `block`
-    of the tensor's rank, or flat in the order of its axes, or (C, K / block) where `by_channel`.
+    """How a file says that a tensor is quantized.
+
+    scale: float32, > 0, and zero_point, int64 on the unsigned grid. Both are () for a tensor, (C,) for channels; with
+    `block` they are of the tensor's rank, or flat in the order of its axes, or (C, K / block) where `by_channel`.
 
     bits: None for a tensor that stays in float.  signed: how the grid is stored where the schema says it; the integers
     mean the same either way.  axis: of channels or blocks; None where the schema leaves it to the operator.
-    constant: a weight.
+    constant: whether the tensor is a weight.
     """
 
     name: str
@@ -52,8 +55,8 @@ class Encoding:
         last = 2**self.bits - 1
         return float(np.min(-self.zero_point * scale)), float(np.max((last - self.zero_point) * scale))
 
-    def answer(self, shape: tuple[int, ...], axis: int | None, blocks: int | None, spec: QuantSpec) -> QuantParams:
-        """The parameters, stored as the target specs: signed or not, and without the lowest integer.
+    def params(self, shape: tuple[int, ...], axis: int | None, blocks: int | None, spec: QuantSpec) -> QuantParams:
+        """The parameters of a tensor, stored as its spec says: signed or not, with or without the lowest integer.
 
         shape: of the tensor.  axis, blocks: its axes of output channels and of input channels, None where it has none.
         Raises UsageError where the encoding does not fit the tensor.
@@ -93,8 +96,8 @@ class Encoding:
     def _in_blocks(
         self, values: NDArray[Any], shape: tuple[int, ...], channels: int | None, along: int
     ) -> NDArray[Any]:
-        """Values, one a block, in the tensor's rank: scales that a schema gives once for all positions of a Conv's
-        kernel are repeated."""
+        """Values, one for each block, in the tensor's rank. A schema gives one scale for all positions of a Conv's
+        kernel: it is repeated."""
         assert self.block is not None
         count = -(-shape[along] // self.block)
         full = tuple(count if i == along else n for i, n in enumerate(shape))
@@ -122,7 +125,7 @@ class Encoding:
 
 
 def encoding_of(name: str, params: QuantParams, constant: bool) -> Encoding:
-    """What a file shall say of a tensor on a grid."""
+    """What a file is to say of a tensor with these parameters."""
     shift = params.grid.signed * 2 ** (params.grid.bits - 1)
     return Encoding(
         name,

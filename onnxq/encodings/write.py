@@ -34,7 +34,7 @@ def _version_0_6_1(encodings: Sequence[Encoding], arguments: Mapping[str, Any]) 
 def _entries_0_6_1(encoding: Encoding) -> list[dict[str, Any]]:
     if encoding.block is not None:
         raise UsageError(
-            f"encodings of version 0.6.1 know no blocks, which {encoding.name!r} has; write version 1.0.0 or 2.0.0"
+            f"encodings of version 0.6.1 have no blocks, but {encoding.name!r} has; write version 1.0.0 or 2.0.0"
         )
     assert encoding.bits is not None
     last = 2**encoding.bits - 1
@@ -104,7 +104,7 @@ def _group(encoding: Encoding) -> str:
 
 
 def _signed_symmetric(encoding: Encoding) -> bool:
-    """AIMET reads a grid as signed just where this is true."""
+    """AIMET reads a grid as signed only where this is true."""
     return encoding.signed and encoding.symmetric
 
 

@@ -77,7 +77,7 @@ class ApplyEncodings:
             )
         axis, blocks = (layer.axis, layer.reduction_axis) if isinstance(layer, LinearLayer) else (None, None)
         shape = tensor.shape if isinstance(tensor, gs.Constant) else ()
-        params = encoding.answer(shape, axis, blocks, planned.spec)
+        params = encoding.params(shape, axis, blocks, planned.spec)
         channels = params.axis is not None and params.block is None
         spec = replace(
             planned.spec,
