@@ -48,6 +48,7 @@ from .options import Options, bits, with_settings
 from .pipeline import pipeline
 from .pipeline.build_report import build_report
 from .pipeline.collect_report import ReportCollector
+from .pipeline.log import log_result
 from .pipeline.open_inputs import input_specs, open_data, open_model, open_output, random_inputs, read_statistics
 from .pipeline.pipeline import float_model_of, prepare
 from .pipeline.task import RANDOM_INPUTS, Task, make_context
@@ -154,6 +155,7 @@ def quantize(
                     storage.write(result, target_path)
         seconds = time.perf_counter() - start
         report = build_report(task, quantized, quantized_path, output, seconds, result, collector)
+        log_result(report)
         verified = Result(result, report)
         if before_writing is not None:
             before_writing(verified)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import heapq
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from . import external_data, large
 from .model import captured, nodes_of
 from .sanitize import refuse_unsound
 from .scratch import scratch_folder
+
+logger = logging.getLogger("onnxq")
 
 LARGEST_PROTOBUF = 2**31 - 2**20
 """Bytes that still fit one protobuf file; larger models keep their tensors in a second file beside it."""
@@ -115,6 +118,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             _move(folder, path)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+        logger.info("%s: written, %d bytes", path, path.stat().st_size)
 
 
 def _move(folder: Path, path: Path) -> None:

@@ -61,6 +61,7 @@ from ..targets import find_target
 from ..thresholds import CLEAR_DB, NOISE_FLOOR_DB
 from .collect_report import ReportCollector
 from .keep_if_better import QualityMeasure, keep_if_better, split
+from .log import log_steps
 from .run_passes import Steps, run_passes, without
 from .task import Task
 
@@ -91,19 +92,24 @@ def quantize(task: Task, collector: ReportCollector | None = None) -> Quantized:
     """Figure 8. collector: takes down what a detailed report shows. Raises OnnxqError."""
     plan = make_plan(task, collector)
     proto, lowered = lower(plan.model, task.context)
+    log_steps(lowered)
     return Quantized(plan.model, proto, plan.steps + lowered)
 
 
 def make_plan(task: Task, collector: ReportCollector | None = None) -> Plan:
     """All of figure 8 that decides something; what is left is to write it down. Raises OnnxqError."""
     model, prepared = prepare(task.proto, task.origin, task.options, task.context)
+    log_steps(prepared)
     if collector is not None:
         collector.start(model)
     model, equalized = equalize(model, task)
+    log_steps(equalized)
     ranged, ranges = set_ranges(model, task, collector)
+    log_steps(ranges)
     if collector is not None:
         collector.adjusted(ranged)
     model, corrected = correct(ranged, task)
+    log_steps(corrected)
     return Plan(ranged, model, prepared + equalized + ranges + corrected)
 
 
