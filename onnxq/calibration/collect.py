@@ -10,9 +10,10 @@ from onnx import ModelProto
 
 from ..calibration.context import Context
 from ..errors import DataError
+from ..execution.partial import extract
 from ..execution.services import Stage
 from ..execution.session import Session, collect
-from ..graph.model import Model, extract
+from ..graph.model import Model
 from ..graph.shapes import tensor_bytes
 from ..numeric.samples import Statistic, merged
 

@@ -28,10 +28,10 @@ from ..calibration.context import Context
 from ..check.integer_operators import with_dequantizers
 from ..data import Feed, Preprocess
 from ..errors import DataError, ModelError, OnnxqError
+from ..execution.partial import extract
 from ..execution.services import Stage, open_workers
 from ..execution.session import Session, Source, parallel_map, without_padding
 from ..graph import large
-from ..graph.model import extract
 from ..graph.shapes import tensor_bytes
 from ..numeric.distance import Distance
 from ..numeric.metrics import comparable, finite, sqnr

@@ -19,8 +19,9 @@ from onnx import ModelProto
 
 from ..calibration.collect import chunks
 from ..calibration.context import Context
-from ..execution.session import Session, parallel_map, without_padding
-from ..graph.model import Model, Quantizer, extract, grid_root
+from ..execution.compare_outputs import run_models
+from ..execution.partial import extract
+from ..graph.model import Model, Quantizer, grid_root
 from ..graph.shapes import tensor_bytes
 from ..graph.simulate import simulated
 from ..numeric.distribution import bars, clipped, grid_ends, grid_sqnr
@@ -163,17 +164,12 @@ def _compare(
     found = {name: _Compared() for name in names}
     sizes = tensor_bytes(reference, names, next(iter(context.feeds)).arrays)
     for part in chunks(sizes, context.services.max_memory // (2 * context.services.in_flight)):
-        sessions = Session(extract(reference, part)), Session(extract(quantized, [names[name] for name in part]))
-        runs = parallel_map(
-            lambda feed, both=sessions: (feed, [session.run(feed.arrays) for session in both]),  # type: ignore[misc]
-            context.with_progress("comparing layers"),
-            context.services.threads,
-            context.services.in_flight,
-        )
-        for feed, (x, y) in runs:
+        models = extract(reference, part), extract(quantized, [names[name] for name in part])
+        feeds = context.with_progress("comparing layers")
+        for feed, (x, y) in run_models(models, feeds, context.services.threads, context.services.in_flight):
             for name in part:
-                found[name].elements = x[name].size // feed.batch
-                found[name].noise.update(*(without_padding(v, feed) for v in (x[name], y[names[name]])))
+                found[name].elements = x[name].size // min(feed.batch, feed.rows or feed.batch)
+                found[name].noise.update(x[name], y[names[name]])
     return found
 
 
