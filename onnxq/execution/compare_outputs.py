@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from ..data import Feed
 from ..numeric.metrics import OutputSqnr
+from .services import R
 from .session import Session, Source, parallel_map, without_padding
 
 Outputs: TypeAlias = Mapping[str, Any]
@@ -25,19 +26,30 @@ def outputs_of(found: Mapping[str, Any], feed: Feed) -> dict[str, Any]:
     return {name: without_padding(value, feed) for name, value in found.items()}
 
 
-def run_models(
-    models: Sequence[Source | Session], feeds: Iterable[Feed], threads: int, in_flight: int = 0
-) -> Iterator[tuple[Feed, list[dict[str, Any]]]]:
-    """Each feed with the outputs of every model, in order; at most `in_flight` of them (2 * threads) are held at once.
+def map_models(
+    function: Callable[[Feed, list[dict[str, Any]]], R],
+    models: Sequence[Source | Session],
+    feeds: Iterable[Feed],
+    threads: int,
+    in_flight: int = 0,
+) -> Iterator[R]:
+    """`function(feed, outputs)` for each feed, in order, called in worker threads; outputs: one mapping a model.
 
-    Raises EngineError where a model does not load or run.
+    At most `in_flight` feeds (2 * threads) are held at once. Raises EngineError where a model does not load or run.
     """
     sessions = [model if isinstance(model, Session) else Session(model) for model in models]
 
-    def run(feed: Feed) -> tuple[Feed, list[dict[str, Any]]]:
-        return feed, [outputs_of(session.run(feed.arrays), feed) for session in sessions]
+    def run(feed: Feed) -> R:
+        return function(feed, [outputs_of(session.run(feed.arrays), feed) for session in sessions])
 
     return parallel_map(run, feeds, threads, in_flight)
+
+
+def run_models(
+    models: Sequence[Source | Session], feeds: Iterable[Feed], threads: int, in_flight: int = 0
+) -> Iterator[tuple[Feed, list[dict[str, Any]]]]:
+    """Each feed with the outputs of every model, as `map_models`."""
+    return map_models(lambda feed, outputs: (feed, outputs), models, feeds, threads, in_flight)
 
 
 def reference_outputs(model: Source | Session, feeds: Iterable[Feed], threads: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ integers that take a quarter of its memory.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +20,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ..graph.model import captured
+from ..graph.shapes import tensor_bytes
 
 
 class Network:
@@ -87,6 +88,26 @@ class Network:
 def extract(proto: ModelProto, outputs: Iterable[str]) -> ModelProto:
     """The part of a model that computes `outputs` from the model's inputs, which all stay; see `Network.part`."""
     return Network(proto).part(outputs)
+
+
+def parts_that_fit(
+    proto: ModelProto, names: Iterable[str], feed: Mapping[str, np.ndarray], limit: int, label: str
+) -> Iterator[tuple[str, list[str]]]:
+    """Tensors of a model in parts, each for a pass over the data of its own, and what progress calls that pass.
+
+    limit: bytes that the tensors of a part may have together, for inputs shaped as in `feed`; a single one may have
+    more.
+    """
+    parts: list[list[str]] = []
+    total = 0
+    for name, size in tensor_bytes(proto, names, feed).items():
+        if not parts or total + size > limit:
+            parts.append([])
+            total = 0
+        parts[-1].append(name)
+        total += size
+    for number, part in enumerate(parts, 1):
+        yield (label if len(parts) == 1 else f"{label}, part {number} of {len(parts)}"), part
 
 
 class Cuts:

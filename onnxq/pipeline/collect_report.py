@@ -17,12 +17,10 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from ..calibration.collect import chunks
 from ..calibration.context import Context
 from ..execution.compare_outputs import run_models
-from ..execution.partial import extract
+from ..execution.partial import extract, parts_that_fit
 from ..graph.model import Model, Quantizer, grid_root
-from ..graph.shapes import tensor_bytes
 from ..graph.simulate import simulated
 from ..numeric.distribution import bars, clipped, grid_ends, grid_sqnr
 from ..numeric.metrics import Sqnr, finite, sqnr
@@ -162,11 +160,12 @@ def _compare(
     As many tensors at once as the context's memory holds of both models, for all feeds in flight.
     """
     found = {name: _Compared() for name in names}
-    sizes = tensor_bytes(reference, names, next(iter(context.feeds)).arrays)
-    for part in chunks(sizes, context.services.max_memory // (2 * context.services.in_flight)):
+    services, first = context.services, next(iter(context.feeds)).arrays
+    limit = services.max_memory // (2 * services.in_flight)
+    for label, part in parts_that_fit(reference, names, first, limit, "comparing layers"):
         models = extract(reference, part), extract(quantized, [names[name] for name in part])
-        feeds = context.with_progress("comparing layers")
-        for feed, (x, y) in run_models(models, feeds, context.services.threads, context.services.in_flight):
+        feeds = context.with_progress(label)
+        for feed, (x, y) in run_models(models, feeds, services.threads, services.in_flight):
             for name in part:
                 found[name].elements = x[name].size // min(feed.batch, feed.rows or feed.batch)
                 found[name].noise.update(x[name], y[names[name]])
