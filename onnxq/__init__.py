@@ -8,6 +8,7 @@ print(result.report.to_text())
 import logging as _logging
 from importlib.metadata import version as _version
 
+from . import operators
 from .api import (
     Result,
     auto_mixed,
@@ -45,6 +46,7 @@ __all__ = [
     "debug",
     "evaluate",
     "inspect",
+    "operators",
     "quantize",
     "sensitivity",
 ]

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import onnx_graphsurgeon as gs
 
 from ..operators.elementwise import clip_bounds
-from ..operators.registry import is_convolution, preserves_grid
+from ..operators.registry import is_convolution, operands, preserves_grid
 from ..targets import OpRule, Target
-from ..targets.requirements import readers
+from ..targets.requirements import readers, reads_integers
 from ..targets.target import masks_attention
 from .qdq_reader import Pair, QdqGraph, label
 from .tensor_grid import is_dequantize, is_quantize
@@ -67,14 +67,15 @@ def fixed_encoding(graph: QdqGraph, target: Target) -> Iterator[Violation]:
 
 
 def integer_readers(graph: QdqGraph, target: Target) -> Iterator[Violation]:
-    known = readers(target)
     for pair in graph.pairs:
         rule = target.rule_of(pair.tensor.inputs[0]) if pair.tensor.inputs else None
         if rule is not None and rule.output == "grid":
             continue
-        if not any(node.op in known or is_quantize(node) for node in pair.readers):
+        if not any(is_quantize(node) or reads_integers(target.rule_of(node)) for node in pair.readers):
             found = ", ".join(dict.fromkeys(node.op for node in pair.readers)) or "the output of the model"
-            yield Violation(label(pair.quantize), pair.tensor.name, f"a reader among {', '.join(known)}", found)
+            yield Violation(
+                label(pair.quantize), pair.tensor.name, f"a reader among {', '.join(readers(target))}", found
+            )
 
 
 def float_outputs(graph: QdqGraph, target: Target) -> Iterator[Violation]:
@@ -108,7 +109,7 @@ def whole_operators(graph: QdqGraph, target: Target) -> Iterator[Violation]:
             continue
         output = node.outputs[0]
         pair = _written_through_bias(graph, target, node) if rule.kind == "linear" else graph.written(node)
-        weighted = rule.kind == "linear" and graph.constant(node, 1) is not None
+        weighted = rule.kind == "linear" and any(graph.constant(node, i) is not None for i in operands(node)[1:])
         last = target.outputs == "float" and graph.ends_model(node)
         if weighted and pair is None and rule.output == "grid" and not last:
             yield Violation(label(node), output.name, "its output quantized, as its weight is", "in float")
@@ -150,8 +151,9 @@ def _written_through_bias(graph: QdqGraph, target: Target, node: gs.Node) -> Pai
 def _float_inputs(graph: QdqGraph, node: gs.Node, rule: OpRule) -> Iterator[Violation]:
     """Inputs that a quantized operator reads in float, where it should not."""
     first = rule.kind == "movement" or rule.data == "first" or rule.grid != "own"
-    last = 1 if first else 2 if rule.kind == "linear" else len(node.inputs)
-    for index, tensor in enumerate(node.inputs[:last]):
+    everything = tuple(range(len(node.inputs)))
+    for index in everything[:1] if first else operands(node) or everything:
+        tensor = node.inputs[index]
         if not tensor.name or graph.read(node, index) is not None:
             continue
         moved = rule.kind == "movement" and isinstance(tensor, gs.Constant)
@@ -167,4 +169,4 @@ def _ends_convolution(graph: QdqGraph, tensor: gs.Tensor) -> bool:
     if producer is None or is_dequantize(producer) or not is_convolution(producer):
         return False
     alone = len(source.outputs) == 1 and len(tensor.outputs) == 1 and not graph.model.is_output(source)
-    return alone and graph.constant(producer, 1) is not None
+    return alone and graph.constant(producer, operands(producer)[1]) is not None

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..operators.linear import lacks_bias_input
-from ..operators.registry import linear_form
+from ..operators.registry import linear_form, operands
 from ..targets import Target
 from .qdq_reader import Constant, QdqGraph, label
 from .tensor_grid import TensorGrid
@@ -108,7 +108,7 @@ def bias(graph: QdqGraph, target: Target) -> Iterator[Violation]:
         index, layer = _bias_input(graph, node)
         if layer is None or not node.inputs[index].name:
             continue
-        x, weight = graph.read(layer, 0), graph.constant(layer, 1)
+        x, weight = (graph.read(layer, 0), graph.constant(layer, operands(layer)[1]))
         if x is None or x.scale.size > 1 or weight is None or weight.grid.block:
             continue
         found = graph.constant(node, index)

@@ -24,10 +24,11 @@ from typing import Literal
 
 import onnx_graphsurgeon as gs
 
-from ..execution.workload import Workload
 from ..graph.model import Model, Quantizer, grid_root
 from ..numeric.quant import Grid
 from ..operators.linear import LinearLayer, linear_layer
+from ..operators.registry import operands
+from .workload import Workload
 
 Bits = Mapping[str, int]
 """Unit -> bits. Units bear the name of the tensor whose quantizer decides their grid."""
@@ -57,15 +58,15 @@ class BitCosts:
             return grid_root(quantizers, tensor.name)
 
         nodes = [node for node in model.graph.nodes if node.name in work.products]
-        operands = {node.name: (unit(node, node.inputs[0]), unit(node, node.inputs[1])) for node in nodes}
+        units = {node.name: [unit(node, node.inputs[index]) for index in operands(node)] for node in nodes}
         layers = [layer for node in nodes if isinstance(layer := linear_layer(node), LinearLayer)]
-        weights = {id(layer.weight): (int(layer.weight.values.size), operands[layer.node.name][1]) for layer in layers}
-        busy = {name for pair in operands.values() for name in pair}
+        weights = {id(layer.weight): (int(layer.weight.values.size), units[layer.node.name][1]) for layer in layers}
+        busy = {name for pair in units.values() for name in pair}
         idle: dict[str, float] = {}
         for name in quantizers:
             if (root := grid_root(quantizers, name)) not in busy:
                 idle[root] = idle.get(root, 0.0) + work.elements(name) / work.rows
-        products = tuple((work.products[name] / work.rows, *pair) for name, pair in operands.items())
+        products = tuple((work.products[name] / work.rows, a, b) for name, (a, b) in units.items())
         return cls(products, tuple(weights.values()), idle)
 
     def bops(self, bits: Bits) -> float:

@@ -23,17 +23,19 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
+from ..calibration.collect import chunks
 from ..calibration.context import Context
 from ..check.integer_operators import with_dequantizers
 from ..data import Feed, Preprocess
 from ..errors import DataError, ModelError, OnnxqError
-from ..execution.compare_outputs import Outputs, map_models
-from ..execution.partial import extract, parts_that_fit
 from ..execution.services import Stage, open_workers
-from ..execution.session import Session, Source
+from ..execution.session import Session, Source, parallel_map, without_padding
 from ..graph import large
+from ..graph.model import extract
+from ..graph.shapes import tensor_bytes
 from ..numeric.distance import Distance
 from ..numeric.metrics import comparable, finite, sqnr
+from ..operators.registry import is_convolution, operands
 from ..options import Options, with_settings
 from ..pipeline.open_inputs import common_inputs, open_data, open_model
 from ..pipeline.pipeline import prepare
@@ -110,15 +112,16 @@ def _distances(models: Models, found: Matching, pairs: Pairs, context: Context) 
     first = next(iter(context.feeds), None)
     if first is None:
         raise DataError("no data to compare on")
-    services = context.services
-    limit = services.max_memory // (2 * services.in_flight)  # of both models
+    sizes = {name: 2 * size for name, size in tensor_bytes(models[0], pairs, first.arrays).items()}
+    parts = list(chunks(sizes, context.services.max_memory // context.services.in_flight))
     axis = 1 if any(_rank(node) == 3 for node in found.reference.nodes) else -1  # of tensors of rank 3
     distances: dict[str, Distance] = {}
-    for label, names in parts_that_fit(models[0], pairs, first.arrays, limit, "comparing"):
+    for index, names in enumerate(parts, 1):
+        label = "comparing" if len(parts) == 1 else f"comparing, part {index} of {len(parts)}"
         part = {name: pairs[name] for name in names}
         protos = extract(models[0], part), extract(models[1], part.values())
-        prepare = partial(_comparer, protos, part, found.reference.outputs, axis, services.in_flight)
-        for one in services.workers.run(prepare, context.with_progress(label), services.threads):
+        prepare = partial(_comparer, protos, part, found.reference.outputs, axis, context.services.in_flight)
+        for one in context.services.workers.run(prepare, context.with_progress(label), context.services.threads):
             for name, distance in one.items():
                 distances.setdefault(name, Distance()).merge(distance)
     return distances
@@ -126,24 +129,28 @@ def _distances(models: Models, found: Matching, pairs: Pairs, context: Context) 
 
 def _rank(node: gs.Node) -> int:
     """Of a Conv's weight; 0 for other nodes."""
-    weight = node.inputs[1] if node.op in ("Conv", "ConvTranspose") else None
+    weight = node.inputs[operands(node)[1]] if is_convolution(node) else None
     return len(weight.shape) if isinstance(weight, gs.Constant) else 0
 
 
 def _comparer(
     protos: tuple[ModelProto, ModelProto], pairs: Pairs, whole: Collection[str], axis: int, in_flight: int, threads: int
 ) -> Stage[Any, dict[str, Distance]]:
-    sessions, measure = [Session(proto) for proto in protos], partial(_of_sample, pairs, whole, axis)
-    return lambda feeds: map_models(measure, sessions, feeds, threads, in_flight)
+    observe = partial(_of_sample, (Session(protos[0]), Session(protos[1])), pairs, whole, axis)
+    return lambda feeds: parallel_map(observe, feeds, threads, in_flight)
 
 
 def _of_sample(
-    pairs: Pairs, whole: Collection[str], axis: int, feed: Feed, outputs: Sequence[Outputs]
+    sessions: tuple[Session, Session],
+    pairs: Pairs,
+    whole: Collection[str],
+    axis: int,
+    feed: Feed,
 ) -> dict[str, Distance]:
-    reference, quantized = outputs
+    reference, quantized = (session.run(feed.arrays) for session in sessions)
     distances = {}
     for name, other in pairs.items():
-        x, y = reference[name], quantized[other]
+        x, y = (without_padding(value, feed) for value in (reference[name], quantized[other]))
         if comparable(x, y):
             # Outputs are what they are: nothing behind them makes up for other scales.
             distance = Distance(None if x.ndim < 2 or name in whole else axis if x.ndim == 3 else 1)
@@ -170,7 +177,7 @@ def _weights(
     folded = _folded_weights(models[0], origin) if any(_has_more(found, r, n) for r, n, _ in layers) else {}
     figures = {}
     for result, node, weight in layers:  # one at a time: together they are as large as the model
-        own = node.inputs[1].name
+        own = node.inputs[operands(node)[1]].name
         x = folded.get(node.name) if _has_more(found, result, node) else _value(models[0], own, feed)
         y = _value(models[1], weight, feed)
         if x is not None and x.shape != y.shape and x.shape == y.T.shape:
@@ -202,9 +209,10 @@ def _folded_weights(proto: ModelProto, origin: str) -> dict[str, np.ndarray]:
     except OnnxqError:  # a model that could not be quantized here can still be compared, without these weights
         return {}
     return {
-        node.name: np.asarray(node.inputs[1].values)
+        node.name: np.asarray(weight.values)
         for node in model.graph.nodes
-        if len(node.inputs) > 1 and hasattr(node.inputs[1], "values")
+        for weight in (node.inputs[index] for index in operands(node)[1:])
+        if isinstance(weight, gs.Constant)
     }
 
 

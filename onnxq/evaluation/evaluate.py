@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data import CalibrationData, Preprocess
+import numpy as np
+
+from ..data import CalibrationData, Feed, Preprocess
 from ..errors import ModelError, UsageError
-from ..execution.compare_outputs import run_models
-from ..execution.session import Session, Source, default_threads
+from ..execution.session import Session, Source, default_threads, parallel_map
 from ..graph import large
 from ..numeric.metrics import finite
 from ..options import Options, with_settings
@@ -20,7 +21,7 @@ from ..pipeline.open_inputs import common_inputs, input_specs, open_data, open_m
 from ..report import printable
 from .custom_metric import BUILT_IN, parse_metric
 from .labels import read_labels
-from .metric import AccuracyMetric, Metric, Tally, by_sample
+from .metric import AccuracyMetric, Metric, Tally, final_outputs
 
 Progress = Callable[[str, int, int], None]
 
@@ -144,8 +145,9 @@ def _measured(
     beside: list[Tally | None] = [None if m.relative or len(sessions) < 2 else m.start() for m in metrics]
     threads = options.threads or default_threads()
     samples = 0
-    for done, (feed, found) in enumerate(run_models(sessions, feeds, threads, options.batch_size), 1):
-        outputs, *rest = (by_sample(each, feed) for each in found)
+    for done, (feed, (outputs, *rest)) in enumerate(
+        parallel_map(lambda feed: (feed, _run(sessions, feed)), feeds, threads, options.batch_size), 1
+    ):
         reference = rest[0] if rest else {}
         for tally, other in zip(tallies, beside, strict=True):
             tally.update(samples, reference, outputs)
@@ -154,15 +156,19 @@ def _measured(
         samples += feed.rows or 1
         if progress is not None:
             progress("evaluating", done, len(feeds))
-    figures = (_figure(*each) for each in zip(metrics, tallies, beside, strict=True))
-    return tuple(figure for figure in figures if figure is not None), samples
+    found = (_figure(*each) for each in zip(metrics, tallies, beside, strict=True))
+    return tuple(figure for figure in found if figure is not None), samples
+
+
+def _run(sessions: Sequence[Session], feed: Feed) -> list[dict[str, Any]]:
+    return [final_outputs(session, feed) for session in sessions]
 
 
 def _figure(metric: Metric, tally: Tally, beside: Tally | None) -> Figure | None:
-    value, reference = tally.value(), None if beside is None else beside.value()
-    if value is None:
+    value = tally.value()
+    if np.isnan(value):
         return None
-    return Figure(metric.name, metric.unit, finite(value), None if reference is None else finite(reference))
+    return Figure(metric.name, metric.unit, finite(value), None if beside is None else finite(beside.value()))
 
 
 def _path(source: Any) -> str | None:

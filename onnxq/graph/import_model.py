@@ -1,7 +1,8 @@
 """A model as users bring it, in the form that the rest works on; the function stays.
 
     operator set 6              13: ONNX Runtime runs nothing below 7
-    local functions             inlined: what is inside of them is to be quantized, too
+    local functions             inlined: what is inside of them is to be quantized, too; those of operators that users
+                                have registered are kept
     sparse initializers         made dense: no kernel that matters here reads them
     nodes that share a name     told apart, for ONNX Runtime refuses them though ONNX does not
     types of optional values    not noted any more, for they can be inferred
@@ -24,6 +25,7 @@ from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto, numpy_he
 
 from ..errors import ModelError
 from ..operators.node import ONNX_DOMAINS
+from ..operators.registry import registered
 from .model import nodes_of
 from .opset import OLDEST_OPSET, convert_opset, opset_of
 from .precision import as_float32
@@ -35,7 +37,7 @@ def import_model(proto: ModelProto, origin: str) -> ModelProto:
     """The model in the form above; the given one is not changed. Raises ModelError."""
     if proto.functions:
         try:
-            proto = onnx.inliner.inline_local_functions(proto)
+            proto = onnx.inliner.inline_selected_functions(proto, list(registered()), exclude=True)
         except Exception as error:  # onnx raises its own types, and RuntimeError
             raise ModelError(f"{origin}: local functions cannot be inlined: {' '.join(str(error).split())}") from None
     if proto.graph.sparse_initializer:

@@ -5,7 +5,7 @@ ONNX's own converter does it, but for what it gets wrong or drops (each found by
     Upsample, Resize before 11   read x / scale; the converter leaves Resize's default, half pixels
     Hardmax before 13            takes the maximum over all trailing axes; the converter leaves the last one alone
     Scan before 9                has a batch axis; the converter leaves it
-    functions of the model       are dropped; they are inlined first
+    functions of the model       are dropped; they are inlined first, those of registered operators are converted apart
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 import onnx.inliner
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..errors import ModelError
 from ..operators.node import ONNX_DOMAINS
+from ..operators.registry import registered
 from . import large
 from .model import nodes_of
 
@@ -46,7 +47,8 @@ def convert_opset(proto: ModelProto, lowest: int, origin: str, highest: int | No
     if large.references(proto):
         return large.apart(proto, lambda rest: convert_opset(rest, lowest, origin, highest))
     try:
-        if proto.functions:
+        kept = [f for f in proto.functions if (f.domain, f.name) in set(registered())]
+        if len(kept) < len(proto.functions):
             proto = onnx.inliner.inline_local_functions(proto, convert_version=True)
         sampling = _sampling(proto, opset)
         _refuse_unconverted(proto, opset)
@@ -55,6 +57,7 @@ def convert_opset(proto: ModelProto, lowest: int, origin: str, highest: int | No
             if node.op_type == "Resize" and node.output[0] in sampling:
                 _set_attributes(node, sampling[node.output[0]])
         _drop_initializer_inputs(converted)
+        converted.functions.extend(_converted(function, wanted) for function in kept)
         needed = onnx.helper.find_min_ir_version_for(list(converted.opset_import), ignore_unknown=True)
         converted.ir_version = max(converted.ir_version, needed, 4)
         onnx.checker.check_model(converted)
@@ -64,6 +67,25 @@ def convert_opset(proto: ModelProto, lowest: int, origin: str, highest: int | No
             f" {' '.join(str(error).split())[:300]}; export the model again at opset {wanted}"
         ) from None
     return converted
+
+
+def _converted(function: FunctionProto, wanted: int) -> FunctionProto:
+    """A function's body at another operator set; as it is where attributes are its own parameters, which the converter
+    would drop."""
+    opset = next((o for o in function.opset_import if o.domain in ONNX_DOMAINS), None)
+    if opset is None or any(a.ref_attr_name for node in function.node for a in node.attribute):
+        return function
+    graph = GraphProto(name="body", node=function.node)
+    for values, names in ((graph.input, function.input), (graph.output, function.output)):
+        values.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    body = helper.make_model(graph, opset_imports=function.opset_import)
+    copy = FunctionProto()
+    copy.CopyFrom(function)
+    del copy.node[:], copy.opset_import[:]
+    converted = onnx.version_converter.convert_version(body, wanted)
+    copy.node.extend(converted.graph.node)
+    copy.opset_import.extend(converted.opset_import)
+    return copy
 
 
 def _sampling(proto: ModelProto, opset: int) -> dict[str, dict[str, str]]:

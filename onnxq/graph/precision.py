@@ -16,7 +16,7 @@ import onnx.inliner
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper
 
 from ..errors import ModelError
-from ..operators.registry import linear_form
+from ..operators.registry import linear_form, registered
 from . import large
 from .model import graphs_of, nodes_of
 from .shapes import infer_shapes
@@ -41,7 +41,9 @@ def as_float32(proto: ModelProto, origin: str) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(proto)
     if copy.functions:
-        copy = onnx.inliner.inline_local_functions(copy)
+        copy = onnx.inliner.inline_selected_functions(copy, list(registered()), exclude=True)
+    for attribute in (a for function in copy.functions for node in function.node for a in node.attribute):
+        _widen_attribute(attribute, found, origin)
     boundary = [v for v in (*copy.graph.input, *copy.graph.output) if _changes(v.type, found)]
     weights = {t.name for t in copy.graph.initializer}
     listed = weights & {v.name for v in copy.graph.input}

@@ -102,6 +102,12 @@ def linear_form(op: str, domain: str | None = "") -> LinearForm | None:
     return None if operator is None else operator.linear
 
 
+def operands(node: gs.Node) -> tuple[int, ...]:
+    """Which inputs of a node are multiplied with each other: x and the weight of a linear one; none of others."""
+    form = linear_form(node.op, node.domain)
+    return () if form is None else (0, form.weight)
+
+
 def is_convolution(node: gs.Node) -> bool:
     """Whether a node slides weights over positions, so that what follows may run as the end of it."""
     operator = operator_of(node)

@@ -27,7 +27,7 @@ from ..numeric.quant import QuantSpec
 from ..operators.elementwise import clip_bounds
 from ..operators.linear import LinearLayer, linear_layer
 from ..operators.node import ONNX_DOMAINS, is_float, is_op
-from ..operators.registry import preserves_grid
+from ..operators.registry import operands, preserves_grid
 from ..targets import OpRule, Target
 from .base import Context, Outcome, Skip
 
@@ -96,7 +96,7 @@ def _data_inputs(model: Model, node: gs.Node, rule: OpRule) -> list[gs.Tensor]:
     if rule.kind == "movement" or rule.grid != "own" or rule.data == "first":
         return [node.inputs[0]]
     if rule.kind == "linear":
-        return [t for t in node.inputs[:2] if not isinstance(t, gs.Constant)]
+        return [t for t in (node.inputs[i] for i in operands(node)) if not isinstance(t, gs.Constant)]
     return [t for t in node.inputs if t.name and is_float(t)]
 
 
@@ -214,7 +214,7 @@ class _Choice:
         """The nodes, the last one first, of the activation that runs as the end of what computes a tensor."""
         nodes: tuple[gs.Node, ...] = ()
         sole, whole = self.model.sole_consumer(tensor), self.activations.get(id(tensor))
-        if sole is not None and sole.op in self.target.fused:
+        if sole is not None and is_op(sole, *self.target.fused):
             nodes = (sole,) if clip_bounds(sole) is not None or not is_op(sole, "Clip") else ()
         elif whole is not None and not self.model.is_output(tensor):
             inside = set(map(id, whole.nodes))

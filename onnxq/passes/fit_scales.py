@@ -63,7 +63,7 @@ def _widen(model: Model, smallest: float) -> None:
 
 def _fix(model: Model, target: Target) -> None:
     for node in model.graph.nodes:
-        rule = target.rules.get(node.op)
+        rule = target.rule_of(node)
         quantizer = model.quantizers.get(node.outputs[0].name) if rule is not None and rule.encodings else None
         if rule is None or quantizer is None or quantizer.params is None or quantizer.grid_of is not None:
             continue

@@ -65,7 +65,7 @@ class QatResult:
     model: ModelProto
     report: Report
     network: Network
-    sqnr_db: float | None
+    sqnr_db: float
     same: float | None
     compared: int
 

@@ -9,6 +9,10 @@
     [weight]
     [ops.Softmax]                   fields of `OpRule`; an operator that the base has not needs at least `kind`
     float = true                    ... or takes the operator out
+    [[operator]]                    an operator of another domain, as `onnxq.operators.register` takes it: what it is
+    domain = "com.x"                to quantization, for all targets from then on; [ops."com.x.MyLinear"] has its rule,
+    op = "MyLinear"                 where that differs from what the base has for its kind
+    kind = "linear"
     [shifts]                        fields of `Shifts`
     [requirements]                  id -> source, or false to drop one
 
@@ -25,6 +29,8 @@ from typing import Any, get_args, get_type_hints
 
 from ..errors import UsageError
 from ..numeric.quant import QuantSpec
+from ..operators import register
+from ..operators.registry import Kind
 from .requirements import REQUIREMENTS
 from .target import FUSIBLE, OpRule, Shifts, Target
 
@@ -45,7 +51,8 @@ _FLAGS = (
 _CHOICES = ("joins", "pairs", "added_bias", "outputs", "bias", "activation_zero_points", "weight_zero_points")
 _NUMBERS = ("min_opset", "max_opset", "weight_limit", "smallest_range")
 _LISTS = ("fused", "activation_types", "weight_types")
-_TABLES = ("activation", "weight", "ops", "shifts", "requirements")
+_TABLES = ("activation", "weight", "ops", "operator", "shifts", "requirements")
+_OPERATOR = ("op", "domain", "kind", "weight", "bias", "axis", "reduction_axis", "output_axis", "homogeneous")
 _TYPES = tuple(f"{sign}int{bits}" for bits in (4, 8, 16) for sign in ("", "u"))
 
 _STATED: Mapping[str, str] = {
@@ -90,8 +97,10 @@ class _Reader:
         for key in ("activation", "weight"):
             if key in table:
                 changes[key] = self._spec(key, table[key], getattr(base, key))
-        if "ops" in table:
-            changes["rules"] = self._rules(table["ops"], base)
+        registered = self._operators(table.get("operator", []))
+        rules = {**base.rules, **{key: base.rule_of_kind(kind) for key, kind in registered.items()}}
+        if rules != base.rules or "ops" in table:
+            changes["rules"] = self._rules(table.get("ops", {}), rules, base.name)
         if "shifts" in table:
             changes["shifts"] = self._shifts(table["shifts"])
         changes["requirements"] = self._requirements(table, base, source)
@@ -121,8 +130,19 @@ class _Reader:
         grid = replace(base.grid, **{name: values.pop(name) for name in ("signed", "narrow") if name in values})
         return replace(base, grid=grid, **values)
 
-    def _rules(self, table: Any, base: Target) -> dict[str, OpRule]:
-        rules = dict(base.rules)
+    def _operators(self, tables: Any) -> dict[str, Kind]:
+        """Registers operators: what a target calls them -> their kinds."""
+        found: dict[str, Kind] = {}
+        for table in self._typed("operator", tables, list, "a list of tables, [[operator]]"):
+            self._known(self._table("operator", table), _OPERATOR, "[[operator]] ")
+            try:
+                operator = register(**{"op": None, "domain": None, "kind": None, **table})
+            except UsageError as error:
+                raise UsageError(f"{self.where}: [[operator]] {error}") from None
+            found[operator.key] = operator.kind
+        return found
+
+    def _rules(self, table: Any, rules: dict[str, OpRule], base: str) -> dict[str, OpRule]:
         for op, changes in self._table("ops", table).items():
             place = f"[ops.{op}] "
             known = ("float", "kind", "output", "data", "grid", "followed", "tie", "fixed", "per_channel")
@@ -131,7 +151,7 @@ class _Reader:
                 rules.pop(op, None)
                 continue
             if op not in rules and "kind" not in changes:
-                raise UsageError(f"{self.where}: {place}{base.name} has no rule for {op!r}: give its kind")
+                raise UsageError(f"{self.where}: {place}{base} has no rule for {op!r}: give its kind")
             values = {name: self._rule_field(f"{place}{name}", name, value) for name, value in changes.items()}
             rules[op] = replace(rules[op], **values) if op in rules else OpRule(**values)
         return rules

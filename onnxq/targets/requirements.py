@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from ..graph.patterns import ACTIVATIONS
-from .target import FUSIBLE, Target
+from .target import FUSIBLE, OpRule, Target
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,12 @@ REQUIREMENTS: Mapping[str, Callable[[Target], str]] = {
 
 def readers(target: Target) -> tuple[str, ...]:
     """The operators that a target lets read integers."""
-    return tuple(op for op, rule in target.rules.items() if rule.kind not in ("commuting", "movement"))
+    return tuple(op for op, rule in target.rules.items() if reads_integers(rule))
+
+
+def reads_integers(rule: OpRule | None) -> bool:
+    """Whether a kernel reads integers by this rule; it does not where they are but moved."""
+    return rule is not None and rule.kind not in ("commuting", "movement")
 
 
 def _list(names: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from ..graph.patterns import ACTIVATIONS, feeds_softmax
 from ..numeric.quant import QuantSpec
 from ..operators.linear import LinearLayer, linear_layer
 from ..operators.node import ONNX_DOMAINS
-from ..operators.registry import linear_form, names, operator_of, preserves_grid
+from ..operators.registry import Kind, linear_form, names, operator_of, preserves_grid
 
 Condition = Callable[[gs.Node], str | None]
 
@@ -159,13 +159,17 @@ class Target:
 
     def rule_of(self, node: gs.Node) -> OpRule | None:
         """The rule for a node's operator; one that a user has registered has that of its kind where none is its own."""
-        operator = operator_of(node)
         key = node.op if node.domain in ONNX_DOMAINS else f"{node.domain}.{node.op}"
+        operator = operator_of(node)
         if key in self.rules or operator is None or not operator.domain:
             return self.rules.get(key)
-        if operator.kind == "linear":
+        return self.rule_of_kind(operator.kind)
+
+    def rule_of_kind(self, kind: Kind) -> OpRule:
+        """The rule for operators that users register."""
+        if kind == "linear":
             return replace(self.rules.get("Gemm", OpRule("linear")), refuses=no_weight)
-        return self.rules.get("Reshape", MOVES) if operator.kind == "movement" else OpRule("elementwise")
+        return self.rules.get("Reshape", MOVES) if kind == "movement" else OpRule("elementwise")
 
     def output_of(self, layer: LinearLayer) -> gs.Tensor:
         """What a linear layer computes, for this target."""
