@@ -91,7 +91,7 @@ def distance(original: ModelProto, quantized: ModelProto, feeds: Feeds) -> str:
     total, sessions = OutputSqnr(), (Session(original), Session(quantized))
     for feed in feeds:
         total.update(*(session.run(feed) for session in sessions))
-    return f"{total.db:.0f}"
+    return "not comparable" if total.db is None else f"{total.db:.0f}"
 
 
 class Reader(CalibrationDataReader):

@@ -151,8 +151,8 @@ def full_disk(*limits: str) -> object:
     def limited(limit: int) -> Harm:
         return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    put = SpillCache.__init__
-    SpillCache.__init__ = lambda self, folder, _: put(self, folder, 0)  # type: ignore[method-assign, misc]
+    init = SpillCache.__init__
+    SpillCache.__init__ = lambda self, _: init(self, 0)  # type: ignore[method-assign, misc]
     commands = {
         "quantize": REPORTED,
         "calibrate": ["calibrate", "net.onnx", "out.onnx", "--calib", "calib.npy", "-q"],

@@ -11,7 +11,7 @@ from quantized import answered, samples
 
 from onnxq.data import Feed
 from onnxq.evaluation.bit_allocation import BitCosts, path
-from onnxq.evaluation.workload import workload
+from onnxq.execution.workload import workload
 
 COSTS = BitCosts(
     products=((100.0, "x", "a"), (10.0, "r", "b"), (1.0, "r", None)),

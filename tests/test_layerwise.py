@@ -9,8 +9,8 @@ from quantized import answered, context, samples
 
 from onnxq.errors import DataError
 from onnxq.execution.layerwise import isolate, planned_layers, visit_layers
+from onnxq.execution.partial import extract
 from onnxq.execution.services import Services
-from onnxq.graph.model import extract
 from onnxq.graph.simulate import simulated
 from onnxq.operators.linear import LinearLayer, linear_layer
 

@@ -9,7 +9,8 @@ from graphs import assert_same_function, interface, model, ops, run, weights, wr
 from onnx import AttributeProto, ModelProto, TensorProto, helper
 
 from onnxq.errors import ModelError
-from onnxq.graph.model import Model, Moments, Quantizer, extract, nodes_of
+from onnxq.execution.partial import extract
+from onnxq.graph.model import Model, Moments, Quantizer, nodes_of
 from onnxq.numeric.quant import Grid, QuantSpec
 
 IF = """(float[N,3] x, bool c) => (float[N,3] y) <float[3] k, float[3] only, float s> {

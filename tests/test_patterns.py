@@ -8,7 +8,8 @@ from graphs import model, run, wrapped
 from onnx import ModelProto
 from quantized import context, planned, reasons
 
-from onnxq.graph.model import Quantizer, extract
+from onnxq.execution.partial import extract
+from onnxq.graph.model import Quantizer
 from onnxq.graph.patterns import Composite, feeds_softmax, find_composites
 from onnxq.options import Options
 from onnxq.passes.set_activation_ranges import SetActivationRanges

@@ -12,11 +12,11 @@ import pytest
 from graphs import feeds, model, run
 from onnx import ModelProto
 
+from onnxq.calibration.collect import collect
 from onnxq.data import Feed
 from onnxq.errors import EngineError
 from onnxq.execution.session import (
     Session,
-    collect,
     default_threads,
     optimized_graph,
     parallel_map,

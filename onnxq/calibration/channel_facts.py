@@ -1,4 +1,4 @@
-"""Facts about channels for passes that need them: measured where there is calibration data, foretold where not."""
+"""Facts about channels for passes that need them: measured where there is calibration data, else from BatchNorm."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def channel_facts(
 ) -> dict[str, ChannelFacts]:
     """What is known of `tensors` (name -> channel axis); those of which nothing is known are left out.
 
-    deviations: how many of them from its mean a channel is foretold to stay, where there is no data.
-    Tensors that this context has measured in this very graph are not measured again.
+    deviations: how many standard deviations around its mean a channel is expected to stay within, where there is no
+    data. What this context has measured in this very graph is not measured again.
     """
     if not has_data(context):
         known = propagate_batchnorm_statistics(model, deviations)
         return {name: known[name] for name in tensors if name in known}
-    measured = context.measured.setdefault(graph_hash(model.to_proto()), {})
+    measured = context.channel_facts.setdefault(graph_hash(model.to_proto()), {})
     missing = [name for name, axis in tensors.items() if (name, axis) not in measured]
     if missing:
         found = collect_tensors(model, missing, context, lambda name: ChannelStatistics(tensors[name]), label)

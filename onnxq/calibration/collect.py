@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import queue
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from onnx import ModelProto
 
-from ..calibration.context import Context
+from ..data import Feed
 from ..errors import DataError
+from ..execution.partial import extract, parts_that_fit
 from ..execution.services import Stage
-from ..execution.session import Session, collect
-from ..graph.model import Model, extract
-from ..graph.shapes import tensor_bytes
+from ..execution.session import Session, Source, parallel_map, without_padding
+from ..graph.model import Model
 from ..numeric.samples import Statistic, merged
+from .context import Context
 
 
 def collect_tensors(
@@ -24,16 +26,13 @@ def collect_tensors(
     first = next(iter(context.feeds), None)
     if first is None:
         raise DataError("no calibration data: activation ranges need at least one sample")
-    proto = model.to_proto()
-    sizes = tensor_bytes(proto, names, first.arrays)
-    parts = list(chunks(sizes, context.services.max_memory // context.services.in_flight))
+    proto, services = model.to_proto(), context.services
     statistics: dict[str, Statistic] = {}
-    for index, chunk in enumerate(parts, 1):
-        part = label if len(parts) == 1 else f"{label}, part {index} of {len(parts)}"
-        prepare = partial(_collector, extract(proto, chunk), make, context.services.in_flight)
-        statistics.update(
-            merged(context.services.workers.run(prepare, context.with_progress(part), context.services.threads))
-        )
+    limit = services.max_memory // services.in_flight
+    for title, part in parts_that_fit(proto, names, first.arrays, limit, label):
+        prepare = partial(_collector, extract(proto, part), make, services.in_flight)
+        found = services.workers.run(prepare, context.with_progress(title), services.threads)
+        statistics.update(merged(found))
     return statistics
 
 
@@ -44,15 +43,32 @@ def _collector(
     return lambda feeds: [collect(session, feeds, make, threads, in_flight)]
 
 
-def chunks(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
-    """Names in order, in groups whose sizes add up to at most `limit` (or a single larger one)."""
-    chunk: list[str] = []
-    total = 0
-    for name, size in sizes.items():
-        if chunk and total + size > limit:
-            yield chunk
-            chunk, total = [], 0
-        chunk.append(name)
-        total += size
-    if chunk:
-        yield chunk
+def collect(
+    model: Source | Session,
+    feeds: Iterable[Feed],
+    make: Callable[[str], Statistic],
+    threads: int = 1,
+    in_flight: int = 0,
+) -> Mapping[str, Statistic]:
+    """A statistic of every output of `model` over all feeds, padding left out, in one pass and in fixed memory.
+
+    make: name -> empty statistic. Each worker thread has its own; they are merged at the end, which is exact, so
+    that neither the threads nor the order of the feeds can be seen in the result.
+    """
+    session = model if isinstance(model, Session) else Session(model)
+    idle: queue.SimpleQueue[dict[str, Statistic]] = queue.SimpleQueue()
+    workers = [{name: make(name) for name in session.outputs} for _ in range(threads)]
+    for statistics in workers:
+        idle.put(statistics)
+
+    def observe(feed: Feed) -> None:
+        statistics = idle.get()
+        try:
+            for name, value in session.run(feed.arrays).items():
+                statistics[name].update(without_padding(value, feed))
+        finally:
+            idle.put(statistics)  # after a failure too: other workers may be waiting for it
+
+    for _ in parallel_map(observe, feeds, threads, in_flight):
+        pass
+    return merged(workers)

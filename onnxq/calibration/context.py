@@ -22,10 +22,10 @@ class Context:
     feeds: calibration feeds, iterable again and again; each pass over it reads the data anew.
     statistics: of activations, where they were collected before.
     services: how work is run.
-    ranged: called with (tensor, statistics, the grid chosen for them), where somebody wants to show them.
-    weight_ranges: those found before, by spec and a hash of the values, which alone decide them: steps are tried on
+    ranged: called with (tensor, statistics, the parameters chosen for them), where a report shows them.
+    weight_ranges: found before, by spec and a hash of the values, on which alone they depend: steps are tried on
         copies that share most weights.
-    measured: what `channel_facts` has measured, by graph, tensor and axis; `replace` makes a context without it.
+    channel_facts: measured before on these feeds, by graph, tensor and axis; `replace` makes a context without them.
     """
 
     target: Target = ORT
@@ -34,7 +34,7 @@ class Context:
     services: Services = field(default_factory=Services)
     ranged: Callable[[str, Samples, QuantParams], None] | None = None
     weight_ranges: dict[tuple[str, bytes], Range] = field(default_factory=dict, repr=False)
-    measured: dict[str, dict[tuple[str, int], ChannelFacts]] = field(init=False, default_factory=dict, repr=False)
+    channel_facts: dict[str, dict[tuple[str, int], ChannelFacts]] = field(init=False, default_factory=dict, repr=False)
 
     def with_progress(self, label: str) -> Iterator[Feed]:
         """The feeds, with progress reported under `label`."""

@@ -13,8 +13,8 @@ from onnx import ModelProto
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.metric import SqnrMetric, measure
 from ..evaluation.sensitivity import Unit, units_of
-from ..evaluation.switchboard import Group, Switchboard, groups_of
 from ..execution.layerwise import isolate
+from ..execution.switches import Switch, Switchboard, switches_of
 from ..graph.model import Model
 from ..options import Options
 from ..passes.set_bias_scales import SetBiasScales
@@ -89,14 +89,14 @@ class Candidate:
     held_out_score: float | None = None
 
     @cached_property
-    def groups(self) -> Mapping[str, Group]:
+    def switches(self) -> Mapping[str, Switch]:
         """All switches; weights as the biases let them be."""
-        return groups_of(self.base, self.fitted)
+        return switches_of(self.base, self.fitted)
 
     @cached_property
     def units(self) -> list[Unit]:
         """All quantizers, in graph order."""
-        return units_of(self.base, self.groups)
+        return units_of(self.base, self.switches)
 
     @cached_property
     def whole(self) -> Score:
@@ -117,13 +117,13 @@ class Candidate:
 
     def alone(self, names: Iterable[str]) -> Score:
         """With these units quantized, as far as they have quantizers here, and everything else in float."""
-        state = {name: self.groups[name] for name in names if name in self.groups}
+        state = {name: self.switches[name] for name in names if name in self.switches}
         db = self._distances.score(state)
         return Score(db if self._scores is None else self._scores.score(state), db)
 
     def db_alone(self, name: str) -> float:
         """SQNR of the outputs with one unit quantized; infinite where it is in float."""
-        return self._distances.score({name: self.groups[name]}) if name in self.groups else math.inf
+        return self._distances.score({name: self.switches[name]}) if name in self.switches else math.inf
 
     @cached_property
     def _scores(self) -> Switchboard | None:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from ..evaluation.sensitivity import Unit
 from ..execution.layerwise import planned_layers
+from ..execution.partial import extract
 from ..execution.session import Session
-from ..graph.model import extract
 from ..numeric.distribution import grid_ends
 from ..numeric.metrics import sqnr
 from ..numeric.quant import QuantParams

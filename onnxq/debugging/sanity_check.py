@@ -11,8 +11,8 @@ from ..data import Feed
 from ..errors import DataError, VerificationError
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.metric import AccuracyMetric, SqnrMetric, measure
+from ..execution.partial import extract
 from ..execution.session import Session
-from ..graph.model import extract
 from ..numeric.metrics import class_scores
 from ..thresholds import EVALUATION_SAMPLES, PRESERVED_DB
 from .candidate import Candidate

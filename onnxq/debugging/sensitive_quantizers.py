@@ -76,7 +76,7 @@ def log_outcomes(candidate: Candidate, sensitive: Sequence[SensitiveQuantizer], 
     lines, figures = [], []
     for quantizer in sensitive:
         after = candidate.db_alone(quantizer.name)
-        now = score_text(after, "dB") if quantizer.name in candidate.groups else "in float"
+        now = score_text(after, "dB") if quantizer.name in candidate.switches else "in float"
         outcome = f"repaired by: {quantizer.repaired_by}" if quantizer.repaired_by else "not repaired by itself"
         lines.append(f"{quantizer.name}: outputs at {score_text(quantizer.db, 'dB')} alone, now {now}; {outcome}.")
         figures.append((quantizer.name, after))

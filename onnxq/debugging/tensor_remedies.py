@@ -100,7 +100,7 @@ class TensorRepair:
 
     def _reaches_without(self, units: Sequence[Unit]) -> bool:
         off = {unit.name for unit in units}
-        return self.goal.reached(self.candidate.alone(name for name in self.candidate.groups if name not in off))
+        return self.goal.reached(self.candidate.alone(name for name in self.candidate.switches if name not in off))
 
     # --- range methods ----------------------------------------------------------------------------------------
 

@@ -206,7 +206,7 @@ class _Workflow:
 
     def _rank(self) -> SensitivityAnalysis:
         candidate = self.candidate
-        return rank(self.evaluator, candidate.base, candidate.groups, candidate.units, self.budget)
+        return rank(self.evaluator, candidate.base, candidate.switches, candidate.units, self.budget)
 
     def _goal(self) -> Goal:
         """Shares of few samples are off by chance, here by one standard error at the most."""

@@ -24,11 +24,11 @@ from typing import Literal
 
 import onnx_graphsurgeon as gs
 
+from ..execution.workload import Workload
 from ..graph.model import Model, Quantizer, grid_root
 from ..numeric.quant import Grid
 from ..operators.linear import LinearLayer, linear_layer
 from ..operators.registry import operands
-from .workload import Workload
 
 Bits = Mapping[str, int]
 """Unit -> bits. Units bear the name of the tensor whose quantizer decides their grid."""

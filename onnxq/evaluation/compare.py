@@ -23,16 +23,15 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from ..calibration.collect import chunks
 from ..calibration.context import Context
 from ..check.integer_operators import with_dequantizers
 from ..data import Feed, Preprocess
 from ..errors import DataError, ModelError, OnnxqError
+from ..execution.compare_outputs import Outputs, map_models
+from ..execution.partial import extract, parts_that_fit
 from ..execution.services import Stage, open_workers
-from ..execution.session import Session, Source, parallel_map, without_padding
+from ..execution.session import Session, Source
 from ..graph import large
-from ..graph.model import extract
-from ..graph.shapes import tensor_bytes
 from ..numeric.distance import Distance
 from ..numeric.metrics import comparable, finite, sqnr
 from ..operators.registry import is_convolution, operands
@@ -112,16 +111,15 @@ def _distances(models: Models, found: Matching, pairs: Pairs, context: Context) 
     first = next(iter(context.feeds), None)
     if first is None:
         raise DataError("no data to compare on")
-    sizes = {name: 2 * size for name, size in tensor_bytes(models[0], pairs, first.arrays).items()}
-    parts = list(chunks(sizes, context.services.max_memory // context.services.in_flight))
+    services = context.services
+    limit = services.max_memory // (2 * services.in_flight)  # of both models
     axis = 1 if any(_rank(node) == 3 for node in found.reference.nodes) else -1  # of tensors of rank 3
     distances: dict[str, Distance] = {}
-    for index, names in enumerate(parts, 1):
-        label = "comparing" if len(parts) == 1 else f"comparing, part {index} of {len(parts)}"
+    for label, names in parts_that_fit(models[0], pairs, first.arrays, limit, "comparing"):
         part = {name: pairs[name] for name in names}
         protos = extract(models[0], part), extract(models[1], part.values())
-        prepare = partial(_comparer, protos, part, found.reference.outputs, axis, context.services.in_flight)
-        for one in context.services.workers.run(prepare, context.with_progress(label), context.services.threads):
+        prepare = partial(_comparer, protos, part, found.reference.outputs, axis, services.in_flight)
+        for one in services.workers.run(prepare, context.with_progress(label), services.threads):
             for name, distance in one.items():
                 distances.setdefault(name, Distance()).merge(distance)
     return distances
@@ -136,21 +134,17 @@ def _rank(node: gs.Node) -> int:
 def _comparer(
     protos: tuple[ModelProto, ModelProto], pairs: Pairs, whole: Collection[str], axis: int, in_flight: int, threads: int
 ) -> Stage[Any, dict[str, Distance]]:
-    observe = partial(_of_sample, (Session(protos[0]), Session(protos[1])), pairs, whole, axis)
-    return lambda feeds: parallel_map(observe, feeds, threads, in_flight)
+    sessions, measure = [Session(proto) for proto in protos], partial(_of_sample, pairs, whole, axis)
+    return lambda feeds: map_models(measure, sessions, feeds, threads, in_flight)
 
 
 def _of_sample(
-    sessions: tuple[Session, Session],
-    pairs: Pairs,
-    whole: Collection[str],
-    axis: int,
-    feed: Feed,
+    pairs: Pairs, whole: Collection[str], axis: int, feed: Feed, outputs: Sequence[Outputs]
 ) -> dict[str, Distance]:
-    reference, quantized = (session.run(feed.arrays) for session in sessions)
+    reference, quantized = outputs
     distances = {}
     for name, other in pairs.items():
-        x, y = (without_padding(value, feed) for value in (reference[name], quantized[other]))
+        x, y = reference[name], quantized[other]
         if comparable(x, y):
             # Outputs are what they are: nothing behind them makes up for other scales.
             distance = Distance(None if x.ndim < 2 or name in whole else axis if x.ndim == 3 else 1)

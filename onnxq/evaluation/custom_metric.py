@@ -21,12 +21,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import UsageError
+from ..execution.compare_outputs import Outputs
 from .metric import (
     AccuracyMetric,
     AgreementMetric,
     KlMetric,
     Metric,
-    Outputs,
     SqnrMetric,
     Tally,
 )

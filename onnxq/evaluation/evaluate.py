@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from ..data import CalibrationData, Feed, Preprocess
+from ..data import CalibrationData, Preprocess
 from ..errors import ModelError, UsageError
-from ..execution.session import Session, Source, default_threads, parallel_map
+from ..execution.compare_outputs import run_models
+from ..execution.session import Session, Source, default_threads
 from ..graph import large
 from ..numeric.metrics import finite
 from ..options import Options, with_settings
@@ -21,7 +20,7 @@ from ..pipeline.open_inputs import common_inputs, input_specs, open_data, open_m
 from ..report import printable
 from .custom_metric import BUILT_IN, parse_metric
 from .labels import read_labels
-from .metric import AccuracyMetric, Metric, Tally, final_outputs
+from .metric import AccuracyMetric, Metric, Tally, by_sample
 
 Progress = Callable[[str, int, int], None]
 
@@ -145,9 +144,8 @@ def _measured(
     beside: list[Tally | None] = [None if m.relative or len(sessions) < 2 else m.start() for m in metrics]
     threads = options.threads or default_threads()
     samples = 0
-    for done, (feed, (outputs, *rest)) in enumerate(
-        parallel_map(lambda feed: (feed, _run(sessions, feed)), feeds, threads, options.batch_size), 1
-    ):
+    for done, (feed, found) in enumerate(run_models(sessions, feeds, threads, options.batch_size), 1):
+        outputs, *rest = (by_sample(each, feed) for each in found)
         reference = rest[0] if rest else {}
         for tally, other in zip(tallies, beside, strict=True):
             tally.update(samples, reference, outputs)
@@ -156,19 +154,15 @@ def _measured(
         samples += feed.rows or 1
         if progress is not None:
             progress("evaluating", done, len(feeds))
-    found = (_figure(*each) for each in zip(metrics, tallies, beside, strict=True))
-    return tuple(figure for figure in found if figure is not None), samples
-
-
-def _run(sessions: Sequence[Session], feed: Feed) -> list[dict[str, Any]]:
-    return [final_outputs(session, feed) for session in sessions]
+    figures = (_figure(*each) for each in zip(metrics, tallies, beside, strict=True))
+    return tuple(figure for figure in figures if figure is not None), samples
 
 
 def _figure(metric: Metric, tally: Tally, beside: Tally | None) -> Figure | None:
-    value = tally.value()
-    if np.isnan(value):
+    value, reference = tally.value(), None if beside is None else beside.value()
+    if value is None:
         return None
-    return Figure(metric.name, metric.unit, finite(value), None if beside is None else finite(beside.value()))
+    return Figure(metric.name, metric.unit, finite(value), None if reference is None else finite(reference))
 
 
 def _path(source: Any) -> str | None:

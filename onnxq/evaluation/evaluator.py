@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from onnx import ModelProto
 
 from ..data import CalibrationData, Feed, Preprocess
 from ..errors import UsageError
+from ..execution.compare_outputs import Outputs
 from ..execution.layerwise import isolate
 from ..execution.services import Workers
+from ..execution.switches import Switch, Switchboard, switches_of
 from ..graph.model import Model
 from ..numeric.metrics import class_scores
 from ..options import Options
@@ -23,8 +25,7 @@ from ..pipeline.task import Task
 from ..thresholds import COUNTED_SAMPLES, EVALUATION_SAMPLES
 from .custom_metric import parse_metric
 from .labels import read_labels
-from .metric import Metric, Outputs, float_outputs, measure
-from .switchboard import Group, Switchboard, groups_of
+from .metric import Metric, float_outputs, measure, score_outputs
 
 Labels = str | os.PathLike[str] | Sequence[int]
 
@@ -59,19 +60,20 @@ class Evaluator:
         """Of the task, with all its steps. Raises OnnxqError."""
         return make_plan(self.task)
 
-    def planned(self) -> tuple[Model, dict[str, Group]]:
+    def planned(self) -> tuple[Model, dict[str, Switch]]:
         """The float model, and the switches of everything that the options would quantize in it."""
         base = self.plan.ranged.clone()
         isolate(base)
-        return base, groups_of(base, self.plan.model)
+        return base, switches_of(base, self.plan.model)
 
     def switchboard(
-        self, base: Model, groups: Iterable[Group], metric: Metric | None = None, most: int | None = None
+        self, base: Model, switches: Iterable[Switch], metric: Metric | None = None, most: int | None = None
     ) -> Switchboard:
-        """Switches for these groups, on the evaluator's samples or at `most` so many of them."""
+        """A switchboard for these switches, on the evaluator's samples or at `most` so many of them."""
         metric, feeds, references = metric or self.metric, self.feeds[:most], self.references[:most]
         threads, memory = self.task.context.services.threads, self.task.context.services.max_memory
-        return Switchboard(base.to_proto(), groups, feeds, metric, references, threads=threads, max_memory=memory)
+        score = partial(score_outputs, metric, references)
+        return Switchboard(base.to_proto(), switches, feeds, score, threads=threads, max_memory=memory)
 
 
 def open_evaluator(

@@ -12,30 +12,28 @@ the value depends neither on threads nor on batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from onnx import ModelProto
 
 from ..data import Feed
 from ..errors import DataError, UsageError
-from ..execution.session import Session, parallel_map, without_padding
-from ..numeric.metrics import OutputSqnr, class_scores, kl_divergence, ranks
-
-Outputs: TypeAlias = Mapping[str, Any]
-"""Output name -> array, its samples along axis 0 (see `by_sample`); a list of arrays for a sequence."""
+from ..execution.compare_outputs import Outputs, run_models
+from ..numeric.metrics import OutputSqnr, class_scores, kl_divergence, ranks, same_class
 
 
 class Tally(Protocol):
-    """Takes in samples, and says in the end how good they were."""
+    """Takes in samples one after another, and gives their score in the end."""
 
     def update(self, sample: int, reference: Outputs, outputs: Outputs) -> None:
-        """One feed. sample: the number of its first sample. reference: the float model's outputs, if known."""
+        """One feed, outputs as `by_sample` gives them. sample: the number of its first sample. reference: the float
+        model's outputs, if they are known."""
 
-    def value(self) -> float:
-        """Higher is better. Not-a-number where no output could be measured."""
+    def value(self) -> float | None:
+        """Higher is better. None where there was nothing to measure."""
 
 
 class Metric(Protocol):
@@ -69,8 +67,8 @@ class _SqnrTally:
     def update(self, sample: int, reference: Outputs, outputs: Outputs) -> None:
         self.total.update(reference, outputs)
 
-    def value(self) -> float:
-        return self.total.db if self.total.totals else np.nan
+    def value(self) -> float | None:
+        return self.total.db
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,9 @@ class _Mean:
         self.total += float(np.asarray(values, np.float64).sum())
         self.count += values.size
 
-    def of(self, factor: float) -> float:
-        return factor * self.total / self.count if self.count else np.nan
+    def times(self, factor: float) -> float | None:
+        """None of no values."""
+        return factor * self.total / self.count if self.count else None
 
 
 @dataclass
@@ -105,11 +104,12 @@ class _AgreementTally:
     same: _Mean = field(default_factory=_Mean)
 
     def update(self, sample: int, reference: Outputs, outputs: Outputs) -> None:
-        for x, y in _score_pairs(reference, outputs):
-            self.same.add(ranks(y, x.argmax(axis=1)) == 0)
+        for name, value in reference.items():
+            if (same := same_class(value, outputs.get(name))) is not None:
+                self.same.add(same)
 
-    def value(self) -> float:
-        return self.same.of(100.0)
+    def value(self) -> float | None:
+        return self.same.times(100.0)
 
 
 @dataclass(frozen=True)
@@ -129,19 +129,14 @@ class _KlTally:
     divergence: _Mean = field(default_factory=_Mean)
 
     def update(self, sample: int, reference: Outputs, outputs: Outputs) -> None:
-        for x, y in _score_pairs(reference, outputs):
-            self.divergence.add(kl_divergence(x, y))
+        for name, value in reference.items():
+            x, y = class_scores(value), class_scores(outputs.get(name))
+            if x is not None and y is not None and x.shape == y.shape:
+                self.divergence.add(kl_divergence(x, y))
 
-    def value(self) -> float:
-        mean = self.divergence.of(-1.0)
-        return -np.inf if self.divergence.count and np.isnan(mean) else mean
-
-
-def _score_pairs(reference: Outputs, outputs: Outputs) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for name, value in reference.items():
-        x, y = class_scores(value), class_scores(outputs.get(name))
-        if x is not None and y is not None and x.shape == y.shape:
-            yield x, y
+    def value(self) -> float | None:
+        mean = self.divergence.times(-1.0)
+        return -np.inf if mean is not None and np.isnan(mean) else mean
 
 
 @dataclass(frozen=True)
@@ -188,8 +183,8 @@ class _AccuracyTally:
         if self.metric.k < scores.shape[1]:
             self.hits.add(ranks(scores, known) < self.metric.k)
 
-    def value(self) -> float:
-        return self.hits.of(100.0)
+    def value(self) -> float | None:
+        return self.hits.times(100.0)
 
 
 def _the_scores(outputs: Outputs, wanted: str | None) -> tuple[str, np.ndarray]:
@@ -204,49 +199,49 @@ def _the_scores(outputs: Outputs, wanted: str | None) -> tuple[str, np.ndarray]:
     raise UsageError(f"labels are for an output that holds class scores (samples x classes), and {trouble}")
 
 
-def by_sample(value: Any, feed: Feed) -> Any:
-    """An output for `feed` without padding, and with its samples along axis 0.
+def by_sample(outputs: Outputs, feed: Feed) -> dict[str, Any]:
+    """Outputs for `feed`, without padding, with their samples along axis 0.
 
     An axis of length 1 is put in front where axis 0 counts something else: the feed is then one sample.
     """
-    value = without_padding(value, feed)
-    if not isinstance(value, np.ndarray) or value.shape[:1] == (feed.rows or 1,):
-        return value
-    return value[np.newaxis]
 
+    def samples_first(value: Any) -> Any:
+        return value if not isinstance(value, np.ndarray) or value.shape[:1] == (feed.rows or 1,) else value[np.newaxis]
 
-def final_outputs(session: Session, feed: Feed) -> dict[str, Any]:
-    """The outputs of a loaded model for `feed`, as tallies take them."""
-    return {name: by_sample(value, feed) for name, value in session.run(feed.arrays).items()}
+    return {name: samples_first(value) for name, value in outputs.items()}
 
 
 def float_outputs(proto: ModelProto, feeds: Iterable[Feed], threads: int) -> list[dict[str, Any]]:
-    """The final outputs of a model for each feed: the reference of relative metrics. All are held in memory."""
-    session = Session(proto)
-    return list(parallel_map(lambda feed: final_outputs(session, feed), feeds, threads))
+    """The outputs of a model for each feed: the reference of relative metrics. All are held in memory."""
+    return [by_sample(outputs, feed) for feed, (outputs,) in run_models((proto,), feeds, threads)]
 
 
-def measure(
-    proto: ModelProto,
-    feeds: Iterable[Feed],
-    metric: Metric,
-    references: Sequence[Outputs] | None,
-    threads: int,
+def score_outputs(
+    metric: Metric, references: Sequence[Outputs] | None, outputs: Iterable[tuple[Feed, Outputs]]
 ) -> float:
-    """The value of `metric` for a model over `feeds`; the same on any number of threads.
+    """The value of `metric` for a model's outputs of some feeds.
 
     references: `float_outputs` of the same feeds, for a relative metric. Raises UsageError where the metric does not
-    fit the model's outputs, DataError where labels do not, EngineError where the model does not run.
+    fit the outputs, DataError where labels do not.
     """
     if metric.relative and references is None:
         raise UsageError(f"{metric.name} compares with the float model's outputs, and none are given")
-    session, tally = Session(proto), metric.start()
-    outputs = parallel_map(lambda feed: (feed, final_outputs(session, feed)), feeds, threads)
-    first = 0
+    tally, first = metric.start(), 0
     for index, (feed, found) in enumerate(outputs):
-        tally.update(first, {} if references is None else references[index], found)
+        tally.update(first, {} if references is None else references[index], by_sample(found, feed))
         first += feed.rows or 1
     value = tally.value()
-    if np.isnan(value):
+    if value is None:
         raise UsageError(f"{metric.name} cannot be measured: no output of the model is of that kind")
     return value
+
+
+def measure(
+    proto: ModelProto, feeds: Iterable[Feed], metric: Metric, references: Sequence[Outputs] | None, threads: int
+) -> float:
+    """The value of `metric` for a model over `feeds`, as `score_outputs`; the same on any number of threads.
+
+    Raises EngineError where the model does not run, and what `score_outputs` raises.
+    """
+    runs = ((feed, outputs) for feed, (outputs,) in run_models((proto,), feeds, threads))
+    return score_outputs(metric, references, runs)

@@ -25,6 +25,7 @@ from onnx import ModelProto
 
 from ..data import Preprocess
 from ..errors import UsageError, VerificationError
+from ..execution.switches import Switchboard
 from ..graph import large
 from ..options import Options
 from ..pipeline.pipeline import quantize
@@ -34,7 +35,6 @@ from .bit_allocation import Bits, Cost, path
 from .evaluator import Evaluator, Labels, open_evaluator
 from .metric import SqnrMetric
 from .planned_widths import Candidates, PlannedWidths, chosen_options, plan
-from .switchboard import Switchboard
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ class _BitSearch:
     @cached_property
     def board(self) -> Switchboard:
         """Switches for the metric, the state with the most bits held."""
-        groups = [group for widths in self.planned.groups.values() for group in widths.values()]
-        board = self.evaluator.switchboard(self.planned.base, groups)
+        switches = [switch for widths in self.planned.switches.values() for switch in widths.values()]
+        board = self.evaluator.switchboard(self.planned.base, switches)
         self.scores[0] = board.hold(self.planned.state(self.path[0]))
         return board
 
@@ -154,13 +154,13 @@ class _BitSearch:
 
     def _noise(self) -> dict[str, dict[int, float]]:
         """N_u(b) of all units with all their bits."""
-        units = self.planned.groups
-        groups = [group for widths in units.values() for group in widths.values()]
-        board = self.evaluator.switchboard(self.planned.base, groups, SqnrMetric(), EVALUATION_SAMPLES)
+        units = self.planned.switches
+        switches = [switch for widths in units.values() for switch in widths.values()]
+        board = self.evaluator.switchboard(self.planned.base, switches, SqnrMetric(), EVALUATION_SAMPLES)
         board.hold({})
         found: dict[str, dict[int, float]] = {}
         for done, (unit, widths) in enumerate(units.items(), 1):
-            found[unit] = {bits: 10 ** (-board.score({unit: group}) / 10) for bits, group in widths.items()}
+            found[unit] = {bits: 10 ** (-board.score({unit: switch}) / 10) for bits, switch in widths.items()}
             self.evaluator.task.context.services.progress("measuring widths", done, len(units))
         return found
 
@@ -193,7 +193,7 @@ class _BitSearch:
 
     def _frugal(self, bits: Bits) -> Bits:
         """The same with the fewest bits for what costs no operations, where a drop is allowed and that keeps it."""
-        fewer = {**bits, **{unit: min(self.planned.groups[unit]) for unit in self.planned.costs.idle}}
+        fewer = {**bits, **{unit: min(self.planned.switches[unit]) for unit in self.planned.costs.idle}}
         if self.limits.drop is None or fewer == bits:
             return bits
         return fewer if self._is_allowed(self.board.score(self.planned.state(fewer))) else bits

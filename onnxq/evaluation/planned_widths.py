@@ -9,6 +9,8 @@ from glob import escape
 
 from ..errors import UsageError
 from ..execution.layerwise import isolate
+from ..execution.switches import State, Switch, switches_of
+from ..execution.workload import workload
 from ..graph.model import Model
 from ..operators.linear import LinearLayer, linear_layer
 from ..options import Options, Override
@@ -16,8 +18,6 @@ from ..pipeline.pipeline import at_sufficient_opset, correct, equalize, placemen
 from ..pipeline.run_passes import run_passes
 from ..pipeline.task import Task
 from .bit_allocation import BitCosts, Bits
-from .switchboard import Group, State, groups_of
-from .workload import workload
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,17 @@ class Candidates:
 
 @dataclass(frozen=True)
 class PlannedWidths:
-    """base: the float model.  groups: unit -> bits -> its switch.  weights: the units that are layers' weights.
+    """base: the float model.  switches: unit -> bits -> its switch.  weights: the units that are layers' weights.
     costs: of choices among them."""
 
     base: Model
-    groups: Mapping[str, Mapping[int, Group]]
+    switches: Mapping[str, Mapping[int, Switch]]
     weights: frozenset[str]
     costs: BitCosts
 
     def state(self, bits: Bits) -> State:
         """Everything quantized, with these bits."""
-        return {unit: self.groups[unit][width] for unit, width in bits.items()}
+        return {unit: self.switches[unit][width] for unit, width in bits.items()}
 
 
 def plan(task: Task, candidates: Candidates) -> PlannedWidths:
@@ -92,20 +92,20 @@ def plan(task: Task, candidates: Candidates) -> PlannedWidths:
     every = tuple(override for variant in plans for override in variant.overrides)
     model = at_sufficient_opset(model, replace(options, overrides=every))  # the same nodes and names at all widths
     base: Model | None = None
-    groups: dict[str, dict[int, Group]] = {}
+    switches: dict[str, dict[int, Switch]] = {}
     for variant in plans:
         other = replace(task, options=variant)
         ranged, _ = set_ranges(model.clone(), other)
         planned, _ = correct(ranged.clone(), other)
         isolate(ranged)
         base = base or ranged
-        for name, group in groups_of(base, planned).items():
+        for name, switch in switches_of(base, planned).items():
             params = planned.quantizers[name].params
             assert params is not None
-            groups.setdefault(name, {}).setdefault(params.grid.bits, group)
+            switches.setdefault(name, {}).setdefault(params.grid.bits, switch)
     assert base is not None
     costs = BitCosts.of(base, base.quantizers, workload(base.to_proto(), next(iter(task.feeds))))
-    return PlannedWidths(base, groups, frozenset(weights & groups.keys()), costs)
+    return PlannedWidths(base, switches, frozenset(weights & switches.keys()), costs)
 
 
 def _with_widths(options: Options, units: Mapping[str, bool], weight: int | None, activation: int | None) -> Options:

@@ -25,11 +25,14 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from ..data import Feed, Preprocess
+from ..execution.compare_outputs import Outputs
 from ..execution.layerwise import planned_layers
+from ..execution.partial import extract
 from ..execution.services import Stage, open_workers
 from ..execution.session import Session
+from ..execution.switches import Switch, Switchboard
 from ..graph import large
-from ..graph.model import Model, extract
+from ..graph.model import Model
 from ..numeric.metrics import Sqnr
 from ..operators.elementwise import clip_bounds
 from ..operators.linear import LinearLayer
@@ -38,8 +41,7 @@ from ..report import Sensitivity, SensitivityRanking, printable
 from ..report.json_format import plain
 from ..thresholds import ACTIVATION_SAMPLES
 from .evaluator import Evaluator, Labels, open_evaluator
-from .metric import Metric, Outputs
-from .switchboard import Group, Switchboard
+from .metric import Metric, score_outputs
 
 By = Literal["quantizer", "layer"]
 
@@ -50,7 +52,7 @@ class Unit:
 
     name: str
     kind: str
-    groups: tuple[str, ...]
+    switches: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -166,25 +168,29 @@ def sensitivity(
             evaluation_samples=evaluation_samples, preprocess=preprocess,
             input_keys=input_keys, progress=progress, workers=workers,
         )  # fmt: skip
-        base, groups = evaluator.planned()
-        return rank(evaluator, base, groups, units_of(base, groups, by), budget)
+        base, switches = evaluator.planned()
+        return rank(evaluator, base, switches, units_of(base, switches, by), budget)
 
 
 def rank(
-    evaluator: Evaluator, base: Model, groups: Mapping[str, Group], units: Sequence[Unit], budget: float | None = None
+    evaluator: Evaluator,
+    base: Model,
+    switches: Mapping[str, Switch],
+    units: Sequence[Unit],
+    budget: float | None = None,
 ) -> SensitivityAnalysis:
     """Measure units of a planned model. Raises OnnxqError."""
     start = time.perf_counter()
-    own = own_sqnr(evaluator, base, groups)
+    own = own_sqnr(evaluator, base, switches)
     effects = [_not_measured(unit, own) for unit in units]
     if budget is not None:
         effects.sort(key=lambda effect: (effect.own_db, effect.unit))
     begin, float_score, context = time.perf_counter(), evaluator.float_score, evaluator.task.context
 
     def due() -> Iterator[Collection[str]]:
-        """All groups, and units as long as there is time for one more."""
+        """All switches, and units as long as there is time for one more."""
         last, durations = begin, list[float]()
-        for done, names in enumerate([tuple(groups), *(effect.tensors for effect in effects)]):
+        for done, names in enumerate([tuple(switches), *(effect.tensors for effect in effects)]):
             if done and budget is not None and not _fits(budget, start, durations):
                 return
             yield names
@@ -194,7 +200,7 @@ def rank(
 
     of = (evaluator.feeds, evaluator.metric, evaluator.references, context.services.max_memory)
     whole, *alone = context.services.workers.run(
-        partial(_scorer, base.to_proto(), groups, *of), due(), context.services.threads, most=1
+        partial(_scorer, base.to_proto(), switches, *of), due(), context.services.threads, most=1
     )
     measured = [replace(e, only=one.on, all_but=one.off) for e, one in zip(effects, alone, strict=False)]
     passes = [work for one in alone for work in one.passes if work]
@@ -224,7 +230,7 @@ def _fits(budget: float, start: float, durations: Sequence[float]) -> bool:
 
 @dataclass(frozen=True)
 class _Scores:
-    """Of some groups: on with everything else off; off with everything else on; and what computing that was worth."""
+    """Of some switches: on with everything else off; off with everything else on; and what computing that was worth."""
 
     on: float
     off: float
@@ -233,43 +239,44 @@ class _Scores:
 
 def _scorer(
     proto: ModelProto,
-    groups: Mapping[str, Group],
+    switches: Mapping[str, Switch],
     feeds: Sequence[Feed],
     metric: Metric,
     references: Sequence[Outputs],
     max_memory: int,
     threads: int,
 ) -> Stage[Collection[str], _Scores]:
-    board = Switchboard(proto, groups.values(), feeds, metric, references, threads=threads, max_memory=max_memory)
+    score = partial(score_outputs, metric, references)
+    board = Switchboard(proto, switches.values(), feeds, score, threads=threads, max_memory=max_memory)
     board.hold({})
-    board.hold(groups)
-    return lambda units: (_measured(board, groups, names) for names in units)
+    board.hold(switches)
+    return lambda units: (_measured(board, switches, names) for names in units)
 
 
-def _measured(board: Switchboard, groups: Mapping[str, Group], names: Collection[str]) -> _Scores:
-    on = {name: groups[name] for name in names}
-    off = {name: group for name, group in groups.items() if name not in names}
+def _measured(board: Switchboard, switches: Mapping[str, Switch], names: Collection[str]) -> _Scores:
+    on = {name: switches[name] for name in names}
+    off = {name: switch for name, switch in switches.items() if name not in names}
     return _Scores(board.score(on), board.score(off), (board.passes(on), board.passes(off)))
 
 
-def units_of(base: Model, groups: Mapping[str, Group], by: By = "quantizer") -> list[Unit]:
+def units_of(base: Model, switches: Mapping[str, Switch], by: By = "quantizer") -> list[Unit]:
     """What is switched together, in graph order."""
     tensors = base.graph.tensors()
     if by == "layer":
-        return _layers(base, groups)
-    kinds = {name: "weights" if isinstance(tensors[name], gs.Constant) else "activation" for name in groups}
-    return [Unit(name, kinds[name], (name,)) for name in groups]
+        return _layers(base, switches)
+    kinds = {name: "weights" if isinstance(tensors[name], gs.Constant) else "activation" for name in switches}
+    return [Unit(name, kinds[name], (name,)) for name in switches]
 
 
-def _layers(base: Model, groups: Mapping[str, Group]) -> list[Unit]:
+def _layers(base: Model, switches: Mapping[str, Switch]) -> list[Unit]:
     """Layers with the grid of their output; what is left, such as the model's inputs, alone."""
     units, taken = [], set[str]()
     for layer in planned_layers(base):
-        names = [name for name in (layer.weight.name, _output(base, layer)) if name in groups and name not in taken]
+        names = [name for name in (layer.weight.name, _output(base, layer)) if name in switches and name not in taken]
         if names:
             units.append(Unit(layer.node.name, "layer", tuple(names)))
             taken.update(names)
-    return units + [unit for unit in units_of(base, groups) if unit.name not in taken]
+    return units + [unit for unit in units_of(base, switches) if unit.name not in taken]
 
 
 def _output(base: Model, layer: LinearLayer) -> str:
@@ -282,10 +289,11 @@ def _output(base: Model, layer: LinearLayer) -> str:
     return str(tensor.name)
 
 
-def own_sqnr(evaluator: Evaluator, base: Model, groups: Mapping[str, Group]) -> dict[str, float]:
-    """SQNR in dB of what each group holds, in the float network."""
-    found = _weights_sqnr(base, groups)
-    roots = {name: next(q for q in g.quantizers if q.tensor == name) for name, g in groups.items() if name not in found}
+def own_sqnr(evaluator: Evaluator, base: Model, switches: Mapping[str, Switch]) -> dict[str, float]:
+    """SQNR in dB of what each switch holds, in the float network."""
+    found = _weights_sqnr(base, switches)
+    left = {name: switch.quantizers for name, switch in switches.items() if name not in found}
+    roots = {name: next(q for q in quantizers if q.tensor == name) for name, quantizers in left.items()}
     tensors = base.graph.tensors()
     for name, quantizer in roots.items():
         assert quantizer.params is not None
@@ -304,20 +312,20 @@ def own_sqnr(evaluator: Evaluator, base: Model, groups: Mapping[str, Group]) -> 
     return found | {name: total.db for name, total in totals.items()}
 
 
-def _weights_sqnr(base: Model, groups: Mapping[str, Group]) -> dict[str, float]:
+def _weights_sqnr(base: Model, switches: Mapping[str, Switch]) -> dict[str, float]:
     """Of linear layers' weights: mean over channels of noise to signal, in dB."""
     found = {}
     for layer in planned_layers(base):
-        group = groups.get(layer.weight.name)
-        if group is None or group.name in found:
+        switch = switches.get(layer.weight.name)
+        if switch is None or switch.name in found:
             continue
         weight = np.asarray(layer.weight.values, np.float64)
-        error = weight - large.array(group.constants[layer.weight.name])
+        error = weight - large.array(switch.constants[layer.weight.name])
         axes = tuple(i for i in range(weight.ndim) if i != layer.axis)
         signal, noise = np.square(weight).sum(axes), np.square(error).sum(axes)
         share = (noise / np.where(signal > 0, signal, 1))[signal > 0]
         ratio = float(np.minimum(share, 1.0).mean()) if share.size else 0.0
-        found[group.name] = -10 * math.log10(ratio) if ratio > 0 else math.inf
+        found[switch.name] = -10 * math.log10(ratio) if ratio > 0 else math.inf
     return found
 
 
@@ -329,4 +337,4 @@ def _db(x: np.ndarray, y: np.ndarray) -> float:
 
 def _not_measured(unit: Unit, own: Mapping[str, float]) -> UnitEffect:
     """Before anything is measured. The own SQNR of a layer is that of its worst grid."""
-    return UnitEffect(unit.name, unit.kind, unit.groups, min(own[name] for name in unit.groups))
+    return UnitEffect(unit.name, unit.kind, unit.switches, min(own[name] for name in unit.switches))

@@ -1,4 +1,4 @@
-"""The only importer of onnxruntime: run a model, collect statistics inside it, read its optimised graph.
+"""The only importer of onnxruntime: run a model, read its optimised graph.
 
 Every session runs single-threaded and every feed is one sample; parallelism comes from running several feeds at
 once. GEMM kernels sum in another order for other batch sizes and thread counts: this way a result depends on its
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +27,6 @@ from ..data import Feed
 from ..errors import EngineError
 from ..graph import external_data, large, storage
 from ..graph.scratch import scratch_folder
-from ..numeric.samples import Statistic, merged
 
 Arrays = Mapping[str, np.ndarray]
 Source: TypeAlias = ModelProto | str | os.PathLike[str]
@@ -182,37 +180,6 @@ def parallel_map(function: Callable[[T], R], items: Iterable[T], threads: int, i
                 future.cancel()
 
 
-def collect(
-    model: Source | Session,
-    feeds: Iterable[Feed],
-    make: Callable[[str], Statistic],
-    threads: int = 1,
-    in_flight: int = 0,
-) -> Mapping[str, Statistic]:
-    """A statistic of every output of `model` over all feeds, in one pass and in fixed memory.
-
-    make: name -> empty statistic. Each worker thread has its own; they are merged at the end, which is exact, so
-    that neither the threads nor the order of the feeds can be seen in the result.
-    """
-    session = model if isinstance(model, Session) else Session(model)
-    idle: queue.SimpleQueue[dict[str, Statistic]] = queue.SimpleQueue()
-    workers = [{name: make(name) for name in session.outputs} for _ in range(threads)]
-    for statistics in workers:
-        idle.put(statistics)
-
-    def observe(feed: Feed) -> None:
-        statistics = idle.get()
-        try:
-            for name, value in session.run(feed.arrays).items():
-                statistics[name].update(without_padding(value, feed))
-        finally:
-            idle.put(statistics)  # after a failure too: other workers may be waiting for it
-
-    for _ in parallel_map(observe, feeds, threads, in_flight):
-        pass
-    return merged(workers)
-
-
 def without_padding(value: Any, feed: Feed) -> Any:
     """An output for `feed`, cut to the real rows where it has the batch that was filled up."""
     return real_rows(value, feed.batch, feed.rows)
@@ -235,4 +202,4 @@ def optimized_graph(model: Source) -> onnx.GraphProto:
     return graph
 
 
-__all__: Sequence[str] = ("Session", "collect", "default_threads", "optimized_graph", "parallel_map", "without_padding")
+__all__: Sequence[str] = ("Session", "default_threads", "optimized_graph", "parallel_map", "without_padding")

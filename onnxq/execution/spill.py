@@ -1,16 +1,18 @@
-"""Arrays that must be kept for a while: in memory as long as they fit, in files beyond that."""
+"""Arrays that must be kept for a while: in memory up to a limit, in files beyond it."""
 
 from __future__ import annotations
 
 import mmap
 import threading
 import weakref
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OutputError
+from ..graph.scratch import scratch_folder
 
 Array = NDArray[np.generic]
 
@@ -19,18 +21,22 @@ OWN_MEMORY = 1 << 16
 
 
 class SpillCache:
-    """Holds arrays in memory as long as they fit, writes the others to files; both go when nobody refers to them."""
+    """Holds arrays in memory up to `limit` bytes, writes the others to files; both go when nobody refers to them.
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    held, most: bytes in memory, now and at most so far. spilled: bytes written to files in all.
+    folder: for the files; None: a temporary one, made for the first of them, which goes with the cache.
+    """
+
+    def __init__(self, limit: int, folder: Path | None = None) -> None:
         self._folder, self._limit, self._count = folder, limit, 0
         self._lock = threading.RLock()  # the collector may release in the middle of `put`
         self.held = self.most = self.spilled = 0
 
     def put(self, array: Array) -> CachedArray:
+        """Raises OutputError where a file cannot be written."""
         with self._lock:
             fits = self.held + array.nbytes <= self._limit
-            self._count += 1
-            path = None if fits else self._folder / f"{self._count}.npy"
+            path = None if fits else self._next_path()
             if fits:
                 self.held += array.nbytes
                 self.most = max(self.most, self.held)
@@ -39,6 +45,14 @@ class SpillCache:
         handle = CachedArray(array, path)
         weakref.finalize(handle, self._release, array.nbytes, path).atexit = False
         return handle
+
+    def _next_path(self) -> Path:
+        if self._folder is None:
+            stack = ExitStack()
+            self._folder = stack.enter_context(scratch_folder())
+            weakref.finalize(self, stack.close)
+        self._count += 1
+        return self._folder / f"{self._count}.npy"
 
     def _release(self, size: int, path: Path | None) -> None:
         if path is not None:
@@ -52,6 +66,7 @@ class CachedArray:
     """An array in the cache, in memory or in a file."""
 
     def __init__(self, array: Array, path: Path | None) -> None:
+        self.dtype = array.dtype
         self._array = _copied(array) if path is None else None
         self._path = path
         if path is not None:

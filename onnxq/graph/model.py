@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from ..errors import ModelError
 from ..numeric.quant import QuantParams, QuantSpec
@@ -194,36 +193,6 @@ def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
                 yield from graphs_of(inner)
 
 
-def extract(proto: ModelProto, outputs: Iterable[str]) -> ModelProto:
-    """The part of a model that computes `outputs`, any of its tensors, each once; the inputs all stay.
-
-    Raises KeyError for a name that nothing produces. Types of new outputs are left for the runtime to infer.
-    """
-    outputs = list(dict.fromkeys(outputs))
-    needed, nodes = set(outputs), []
-    for node in reversed(proto.graph.node):
-        if needed.intersection(node.output):
-            nodes.append(node)
-            needed.update(node.input)
-            needed.update(captured(node))
-    part = ModelProto()
-    part.CopyFrom(_without_graph(proto))
-    part.graph.name = proto.graph.name or "extract"
-    part.graph.node.extend(reversed(nodes))
-    part.graph.input.extend(proto.graph.input)
-    part.graph.initializer.extend(t for t in proto.graph.initializer if t.name in needed)
-    part.graph.sparse_initializer.extend(t for t in proto.graph.sparse_initializer if t.values.name in needed)
-    listed: list[ValueInfoProto] = [*proto.graph.value_info, *proto.graph.input, *proto.graph.output]
-    known = {v.name: v for v in listed}
-    made = {name for node in nodes for name in node.output}
-    made |= {v.name for v in proto.graph.input} | {t.name for t in proto.graph.initializer}
-    for name in outputs:
-        if name not in made:
-            raise KeyError(name)
-        part.graph.output.append(known.get(name, onnx.ValueInfoProto(name=name)))
-    return part
-
-
 def captured(node: NodeProto) -> set[str]:
     """Names that the node's subgraphs read; some are their own, which does no harm."""
     return {
@@ -232,13 +201,6 @@ def captured(node: NodeProto) -> set[str]:
         for graph in (attribute.g, *attribute.graphs)
         for name in (*(o.name for o in graph.output), *(i for inner in nodes_of(graph) for i in inner.input))
     }
-
-
-def _without_graph(proto: ModelProto) -> ModelProto:
-    rest = ModelProto(ir_version=proto.ir_version, producer_name=proto.producer_name)
-    rest.opset_import.extend(proto.opset_import)
-    rest.functions.extend(proto.functions)
-    return rest
 
 
 def _header_of(proto: ModelProto) -> ModelProto:

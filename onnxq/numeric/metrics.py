@@ -70,10 +70,11 @@ class OutputSqnr:
                 self.totals.setdefault(name, Sqnr()).update(x, y)
 
     @property
-    def db(self) -> float:
-        """Infinite where all outputs are identical, or none was compared (`totals` is empty)."""
-        shares = [10 ** (-total.db / 10) for total in self.totals.values()]
-        noise = float(np.mean(shares)) if shares else 0.0
+    def db(self) -> float | None:
+        """Infinite where all outputs are identical; None where none was comparable."""
+        if not self.totals:
+            return None
+        noise = float(np.mean([10 ** (-total.db / 10) for total in self.totals.values()]))
         return float(-10 * np.log10(noise)) if noise > 0 else np.inf
 
 
@@ -106,6 +107,14 @@ def ranks(scores: FloatArray, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     earlier = np.arange(scores.shape[1]) < labels[:, None]
     before = (scores > own) | ((scores == own) & earlier)
     return np.asarray(np.where(np.isnan(scores).any(axis=1), scores.shape[1], before.sum(axis=1)), np.int64)
+
+
+def same_class(reference: Any, other: Any) -> NDArray[np.bool_] | None:
+    """Of each sample whether two outputs have the same best class, (N,); None where they are no class scores."""
+    x, y = class_scores(reference), class_scores(other)
+    if x is None or y is None or x.shape != y.shape:
+        return None
+    return np.asarray(ranks(y, x.argmax(axis=1)) == 0)
 
 
 def kl_divergence(reference: FloatArray, other: FloatArray) -> NDArray[np.float64]:

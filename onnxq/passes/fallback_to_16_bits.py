@@ -1,16 +1,17 @@
-"""Exceptions from 8 bits: activations whose grid costs the outputs too much get 16 bits (white paper, section 4.2).
+"""Exceptions from 8 bits: activations whose quantization costs the outputs too much get 16 bits (white paper, section
+4.2).
 
-    n_i    noise of the outputs, relative to their power, where activation i alone is on its grid, all else in float
-    N_k    the same, weights and activations on their grids, but for the k activations of largest n_i
-    k      maximises   -10 log10 N_k  -  k / n * worth            n: number of activations with a grid of their own
+    n_i    noise of the outputs, relative to their power, where activation i alone is quantized, all else in float
+    N_k    the same, weights and activations quantized, but for the k activations of largest n_i
+    k      maximises   -10 log10 N_k  -  k / n * worth            n: number of activations with parameters of their own
 
 An exception has to pay: it costs an integer kernel. `worth` is what it should bring, in dB, to widen all of them; the
 price of one is its share, so that a network twice as deep gets twice as many. Ranking one by one finds the tensors with
 outliers, on which N_k then decides together: where several spoil the outputs, none of them helps alone.
 
-Both are measured by running the network with a switch at each grid, in float where it is on: 16 bits cost next to
-nothing, and their range may hold every outlier, so it is that of the calibration data. Where a target's operators read
-inputs of one width only, the inputs of an operator are switched together.
+Both are measured with `execution.switches`, an activation that is off being in float: 16 bits cost next to nothing, and
+their range may hold every outlier, so it is that of the calibration data. Where a target's operators read inputs of one
+width only, the inputs of an operator are switched together.
 """
 
 from __future__ import annotations
@@ -22,15 +23,14 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import TensorProto, helper
 
 from ..calibration.collect import collect_tensors
 from ..data import Feed
-from ..execution.session import Session, parallel_map, without_padding
+from ..execution.compare_outputs import Outputs, output_sqnr, reference_outputs
+from ..execution.services import Services
+from ..execution.switches import Switch, Switchboard
 from ..graph.model import Model, Quantizer, drop_quantizer, grid_root
-from ..graph.simulate import with_quantizers
 from ..numeric.histogram import Histogram
-from ..numeric.metrics import OutputSqnr
 from ..numeric.quant import QuantParams, QuantSpec
 from ..numeric.samples import Samples, Statistic
 from ..targets import Target
@@ -42,7 +42,7 @@ class FallbackTo16Bits:
     """Give 16 bits, or float where the target has no such type, to the activations that need them, as few as possible.
 
     worth: dB. least: dB that all exceptions together must bring. samples: how many the search runs on.
-    All quantizers must have their answers.
+    All quantizers must have their parameters.
     """
 
     worth: float = 20.0
@@ -54,14 +54,14 @@ class FallbackTo16Bits:
         feeds = list(islice(context.feeds, self.samples))
         candidates = _candidates(model)
         if not feeds or not candidates:
-            missing = "activations on grids of less than 16 bits" if feeds else "calibration data"
+            missing = "activations of less than 16 bits" if feeds else "calibration data"
             return Outcome(notes=(f"not run: there are no {missing}",))
         if "whole-operators" in context.target.requirements and not _reads_16_bits(context.target):
             return Outcome(notes=(f"not run: {context.target.name} reads no 16-bit activations, and none in float",))
-        groups = _groups(model, candidates, context.target)
-        alone = _alone(model, groups, feeds, context)
-        ranked = sorted(groups, key=lambda group: alone[group])
-        curve = _curve(model, ranked, feeds, context, self.worth)
+        search = _Search(model, _groups(model, candidates, context.target), feeds, context.services)
+        alone = search.alone()
+        ranked = sorted(search.groups, key=lambda group: alone[group])
+        curve = search.together(ranked, self.worth)
         count = self._count(curve, len(ranked))
         chosen = [(name, alone[group]) for group in ranked[:count] for name in group]
         known = _statistics(model, [name for name, _ in chosen], context)
@@ -85,7 +85,7 @@ class FallbackTo16Bits:
 
 
 def _candidates(model: Model) -> dict[str, Quantizer]:
-    """Quantizers of activations with a grid of their own that is not wide already."""
+    """Quantizers of activations with parameters of their own and less than 16 bits."""
     tensors = model.graph.tensors()
     return {
         name: q
@@ -99,11 +99,12 @@ def _reads_16_bits(target: Target) -> bool:
     return bool({"uint16", "int16"} & set(target.activation_types))
 
 
-Group: TypeAlias = tuple[str, ...]
+Together: TypeAlias = tuple[str, ...]
+"""Tensors that must have one width."""
 
 
-def _groups(model: Model, candidates: Mapping[str, Quantizer], target: Target) -> list[Group]:
-    """Candidates that must have one width: the inputs of an operator, where the target mixes no widths."""
+def _groups(model: Model, candidates: Mapping[str, Quantizer], target: Target) -> list[Together]:
+    """All candidates: each alone, or with the other inputs of an operator where the target mixes no widths."""
     leader = {name: name for name in candidates}
     if "one-width" in target.requirements:
         for node in model.graph.nodes:
@@ -116,83 +117,63 @@ def _groups(model: Model, candidates: Mapping[str, Quantizer], target: Target) -
 
 
 @dataclass
-class _Switched:
-    """The network with its grids, each in force where its switch is off. constants: whether they are on grids too."""
+class _Search:
+    """Runs the network on the first samples with some of its quantizers on; groups: of the candidates."""
 
     model: Model
+    groups: Sequence[Together]
     feeds: Sequence[Feed]
-    threads: int
-    roots: Sequence[str]
-    constants: bool
-    session: Session = field(init=False)
-    switches: dict[str, str] = field(init=False)
+    services: Services
+    switches: dict[Together, Switch] = field(init=False)
+    others: Switch = field(init=False)
+    board: Switchboard = field(init=False)
 
     def __post_init__(self) -> None:
-        model, tensors = self.model, self.model.graph.tensors()
-        self.switches = {root: model.unique_name(f"{root}_in_float") for root in self.roots}
-        quantizers, switches = {}, {}
-        for name, quantizer in model.quantizers.items():
-            root = grid_root(model.quantizers, name)
-            if isinstance(tensors[name], gs.Variable) and root in self.switches:
-                switches[name] = self.switches[root]
-            if name in switches or self.constants:
-                quantizers[name] = quantizer
-        proto = with_quantizers(model.to_proto(), quantizers, model.unique_name, switches)
-        proto.graph.input.extend(
-            helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in self.switches.values()
-        )
-        self.session = Session(proto)
+        tensors, quantizers = self.model.graph.tensors(), self.model.quantizers
+        group_of = {name: group for group in self.groups for name in group}
+        members: dict[Together | None, list[Quantizer]] = {group: [] for group in (*self.groups, None)}
+        for name, quantizer in quantizers.items():
+            group = group_of.get(grid_root(quantizers, name)) if isinstance(tensors[name], gs.Variable) else None
+            members[group].append(quantizer)
+        self.switches = {group: Switch(group[0], tuple(members[group])) for group in self.groups}
+        self.others = Switch("", tuple(members[None]))
+        proto, threads = self.model.to_proto(), self.services.threads
+        references = reference_outputs(proto, self.feeds, threads)
 
-    def db(self, references: Sequence[Mapping[str, np.ndarray]], in_float: Iterable[Group]) -> float:
-        """SQNR of the outputs with these roots in float, all others on their grids."""
-        chosen = {root for group in in_float for root in group}
-        given = {switch: np.asarray(root in chosen) for root, switch in self.switches.items()}
-        total = OutputSqnr()
-        runs = parallel_map(lambda feed: self.session.run({**feed.arrays, **given}), self.feeds, self.threads)
-        for feed, reference, outputs in zip(self.feeds, references, runs, strict=True):
-            total.update(_real(reference, feed), _real(outputs, feed))
-        return total.db
+        def db(outputs: Iterable[tuple[Feed, Outputs]]) -> float:
+            found = output_sqnr(zip(references, (each for _, each in outputs), strict=True))
+            return np.inf if found is None else found  # what cannot be measured is no reason to widen anything
 
-    def references(self) -> list[Mapping[str, np.ndarray]]:
-        """The float network's outputs for each feed."""
-        session = Session(self.model.to_proto())
-        return list(parallel_map(lambda feed: session.run(feed.arrays), self.feeds, self.threads))
+        self.board = Switchboard(
+            proto, self.switches.values(), self.feeds, db,
+            threads=threads, max_memory=self.services.max_memory, outputs_quantized=False,
+        )  # fmt: skip
 
+    def alone(self) -> dict[Together, float]:
+        """-10 log10 n_i of each group."""
+        self.board.hold({})
+        found = {}
+        for done, (group, switch) in enumerate(self.switches.items(), 1):
+            self.services.progress("activations one by one", done, len(self.groups))
+            found[group] = self.board.score({switch.name: switch})
+        return found
 
-def _real(outputs: Mapping[str, np.ndarray], feed: Feed) -> dict[str, np.ndarray]:
-    return {name: without_padding(value, feed) for name, value in outputs.items()}
-
-
-def _alone(model: Model, groups: Sequence[Group], feeds: Sequence[Feed], context: Context) -> dict[Group, float]:
-    """-10 log10 n_i of each group."""
-    network = _Switched(
-        model, feeds, context.services.threads, [root for group in groups for root in group], constants=False
-    )
-    references, found = network.references(), {}
-    for done, group in enumerate(groups, 1):
-        context.services.progress("activations one by one", done, len(groups))
-        found[group] = network.db(references, [other for other in groups if other != group])
-    return found
-
-
-def _curve(model: Model, ranked: Sequence[Group], feeds: Sequence[Feed], context: Context, worth: float) -> list[float]:
-    """-10 log10 N_k for k = 0, 1, ..., up to where no further exception can pay."""
-    network = _Switched(
-        model, feeds, context.services.threads, [root for group in ranked for root in group], constants=True
-    )
-    references, price = network.references(), worth / len(ranked)
-    ceiling, curve, best = network.db(references, ranked), [], -np.inf
-    for k in range(len(ranked) + 1):
-        context.services.progress("activations together", k, len(ranked))
-        curve.append(network.db(references, ranked[:k]))
-        best = max(best, curve[-1] - k * price)
-        if ceiling - (k + 1) * price <= best:
-            break
-    return curve
+    def together(self, ranked: Sequence[Together], worth: float) -> list[float]:
+        """-10 log10 N_k for k = 0, 1, ..., up to where no further exception can pay."""
+        price, best = worth / len(ranked), -np.inf
+        ceiling, curve = self.board.score({"": self.others}), list[float]()
+        for k in range(len(ranked) + 1):
+            self.services.progress("activations together", k, len(ranked))
+            state = {switch.name: switch for switch in (self.others, *(self.switches[group] for group in ranked[k:]))}
+            curve.append(self.board.score(state) if curve else self.board.hold(state))
+            best = max(best, curve[-1] - k * price)
+            if ceiling - (k + 1) * price <= best:
+                break
+        return curve
 
 
 def _statistics(model: Model, names: Sequence[str], context: Context) -> dict[str, Samples]:
-    """What the roots take on calibration data, with the tensors that share their grids."""
+    """Calibration statistics of the roots, those of tensors that share their quantizers included."""
     members = {name: (name, *model.quantizers[name].widened_by) for name in names}
     wanted = [tensor for tensors in members.values() for tensor in tensors]
     known: Mapping[str, Statistic] = {}
@@ -216,7 +197,7 @@ def _crest(samples: Samples) -> float:
 
 
 def _widen(model: Model, root: str, samples: Samples, target: Target) -> str:
-    """Give the root and those that keep its grid 16 bits, or leave them in float; what they are now."""
+    """Give the root and those that share its quantizer 16 bits, or leave them in float; returns what they are now."""
     quantizer = model.quantizers[root]
     spec: QuantSpec = replace(quantizer.spec, grid=replace(quantizer.spec.grid, bits=16))
     lo, hi = quantizer.fixed or (samples.lo[0], samples.hi[0])

@@ -15,9 +15,10 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from ..errors import EngineError
+from ..execution.partial import extract
 from ..execution.session import Session
 from ..graph import edit
-from ..graph.model import Model, extract
+from ..graph.model import Model
 from ..graph.shapes import infer_shapes, shape_elements
 from ..operators.node import ONNX_DOMAINS, is_op
 from .base import Context, Outcome, Skip

@@ -17,11 +17,10 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from ..calibration.collect import chunks
 from ..calibration.context import Context
-from ..execution.session import Session, parallel_map, without_padding
-from ..graph.model import Model, Quantizer, extract, grid_root
-from ..graph.shapes import tensor_bytes
+from ..execution.compare_outputs import run_models
+from ..execution.partial import extract, parts_that_fit
+from ..graph.model import Model, Quantizer, grid_root
 from ..graph.simulate import simulated
 from ..numeric.distribution import bars, clipped, grid_ends, grid_sqnr
 from ..numeric.metrics import Sqnr, finite, sqnr
@@ -161,19 +160,15 @@ def _compare(
     As many tensors at once as the context's memory holds of both models, for all feeds in flight.
     """
     found = {name: _Compared() for name in names}
-    sizes = tensor_bytes(reference, names, next(iter(context.feeds)).arrays)
-    for part in chunks(sizes, context.services.max_memory // (2 * context.services.in_flight)):
-        sessions = Session(extract(reference, part)), Session(extract(quantized, [names[name] for name in part]))
-        runs = parallel_map(
-            lambda feed, both=sessions: (feed, [session.run(feed.arrays) for session in both]),  # type: ignore[misc]
-            context.with_progress("comparing layers"),
-            context.services.threads,
-            context.services.in_flight,
-        )
-        for feed, (x, y) in runs:
+    services, first = context.services, next(iter(context.feeds)).arrays
+    limit = services.max_memory // (2 * services.in_flight)
+    for label, part in parts_that_fit(reference, names, first, limit, "comparing layers"):
+        models = extract(reference, part), extract(quantized, [names[name] for name in part])
+        feeds = context.with_progress(label)
+        for feed, (x, y) in run_models(models, feeds, services.threads, services.in_flight):
             for name in part:
-                found[name].elements = x[name].size // feed.batch
-                found[name].noise.update(*(without_padding(v, feed) for v in (x[name], y[names[name]])))
+                found[name].elements = x[name].size // min(feed.batch, feed.rows or feed.batch)
+                found[name].noise.update(x[name], y[names[name]])
     return found
 
 

@@ -17,9 +17,8 @@ from onnx import ModelProto
 
 from ..calibration.context import Context
 from ..data import CalibrationData, Feed
-from ..execution.session import Session, parallel_map, without_padding
+from ..execution.compare_outputs import output_sqnr, run_models
 from ..graph.model import Model
-from ..numeric.metrics import OutputSqnr
 from ..passes.base import Outcome, Pass
 from ..thresholds import TOLERANCE_DB, TRIAL_SAMPLES
 from .run_passes import Steps, step_name, step_record
@@ -39,15 +38,10 @@ class QualityMeasure:
     feeds: Sequence[Feed]
     threads: int = 1
 
-    def db(self, quantized: ModelProto) -> float:
-        """SQNR over all float outputs together, each in units of its own power."""
-        sessions = Session(self.original), Session(quantized)
-        total = OutputSqnr()
-        runs = parallel_map(lambda feed: (feed, [s.run(feed.arrays) for s in sessions]), self.feeds, self.threads)
-        for feed, outputs in runs:
-            reference, other = ({name: without_padding(v, feed) for name, v in found.items()} for found in outputs)
-            total.update(reference, other)
-        return total.db
+    def db(self, quantized: ModelProto) -> float | None:
+        """SQNR over all float outputs together, each in units of its own power; None where nothing is comparable."""
+        runs = run_models((self.original, quantized), self.feeds, self.threads)
+        return output_sqnr((reference, other) for _, (reference, other) in runs)
 
 
 def keep_if_better(
@@ -68,9 +62,11 @@ def keep_if_better(
         copy = model.clone()
         outcome = step.apply(copy, context)
         after = quality.db(finish(copy.clone())) if outcome.changed else before
-        kept = after >= before - TOLERANCE_DB
+        kept = before is None or after is None or after >= before - TOLERANCE_DB
         verdict = "kept" if kept else "dropped: it makes the result worse"
-        note = f"{step_name(step)}: outputs at {before:.1f} dB, then {after:.1f} dB; {verdict}"
+        unknown = before is None or after is None
+        figures = "no output can be compared" if unknown else f"outputs at {before:.1f} dB, then {after:.1f} dB"
+        note = f"{step_name(step)}: {figures}; {verdict}"
         outcome = replace(outcome, notes=(note, *outcome.notes)) if kept else Outcome(notes=(note,))
         record = step_record(step, outcome, time.perf_counter() - start)
         steps.append(replace(record, before_db=before, after_db=after, kept=kept))

@@ -184,7 +184,7 @@ def _quick_correction(model: Model, task: Task) -> Pass:
     if task.options.optimised_rounding is None:
         return CorrectBias()
     db = _quality(task).db(_quantized_quickly(model.clone(), task, CorrectBias()))
-    return CorrectBias() if db >= NOISE_FLOOR_DB else RoundWeights("gptq", "low", task.options.seed)
+    return CorrectBias() if db is None or db >= NOISE_FLOOR_DB else RoundWeights("gptq", "low", task.options.seed)
 
 
 def _quantized_quickly(model: Model, task: Task, correction: Pass) -> ModelProto:
@@ -330,7 +330,7 @@ def _optimised_where_needed(model: Model, task: Task, passes: tuple[Pass, ...]) 
     copy = model.clone()
     CorrectBias().apply(copy, _silent(task.context, split(task.feeds)[0]))
     db = _quality(task).db(_lowered(copy, task))
-    if db >= CLEAR_DB:
+    if db is None or db >= CLEAR_DB:
         return passes, ()
     reason = f"rounded to nearest, outputs would be at {db:.1f} dB: coordinate descent instead"
     return correction(replace(task.options, rounding="coordinate-descent")), (not_run(passes[0], reason),)

@@ -17,16 +17,11 @@ from onnx import ModelProto
 
 from ..data import Feed
 from ..errors import EngineError, VerificationError
-from ..execution.session import (
-    Session,
-    optimized_graph,
-    parallel_map,
-    runtime_version,
-    without_padding,
-)
+from ..execution.compare_outputs import run_models
+from ..execution.session import Session, optimized_graph, runtime_version
 from ..graph import large
 from ..graph.storage import first_line
-from ..numeric.metrics import Sqnr, class_scores, finite
+from ..numeric.metrics import Sqnr, comparable, finite, same_class
 from ..report import OutputQuality
 from ..thresholds import LOW_SQNR_DB, RUNTIME_ENOUGH_DB, RUNTIME_MARGIN_DB
 
@@ -56,10 +51,10 @@ class _Comparison:
         self.is_finite &= bool(np.isfinite(reference).all())
         self.quality.update(reference, plain)
         self.runtime.update(plain, optimised)
-        scores, found = class_scores(reference), class_scores(optimised)
-        if scores is not None and found is not None:
-            self.same_class += int((scores.argmax(-1) == found.argmax(-1)).sum())
-            self.rows += scores.shape[0]
+        same = same_class(reference, optimised)
+        if same is not None:
+            self.same_class += int(same.sum())
+            self.rows += same.size
 
     def record(self, name: str) -> OutputQuality:
         agreement = self.same_class / self.rows if self.rows else None
@@ -138,14 +133,10 @@ def _infers(proto: ModelProto) -> bool:
 
 def _compare(sessions: tuple[Session, Session, Session], feeds: Iterable[Feed], threads: int) -> dict[str, _Comparison]:
     comparisons: dict[str, _Comparison] = {}
-    for feed, (reference, plain, optimised) in parallel_map(
-        lambda feed: (feed, [session.run(feed.arrays) for session in sessions]), feeds, threads
-    ):
+    for _, (reference, plain, optimised) in run_models(sessions, feeds, threads):
         for name, x in reference.items():
-            outputs = [without_padding(o, feed) for o in (x, plain[name], optimised[name])]
-            comparable = all(isinstance(o, np.ndarray) and o.dtype.kind == "f" for o in outputs)
-            if comparable and len({o.shape for o in outputs}) == 1:  # the number of detections may differ
-                comparisons.setdefault(name, _Comparison()).update(*outputs)
+            if comparable(x, plain[name]) and comparable(x, optimised[name]):
+                comparisons.setdefault(name, _Comparison()).update(x, plain[name], optimised[name])
     return comparisons
 
 

@@ -65,7 +65,7 @@ class QatResult:
     model: ModelProto
     report: Report
     network: Network
-    sqnr_db: float
+    sqnr_db: float | None
     same: float | None
     compared: int
 

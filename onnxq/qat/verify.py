@@ -14,8 +14,9 @@ from onnx import ModelProto
 from ..data import InputSpec
 from ..data.inputs import batch_size
 from ..errors import EngineError
+from ..execution.compare_outputs import output_sqnr
 from ..execution.session import Session, parallel_map
-from ..numeric.metrics import OutputSqnr, class_scores
+from ..numeric.metrics import same_class
 from ..thresholds import QAT_CHECK_SAMPLES, QAT_COMPARED_SAMPLES, TORCH_AGREES_DB
 from .network import Network
 from .samples import TrainingSamples
@@ -26,15 +27,19 @@ from .training import Training
 class WrittenModel:
     """How the model in the file compares with the network that was trained, over `compared` held-out samples.
 
-    same: the share of samples with the same best class; None without class scores.
+    sqnr_db: None where no output is comparable. same: the share of samples with the same best class; None without
+    class scores.
     """
 
-    sqnr_db: float
+    sqnr_db: float | None
     same: float | None
     compared: int
 
     def to_text(self) -> str:
-        distance = "the same to the last bit" if np.isinf(self.sqnr_db) else f"SQNR {self.sqnr_db:.1f} dB"
+        if self.sqnr_db is None:
+            distance = "no output can be compared"
+        else:
+            distance = "the same to the last bit" if np.isinf(self.sqnr_db) else f"SQNR {self.sqnr_db:.1f} dB"
         same = f", same top-1 {100 * self.same:.1f} %" if self.same is not None else ""
         return f"trained network and written model on {self.compared} held-out samples: {distance}{same}"
 
@@ -57,8 +62,8 @@ def rows_of_run(
             if rows == size:
                 raise
             continue  # the model allows any batch, and has one written into its shapes
-        db = _sqnr(expected, found)
-        if db >= TORCH_AGREES_DB:
+        db = output_sqnr([(_stacked(expected), _stacked(found))])
+        if db is None or db >= TORCH_AGREES_DB:
             return None if fixed is None and rows == len(some) else rows
     raise EngineError(
         f"{origin}: the PyTorch network does not compute what ONNX Runtime does (SQNR {db:.1f} dB);"
@@ -73,9 +78,8 @@ def compare_written(training: Training, path: Path, threads: int) -> WrittenMode
     expected = list(parallel_map(lambda part: session.run(part.arrays), some.batches(rows), threads))
     found = [_outputs(training.student, part) for part in some.batches(training.rows or training.recipe.batch)]
     first, second = _stacked(expected), _stacked(found)
-    scores = ((class_scores(first[name]), class_scores(second[name])) for name in first)
-    same = [np.mean(x.argmax(1) == y.argmax(1)) for x, y in scores if x is not None and y is not None]
-    return WrittenModel(_sqnr(expected, found), float(np.mean(same)) if same else None, len(some))
+    shares = [same.mean() for name in first if (same := same_class(first[name], second[name])) is not None]
+    return WrittenModel(output_sqnr([(first, second)]), float(np.mean(shares)) if shares else None, len(some))
 
 
 def _outputs(network: Network, samples: TrainingSamples) -> dict[str, np.ndarray]:
@@ -83,13 +87,6 @@ def _outputs(network: Network, samples: TrainingSamples) -> dict[str, np.ndarray
     with torch.no_grad():
         inputs = {n: torch.from_numpy(np.ascontiguousarray(a)).to(device) for n, a in samples.arrays.items()}
         return {n: t.cpu().numpy() for n, t in network.run(inputs).items()}
-
-
-def _sqnr(expected: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, np.ndarray]]) -> float:
-    """Of all outputs, the runs put together."""
-    total = OutputSqnr()
-    total.update(_stacked(expected), _stacked(found))
-    return total.db
 
 
 def _stacked(runs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import graphs
@@ -10,7 +11,8 @@ import pytest
 from quantized import PLAIN, samples
 
 from onnxq.evaluation.evaluator import Evaluator, open_evaluator
-from onnxq.evaluation.switchboard import Group, Switchboard
+from onnxq.evaluation.metric import score_outputs
+from onnxq.execution.switches import Switch, Switchboard
 from onnxq.graph.model import Model, grid_root
 from onnxq.graph.simulate import simulated
 from onnxq.options import Options
@@ -30,14 +32,18 @@ def evaluator(text: str = NET, count: int = 4, **settings: Any) -> Evaluator:
     return open_evaluator(proto, samples(proto, count), options=Options(**{**EVERYTHING, **settings}))
 
 
-def switchboard(given: Evaluator, **limits: Any) -> tuple[Model, dict[str, Group], Switchboard]:
-    base, groups = given.planned()
-    board = Switchboard(base.to_proto(), groups.values(), given.feeds, given.metric, given.references, **limits)
-    return base, groups, board
+def switchboard(given: Evaluator, **limits: Any) -> tuple[Model, dict[str, Switch], Switchboard]:
+    base, switches = given.planned()
+    return base, switches, opened(given, base, switches, **limits)
+
+
+def opened(given: Evaluator, base: Model, switches: dict[str, Switch], **limits: Any) -> Switchboard:
+    score = partial(score_outputs, given.metric, given.references)
+    return Switchboard(base.to_proto(), switches.values(), given.feeds, score, **limits)
 
 
 def whole(given: Evaluator, base: Model, names: set[str]) -> float:
-    """The score of the float model with these groups' quantizers, as one model run from front to end."""
+    """The score of the float model with these switches' quantizers, as one model run from front to end."""
     copy, quantizers = base.clone(), given.plan.model.quantizers
     copy.quantizers = {n: q for n, q in quantizers.items() if grid_root(quantizers, n) in names}
     return given.measured(simulated(copy))
@@ -53,42 +59,43 @@ def test_all_off_is_the_float_model_even_where_biases_and_weights_were_changed()
 
 def test_all_on_is_the_quantized_model() -> None:
     given = evaluator()
-    _, groups, board = switchboard(given)
+    _, switches, board = switchboard(given)
     quantized = given.measured(lower(given.plan.model, given.task.context)[0])
-    assert board.score(groups) == pytest.approx(quantized, abs=0.1)
+    assert board.score(switches) == pytest.approx(quantized, abs=0.1)
     assert 5 < quantized < 40
 
 
 def test_single_switches_score_what_whole_models_do() -> None:
     given = evaluator(**PLAIN)
-    base, groups, board = switchboard(given)
+    base, switches, board = switchboard(given)
     board.hold({})
-    board.hold(groups)
-    assert len(groups) > 8
-    for name, group in groups.items():
-        assert board.score({name: group}) == whole(given, base, {name})
-        others = {n: g for n, g in groups.items() if n != name}
+    board.hold(switches)
+    assert len(switches) > 8
+    for name, switch in switches.items():
+        assert board.score({name: switch}) == whole(given, base, {name})
+        others = {n: g for n, g in switches.items() if n != name}
         assert board.score(others) == whole(given, base, set(others))
 
 
 def test_followers_of_a_grid_are_switched_with_it() -> None:
     given = evaluator(**PLAIN)
-    _, groups, _ = switchboard(given)
+    _, switches, _ = switchboard(given)
     followers = {n for n, q in given.plan.model.quantizers.items() if q.grid_of is not None}
     assert followers
-    assert not followers & groups.keys()
-    assert followers <= {tensor for group in groups.values() for tensor in group.tensors}
+    assert not followers & switches.keys()
+    assert followers <= {tensor for switch in switches.values() for tensor in switch.tensors}
 
 
 def test_scores_depend_neither_on_cuts_nor_on_threads() -> None:
     given = evaluator()
-    base, groups = given.planned()
-    states = [{n: groups[n]} for n in groups] + [{n: g for n, g in groups.items() if n != off} for off in groups]
+    base, switches = given.planned()
+    states = [{n: switches[n]} for n in switches]
+    states += [{n: s for n, s in switches.items() if n != off} for off in switches]
     found = []
     for limits in ({}, {"threads": 3}, {"max_memory": 0}, {"max_memory": 40_000}):
-        board = Switchboard(base.to_proto(), groups.values(), given.feeds, given.metric, given.references, **limits)
+        board = opened(given, base, switches, **limits)
         board.hold({})
-        board.hold(groups)
+        board.hold(switches)
         found.append([board.score(state) for state in states])
     assert found[1:] == found[:1] * 3
 
@@ -100,36 +107,33 @@ def test_only_what_changed_is_computed_again() -> None:
     )
     weights = ", ".join(f"float[3,3,3,3] w{i}" for i in range(8))
     given = evaluator(f"(float[N,3,8,8] x) => (float[N,3,8,8] y) <{weights}> {{ {layers} y = Identity(r7) }}")
-    _, groups, board = switchboard(given)
+    _, switches, board = switchboard(given)
     assert board.passes({}) == 1
     board.hold({})
-    assert sum(board.passes({name: group}) for name, group in groups.items()) / len(groups) < 0.6
+    assert sum(board.passes({name: switch}) for name, switch in switches.items()) / len(switches) < 0.6
 
 
 def test_less_memory_means_fewer_cuts() -> None:
     given = evaluator()
-    base, groups = given.planned()
+    base, switches = given.planned()
     made = {}
     for limit in (2**30, 40_000, 0):
-        board = Switchboard(
-            base.to_proto(), groups.values(), given.feeds, given.metric, given.references, max_memory=limit
-        )
+        board = opened(given, base, switches, max_memory=limit)
         board.hold({})
-        held = {
-            id(array): array.nbytes for cut in board._cuts for s in board._held[0].cuts[cut] for array in s.values()
-        }
-        fed = {id(array) for feed in given.feeds for array in feed.arrays.values()}
+        held = {id(array): array for cut in board._cuts for s in board._held[0].cuts[cut] for array in s.values()}
         made[limit] = len(board._cuts)
-        assert sum(size for key, size in held.items() if key not in fed) * 2 <= limit
+        size = sum(array.array().nbytes for array in held.values())
+        assert size * 2 <= limit
+        assert (board._cache.held, board._cache.spilled) == (size, 0)
     assert made[2**30] > made[40_000] > made[0] == 0
 
 
 def test_a_held_state_costs_nothing_again() -> None:
     given = evaluator()
-    _, groups, board = switchboard(given)
-    score = board.hold(groups)
-    assert board.score(groups) == score
-    assert board.passes(groups) == 0
+    _, switches, board = switchboard(given)
+    score = board.hold(switches)
+    assert board.score(switches) == score
+    assert board.passes(switches) == 0
 
 
 def test_padding_of_a_fixed_batch_does_not_count() -> None:
@@ -137,5 +141,5 @@ def test_padding_of_a_fixed_batch_does_not_count() -> None:
     rows = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
     given = open_evaluator(proto, rows, options=Options(**{**EVERYTHING, **PLAIN}))
     assert [feed.rows for feed in given.feeds] == [4, 2]
-    base, groups, board = switchboard(given)
-    assert board.score(groups) == whole(given, base, set(groups))
+    base, switches, board = switchboard(given)
+    assert board.score(switches) == whole(given, base, set(switches))

@@ -14,9 +14,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
 from ..data import Feed
-from ..execution.session import Session
-from ..graph.model import extract
 from ..operators.registry import linear_form
+from .partial import extract
+from .session import Session
 
 
 @dataclass(frozen=True)
