@@ -7,17 +7,18 @@
     │   └── NothingToQuantizeError  no node of it can compute in integers, for reasons that the message counts
     ├── DataError           4   calibration or evaluation data: missing, unreadable, wrong shape, type or value
     ├── VerificationError   5   the quantized model failed a check; nothing was written
-    ├── OutputError         6   the result cannot be written where it was asked for
+    ├── OutputError         6   the result cannot be written to the path that was given
     ├── EngineError         7   ONNX Runtime failed on a model that passed the checker
     └── ClusterError        8   the Dask cluster cannot be reached, was lost, or would compute other bytes
 
 A message is one sentence or two: which file, node or tensor; what was expected and what arrived; what to do.
-Exit code 7 also tells that memory ran out; 70 of any other exception, which is a bug in onnxq; 128 + n that signal n
-ended the run: 130 for Ctrl-C, 143 for SIGTERM.
+Options stand in messages as in Python, in backquotes (`block_size`); the command line prints flags (--block-size).
+Exit code 7 also means that memory ran out; 70 any other exception, which is a bug in onnxq; 128 + n that signal n ended
+the run: 130 for Ctrl-C, 143 for SIGTERM.
 """
 
 INTERNAL_ERROR = 70
-"""Exit code of the command line for exceptions that nobody foresaw (EX_SOFTWARE of sysexits.h)."""
+"""Exit code of the command line for unexpected exceptions (EX_SOFTWARE of sysexits.h)."""
 
 
 class OnnxqError(Exception):

@@ -102,7 +102,7 @@ def test_a_feed_that_changes_length_is_noticed():
         ([], DataError, "no samples"),
         ([3], DataError, "feed 0: expected a mapping name -> array, got int"),
         ([{"x": [1.0, 2.0]}], DataError, "feed 0: input x is a list; make it a numpy array"),
-        ([{"z": batch(1, 3, 5)}], DataError, "feed 0 has no array x for input x; it has z. .*--input-key x=KEY"),
+        ([{"z": batch(1, 3, 5)}], DataError, "feed 0 has no array x for input x; it has z. .*`input_keys` x=KEY"),
         ([{}], DataError, "it has none"),
     ],
 )
@@ -118,7 +118,7 @@ def test_refused_arguments():
     with pytest.raises(UsageError, match="no inputs"):
         CalibrationData(batch(1, 3), [])
     for samples in (0, -1, True):
-        with pytest.raises(UsageError, match="samples must be at least 1"):
+        with pytest.raises(UsageError, match="`samples` must be at least 1"):
             CalibrationData(batch(1, 3, 5), [X], samples=samples)
 
 

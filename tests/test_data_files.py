@@ -129,7 +129,7 @@ def test_npz_keys(tmp_path):
     np.savez(tmp_path / "a.npz", images=batch(2, 3, 5), y=batch(2, 7, dtype=np.int64), extra=np.ones(3))
     path = tmp_path / "a.npz"
     refused(
-        r"a\.npz has no array x for input x; it has images, y, extra. Map names with --input-key x=KEY", path, [X, Y]
+        r"a\.npz has no array x for input x; it has images, y, extra. Map names with `input_keys` x=KEY", path, [X, Y]
     )
     data = CalibrationData(path, [X, Y], keys={"x": "images"})
     assert_feeds(data, [batch(2, 3, 5)[i : i + 1] for i in range(2)])

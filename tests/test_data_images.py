@@ -107,7 +107,7 @@ def test_images_for_inputs_without_batch_axis(tmp_path):
 def test_images_for_an_input_of_unknown_rank(tmp_path):
     save_image(tmp_path / "a.png", pixels(5, 7, 3))
     spec = InputSpec("image", F32, None)
-    refused("cannot tell where .* has its channels; set layout", tmp_path, [spec], UsageError)
+    refused("cannot tell where .* has its channels; set `layout`", tmp_path, [spec], UsageError)
     data = CalibrationData(tmp_path, [spec], preprocess=Preprocess(layout="nchw"))
     assert_feeds(data, [as_input(pixels(5, 7, 3))], "image")
 

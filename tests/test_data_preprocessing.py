@@ -39,7 +39,7 @@ def test_layout():
     np.testing.assert_array_equal(preprocessed(image, ("N", "C", "H", "W"), layout="nchw"), first)
     np.testing.assert_array_equal(preprocessed(image, None, layout="nhwc"), last)
     for shape in ((1, 3, 5, 3), ("N", "C", "H", "W"), (1, 16, 5, 7)):
-        with pytest.raises(UsageError, match=r"cannot tell where .* has its channels; set layout to nchw or nhwc"):
+        with pytest.raises(UsageError, match=r"cannot tell where .* has its channels; set `layout` to nchw or nhwc"):
             preprocessed(image, shape)
     with pytest.raises(UsageError, match="has 7 channels in layout nhwc, but color auto makes 1 or 3 or 4"):
         preprocessed(image, (1, 3, 5, 7), layout="nhwc")
@@ -104,7 +104,7 @@ def test_a_crop_larger_than_the_image_names_it(tmp_path):
 def test_images_of_the_wrong_size_hint_at_resize_and_crop(tmp_path):
     save_image(tmp_path / "a.png", pixels(20, 30, 3))
     message = refused(r"a\.png: input image expected 1 x 3 x 5 x 7", tmp_path, [IMAGE], preprocess=Preprocess(resize=6))
-    assert "got 1 x 3 x 6 x 9; set resize or crop" in message
+    assert "got 1 x 3 x 6 x 9; set `resize` or `crop`" in message
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class _Group(click.Group):
             click.echo(f"onnxq: ended by {signal.Signals(stopped.number).name}, nothing was written", err=True)
             ctx.exit(128 + stopped.number)
         except OSError as error:
-            if error.errno == errno.EPIPE:  # the reader of a pipe has seen enough, which click knows
+            if error.errno == errno.EPIPE:  # nobody reads the pipe any more: click ends the run
                 raise
             click.echo(f"onnxq: error: {printable(str(error.filename or 'output'))}: {error.strerror}", err=True)
             ctx.exit(OutputError.exit_code)
@@ -99,8 +99,8 @@ def _bug(error: Exception) -> str:
 
 
 def _out_of_memory(error: MemoryError) -> str:
-    asked = f" ({printable(str(error))})" if str(error) else ""
-    return f"out of memory{asked}; --threads 1, --batch-size 1, --max-memory and fewer --samples need less"
+    request = f" ({printable(str(error))})" if str(error) else ""
+    return f"out of memory{request}; --threads 1, --batch-size 1, --max-memory and fewer --samples need less"
 
 
 @click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})

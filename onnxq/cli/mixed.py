@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import click
 
-from ..data import Preprocess
 from ..errors import UsageError
 from ..evaluation.mixed_precision import Limits, MixedPrecision, auto_mixed
-from ..options import Options
 from .options import evaluation_options, grouped, options
 
 MIXED = "Mixed precision"
@@ -60,56 +58,20 @@ NAMES = (
 )
 
 
-@dataclass(frozen=True)
-class MixedWish:
-    """What the options above ask for."""
-
-    auto_mixed: str
-    limits: Limits
-    closest: bool
-    labels: str | None
-    metric: str | None
-    evaluation_samples: int | None
-
-    def search(
-        self,
-        model: str,
-        calib: str,
-        options: Options,
-        preprocess: Preprocess,
-        keys: Mapping[str, str],
-        progress: Callable[[str, int, int], None],
-    ) -> MixedPrecision:
-        return auto_mixed(
-            model,
-            calib,
-            self.auto_mixed,
-            self.limits,
-            labels=self.labels,
-            metric=self.metric,
-            evaluation_samples=self.evaluation_samples,
-            closest=self.closest,
-            options=options,
-            preprocess=preprocess,
-            input_keys=keys,
-            progress=progress,
-        )
-
-
-def take_wish(given: dict[str, Any], calib: str | None, stats: Sequence[str]) -> tuple[MixedWish | None, str | None]:
-    """The spec, if there is one, and the file to write; their options are taken out of `given`."""
+def take_search(
+    given: dict[str, Any], calib: str | None, stats: Sequence[str]
+) -> tuple[Callable[..., MixedPrecision] | None, str | None]:
+    """The search that the options above describe, without its model and data, and the file to write; both None without
+    --auto-mixed. The options are taken out of `given`."""
     taken = {name: given.pop(name) for name in NAMES}
-    if taken["auto_mixed"] is None:
-        idle = [name for name, value in taken.items() if value not in (None, False)]
+    candidates, config = taken.pop("auto_mixed"), taken.pop("write_config")
+    if candidates is None:
+        idle = [name for name, value in {**taken, "write_config": config}.items() if value not in (None, False)]
         if idle:
-            raise UsageError(f"--{idle[0].replace('_', '-')} goes with --auto-mixed")
+            raise UsageError(f"--{idle[0].replace('_', '-')} goes with --auto-mixed: give that, too, or leave it out")
         return None, None
     if calib is None or stats:
         raise UsageError("--auto-mixed needs calibration data (--calib), and no statistics beside it")
-    size = None if taken["max_size"] is None else taken["max_size"] * 2**20
-    bops = None if taken["max_bops"] is None else taken["max_bops"] * 1e9
-    limits = Limits(taken["target_drop"], bops, size)
-    spec = MixedWish(
-        taken["auto_mixed"], limits, *(taken[n] for n in ("closest", "labels", "metric", "evaluation_samples"))
-    )
-    return spec, taken["write_config"]
+    drop, bops, size = taken.pop("target_drop"), taken.pop("max_bops"), taken.pop("max_size")
+    limits = Limits(drop, None if bops is None else bops * 1e9, None if size is None else size * 2**20)
+    return partial(auto_mixed, candidates=candidates, limits=limits, **taken), config

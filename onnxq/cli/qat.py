@@ -67,7 +67,7 @@ def qat_command(
 ) -> None:
     """Quantize MODEL and train it with the quantizers in it, write the verified result to OUTPUT.
 
-    Without labels it learns to answer as the float model does. --samples are those to train with; --checkpoint is a
+    Without labels it learns to compute what the float model does. --samples are those to train with; --checkpoint is a
     folder that interrupted training, too, goes on from. Needs PyTorch: pip install 'onnxq[qat]'.
     """
     from ..qat import train  # torch is slow to import, and need not be there

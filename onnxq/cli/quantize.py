@@ -12,7 +12,7 @@ from ..api import Result, quantize
 from ..graph.storage import replacing, write_text
 from ..options import DATA, ENCODINGS
 from .config import config_text
-from .mixed import mixed_options, take_wish
+from .mixed import mixed_options, take_search
 from .options import (
     Command,
     calib_option,
@@ -77,7 +77,7 @@ def quantize_command(
     """Quantize MODEL with calibration data and write the verified result to OUTPUT."""
     if calib is None and not stats and not given["data_free"] and given["from_encodings"] is None:
         raise click.UsageError("Missing option '--calib' (or '--stats', '--data-free', '--from-encodings').")
-    spec, config = take_wish(given, calib, stats)
+    search, config = take_search(given, calib, stats)
     preprocess, keys, options = parse(dict(given))
     refuse_overwriting("OUTPUT", output, calib, *stats)
     refuse_overwriting("--encodings", encodings, model, output, calib, options.from_encodings, *stats)
@@ -87,7 +87,9 @@ def quantize_command(
         write_report = stack.enter_context(writing(reports, *files))
         config_file = None if config is None else stack.enter_context(replacing(config))
         progress = stack.enter_context(Progress(enabled=not quiet))
-        found = None if spec is None else spec.search(model, str(calib), options, preprocess, keys, progress)
+        found = None
+        if search is not None:
+            found = search(model, calib, options=options, preprocess=preprocess, input_keys=keys, progress=progress)
         options = options if found is None else found.options
 
         def finish(result: Result) -> None:

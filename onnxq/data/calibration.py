@@ -2,7 +2,7 @@
 
     record (a file)  --split-->  samples of one row, checked  --group-->  feeds of the model's batch size
 
-Stored batches are always taken apart: ONNX Runtime's matrix products differ in the last bits between batch
+Stored batches are always split into samples: ONNX Runtime's matrix products differ in the last bits between batch
 sizes, and a quantized model must not depend on how its calibration data happened to be cut into files.
 """
 
@@ -91,7 +91,7 @@ class CalibrationData:
         if not inputs:
             raise UsageError("the model has no inputs, so it cannot be calibrated")
         if samples is not None and (isinstance(samples, bool) or samples < 1):
-            raise UsageError(f"samples must be at least 1, got {samples}")
+            raise UsageError(f"`samples` must be at least 1, got {samples}")
         self.inputs = tuple(inputs)
         self.preprocess = preprocess or Preprocess()
         self.samples = samples
@@ -159,7 +159,7 @@ class CalibrationData:
             length = 1 if record.is_image else self._split(record, record.read(headers_only=True))[1]
             counts.append(1 if length is None else length)
         if not counts:
-            raise DataError("the calibration data is empty: no samples")
+            raise DataError("the calibration data is empty: no samples; give at least one")
         return counts
 
     @cached_property
@@ -181,7 +181,7 @@ class CalibrationData:
         first = 0
         for record, count in zip_longest(self._records, self._counts):
             if record is None or count is None:
-                raise DataError(f"the calibration data changed: it had {len(self._counts)} parts at first")
+                raise DataError(f"the calibration data changed: it had {len(self._counts)} parts at first; start again")
             # The feeds that have a sample of this record; by bisection, for there may be millions to skip.
             last, chosen = first + count, self._chosen
             feeds = chosen[bisect_left(chosen, first // size) : bisect_left(chosen, -(-last // size))]
@@ -193,7 +193,7 @@ class CalibrationData:
     def _read(self, record: Record, count: int, rows: Iterable[int]) -> Iterator[Feed]:
         arrays, length = self._split(record, record.read())
         if (length or 1) != count:
-            raise DataError(f"{record.origin} changed: it had {count} samples at first, now {length or 1}")
+            raise DataError(f"{record.origin} changed: it had {count} samples at first, now {length or 1}; start again")
         for row in rows:
             origin = _origin(record, row, count)
             feed = {}
@@ -201,7 +201,7 @@ class CalibrationData:
                 array = arrays[spec.name]
                 part = array if length is None else array[row : row + 1]
                 if not is_whole(part):  # touching a page that is gone would end the process
-                    raise DataError(f"{origin} is gone: the file has become shorter while it was read")
+                    raise DataError(f"{origin} is gone: the file has become shorter while it was read; start again")
                 feed[spec.name] = self._sample(record, spec, part, length is not None, origin)
             yield Feed(feed, None if length is None else 1, origin)
 
@@ -241,7 +241,7 @@ class CalibrationData:
         """Part of a stored array as the model takes it, preprocessed and checked."""
         hint = "save it in that shape"
         if self._has_pixels(record, spec, part):
-            hint = "set resize or crop so that images get the model's height and width"
+            hint = "set `resize` or `crop` so that images get the model's height and width"
             part = np.stack([self.preprocess.apply(image, spec, origin) for image in part])
             if len(spec.shape or part.shape) == 3:
                 part = part[0]
@@ -278,7 +278,10 @@ def _stack(samples: list[Feed], size: int) -> Feed:
     for name in samples[0].arrays:
         rows = [sample.arrays[name] for sample in filled]
         if len({row.shape for row in rows}) > 1:
-            raise DataError(f"{origin}: input {shown(name)} has samples of different shapes in a batch of {size}")
+            raise DataError(
+                f"{origin}: input {shown(name)} has samples of different shapes in a batch of"
+                f" {size}; give all of them one shape, or export the model with a dynamic batch"
+            )
         arrays[name] = np.concatenate(rows)
     return Feed(arrays, len(samples), origin)
 

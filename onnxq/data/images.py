@@ -191,12 +191,12 @@ def _frame(options: Preprocess, spec: InputSpec) -> _Frame:
     if len(dims) not in (3, 4) or (spec.dtype.kind != "f" and spec.dtype != np.uint8):
         raise DataError(f"{spec} takes no images, only float or uint8 inputs of rank 3 or 4 do; use .npz files")
     if spec.dtype == np.uint8 and (options.scale, options.mean, options.std) != (1 / 255, (0.0,), (1.0,)):
-        raise UsageError(f"{spec} takes pixels as they are: leave scale, mean and std at their defaults")
+        raise UsageError(f"{spec} takes pixels as they are: leave `scale`, `mean` and `std` at their defaults")
 
     dims = dims[-3:]
     plausible = [layout for layout, dim in (("nchw", dims[0]), ("nhwc", dims[2])) if dim in _MODES]
     if options.layout == "auto" and len(plausible) != 1:
-        raise UsageError(f"cannot tell where {spec} has its channels; set layout to nchw or nhwc")
+        raise UsageError(f"cannot tell where {spec} has its channels; set `layout` to nchw or nhwc")
     channels_first = (plausible[0] if options.layout == "auto" else options.layout) == "nchw"
 
     channels, height, width = dims if channels_first else (dims[2], dims[0], dims[1])
@@ -206,7 +206,7 @@ def _frame(options: Preprocess, spec: InputSpec) -> _Frame:
     if channels not in accepted:
         raise UsageError(
             f"{spec} has {channels} channels in layout {'nchw' if channels_first else 'nhwc'}, "
-            f"but color {options.color} makes {' or '.join(map(str, accepted))}; change layout or color"
+            f"but color {options.color} makes {' or '.join(map(str, accepted))}; change `layout` or `color`"
         )
     for name, values in (("mean", options.mean), ("std", options.std)):
         if len(values) not in (1, channels):
@@ -229,7 +229,7 @@ def _center_crop(image: "Image.Image", crop: int | tuple[int, int], origin: str)
     if height > image.height or width > image.width:
         raise DataError(
             f"{origin}: crop {height} x {width} is larger than the image, {image.height} x {image.width} "
-            "after resizing; make crop smaller or resize larger"
+            "after resizing; make `crop` smaller or `resize` larger"
         )
     top, left = round((image.height - height) / 2), round((image.width - width) / 2)
     return image.crop((left, top, left + width, top + height))

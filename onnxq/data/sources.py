@@ -72,7 +72,9 @@ class InMemory(Record):
         value = self.value
         if isinstance(value, np.ndarray):
             if len(self.keys) != 1:
-                raise DataError(f"{self.origin}: got one array for inputs {_names(self.keys)}; pass a mapping")
+                raise DataError(
+                    f"{self.origin}: got one array for inputs {_names(self.keys)}; pass a mapping name -> array"
+                )
             return {self.input_name: value}
         if not isinstance(value, Mapping):
             raise DataError(f"{self.origin}: expected a mapping name -> array, got {type(value).__name__}")
@@ -196,7 +198,7 @@ def _open_path(path: Path, keys: Mapping[str, str]) -> list[Record]:
         return _open_folder(path, keys)
     if not path.is_file():
         trouble = "is no regular file or folder" if path.exists() else "does not exist"
-        raise DataError(f"calibration data {shown(path)} {trouble}")
+        raise DataError(f"calibration data {shown(path)} {trouble}; expected {_EXPECTED}")
     if path.suffix.lower() not in _KINDS:
         raise DataError(f"calibration file {shown(path)}: expected {_EXPECTED}")
     return [_open_file(path, keys)]
@@ -231,9 +233,9 @@ def _walk(folder: Path) -> Iterator[Path]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
-            # ONNX test data: output_0.pb is what the model answers to input_0.pb, not what it is fed.
-            answer = name.startswith("output_") and name.endswith(".pb")
-            if Path(name).suffix.lower() in _KINDS and not name.startswith(".") and not answer:
+            # ONNX test data: output_0.pb is what the model computes from input_0.pb, no input.
+            output = name.startswith("output_") and name.endswith(".pb")
+            if Path(name).suffix.lower() in _KINDS and not name.startswith(".") and not output:
                 yield Path(place, name)
 
 

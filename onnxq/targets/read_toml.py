@@ -55,7 +55,7 @@ _TABLES = ("activation", "weight", "ops", "operator", "shifts", "requirements")
 _OPERATOR = ("op", "domain", "kind", "weight", "bias", "axis", "reduction_axis", "output_axis", "homogeneous")
 _TYPES = tuple(f"{sign}int{bits}" for bits in (4, 8, 16) for sign in ("", "u"))
 
-_STATED: Mapping[str, str] = {
+_REQUIREMENT_OF: Mapping[str, str] = {
     "min_opset": "opset",
     "max_opset": "opset",
     "activation_types": "activation-types",
@@ -174,7 +174,7 @@ class _Reader:
         return Shifts(**values)
 
     def _requirements(self, table: dict[str, Any], base: Target, source: str) -> dict[str, str]:
-        wanted = {**base.requirements, **{_STATED[key]: source for key in table if key in _STATED}}
+        wanted = {**base.requirements, **{_REQUIREMENT_OF[key]: source for key in table if key in _REQUIREMENT_OF}}
         ops = self._table("ops", table.get("ops", {})).values()
         if any(rule.get("tie", "none") != "none" for rule in ops):
             wanted["shared-grid"] = source
@@ -201,8 +201,8 @@ class _Reader:
             spec, types = getattr(target, what), getattr(target, f"{what}_types")
             if f"{what}-types" in target.requirements and not any(t.startswith("u") != spec.grid.signed for t in types):
                 raise UsageError(f"{self.where}: [{what}] is {spec.grid}, but {what}_types has only {', '.join(types)}")
-            asked = getattr(target, f"{what}_zero_points")
-            if asked == "zero" and not (spec.symmetric and spec.grid.signed):
+            zero_points = getattr(target, f"{what}_zero_points")
+            if zero_points == "zero" and not (spec.symmetric and spec.grid.signed):
                 raise UsageError(
                     f"{self.where}: [{what}] is {spec}, whose zero points are not 0; make it symmetric and signed, or"
                     f' set {what}_zero_points = "any"'
