@@ -146,7 +146,7 @@ class Options:
         "auto",
         "How weights are rounded, layer after layer, on calibration samples, some of which are held out to choose."
         " auto: coordinate-descent below 8 bits, and at 8 bits where nearest leaves less than 25 dB; else nearest"
-        " (3.4; gptq is GPTQ's error feedback).",
+        " (3.4).",
         STEPS, choices=("auto", *ROUNDINGS),
     )  # fmt: skip
     effort: str = option("medium", "Time for quality, in `rounding`.", STEPS, choices=tuple(EFFORTS))

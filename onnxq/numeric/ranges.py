@@ -204,7 +204,7 @@ RANGE_METHODS: Mapping[str, RangeMethod] = {
     ),
     "bn": RangeMethod(
         batchnorm,
-        "ALPHA standard deviations by BatchNorm's statistics, without data",
+        "ALPHA standard deviations, by BatchNorm's statistics",
         needs="moments",
         parts=("activations", "logits"),
         value=Value("ALPHA", 6.0),
@@ -244,9 +244,12 @@ def check_method(text: str, part: Part, place: str) -> None:
 
 
 def usage(part: Part) -> str:
-    """The methods for a part of a model, as help texts list them: `minmax, percentile[:P]`."""
-    methods = ((name, m.value) for name, m in RANGE_METHODS.items() if part in m.parts)
-    return ", ".join(name if value is None else f"{name}[:{value.letter}]" for name, value in methods)
+    """The methods for a part of a model, as help texts list them: `minmax (all values), percentile[:P] (...)`."""
+    return ", ".join(
+        f"{name} ({m.help})" if m.value is None else f"{name}[:{m.value.letter}] ({m.help}; {m.value.default:g})"
+        for name, m in RANGE_METHODS.items()
+        if part in m.parts
+    )
 
 
 def set_range(text: str, data: Any, spec: QuantSpec) -> Range:
