@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 import onnxq
 
 ROOT = Path(onnxq.__file__).parent
+
+DESIGN = Path(__file__).parents[1] / "docs" / "design.md"
 
 LEVELS = [
     {"errors", "thresholds"},
@@ -72,6 +75,12 @@ def test_imports_run_downward(module: str) -> None:
         if top(name) != top(module):
             source = "api" if name == "onnxq" else name
             assert level(source) < level(module), f"{module} imports {name}, which is not below it"
+
+
+@pytest.mark.skipif(not DESIGN.exists(), reason="the documentation is not here")
+def test_the_design_page_has_these_levels() -> None:
+    lines = re.findall(r"^ {4}([a-z_, ]+)$", DESIGN.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert [set(line.split(", ")) for line in lines] == LEVELS
 
 
 def is_pass(module: str) -> bool:
