@@ -148,3 +148,43 @@ def test_messages_name_arguments_in_python_and_flags_on_the_command_line(tmp_pat
     result = CliRunner().invoke(cli.main, ["quantize", *arguments])
     assert result.exit_code == 2
     assert result.stderr.startswith("onnxq: error: --bias-correction empirical needs calibration data")
+
+
+# --- configuration files ------------------------------------------------------------------------------------------
+
+CHANGED: dict[str, Any] = {
+    "target": "qnn", "preset": "w4a16", "per_channel": False, "force_int_kernels": True, "symmetric_activations": True,
+    "asymmetric_weights": True, "power_of_two": True, "block_size": 7, "dead_channels": False, "cle": "off",
+    "absorb": False, "bias_correction": "empirical", "smoothquant": 0.25, "a16_fallback": "auto", "rounding": "gptq",
+    "effort": "low", "input_ranges": (("a=b", -1.0, 2.5), ("x", 0.0, 1.0)), "weight_range": "minmax",
+    "activation_range": "percentile:99.9", "logits_range": "mse", "include": ("Conv*", '"quoted" \\ \x7f'),
+    "exclude": ("Add",), "tie": ("Concat", "Add"), "overrides": (Override(tensor="w", range=(-1.0, 1.0)),),
+    "encodings_version": "2.0.0", "float_output": True, "samples": 5, "seed": 3,
+}  # fmt: skip
+"""Another value for each option that a file holds, but for those that contradict others."""
+
+
+def parsed(*arguments: str) -> tuple[dict[str, Any], Options]:
+    """(what click made of the command line, the options)."""
+    context = cli.quantize_command.make_context("quantize", ["in.onnx", "out.onnx", *arguments])
+    with context:
+        return dict(context.params), cli.options.parse(dict(context.params))[2]
+
+
+def test_a_written_file_reads_back_as_the_same_options(tmp_path: Path) -> None:
+    alone = ("data_free", "synthetic", "from_encodings")
+    assert {*CHANGED, *alone, *cli.config.RUN_ONLY} == {f.name for f in fields(Options)}
+    assert all(CHANGED[f.name] != f.default for f in fields(Options) if f.name in CHANGED)
+    options = Options(**CHANGED)
+    path = tmp_path / "c.toml"
+    given, _ = parsed("--resize", "8x9", "--mean", "0.5", "--input-key", "x=pixels")
+    path.write_text(cli.config.config_text(cli.quantize_command, given, options, "made by a test"), encoding="utf-8")
+    again, found = parsed("--config", str(path))
+    assert found == options
+    assert (again["resize"], again["mean"], again["input_keys"]) == ((8, 9), (0.5,), ("x=pixels",))
+
+
+def test_ranges_of_inputs_may_be_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("data-free = true\ninput-range = { x = [-1, 2.5], y = [0, 1] }\n")
+    assert parsed("--config", str(path))[1].input_ranges == (("x", -1.0, 2.5), ("y", 0.0, 1.0))

@@ -130,7 +130,7 @@ class _InputRange(click.ParamType[Any]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float, float]:
         if isinstance(value, tuple):
             return value
-        name, _, ends = str(value).partition("=")
+        name, _, ends = str(value).rpartition("=")
         try:
             lo, hi = (float(end) for end in ends.split(","))
         except ValueError:
