@@ -37,7 +37,7 @@ def test_everything_computes_with_integers_by_default(net):
 
 def test_weights_alone_leave_the_arithmetic_in_float(net):
     found = arithmetic(net, preset="w8")
-    assert (found["conv"], found["head"]) == ("integer weights", "integer weights")
+    assert (found["conv"], found["head"]) == ("weights only", "weights only")
     assert {found["pool"], found["flat"]} == {"float"}
 
 

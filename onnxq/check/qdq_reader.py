@@ -33,8 +33,8 @@ SUFFIXES = (
 )  # fmt: skip
 """What tools append to the name of the tensor that they quantize."""
 
-Arithmetic: TypeAlias = Literal["integers", "integer weights", "float"]
-"""What a node computes with: integers alone, floats from weights that are stored as integers, or floats."""
+Arithmetic: TypeAlias = Literal["integers", "weights only", "float"]
+"""What a node computes with: integers, floats of which the weights are stored as integers, or floats."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class QdqGraph:
 
         Integers: all its float operands are dequantized (a bias may stay in float), and its output is quantized. That
         is not needed where a linear node ends the model, nor behind products of matrices, whose kernels return floats.
-        Integer weights: those of a linear node that does not compute with integers.
+        Weights only: a linear node reads integers as its weight, and computes with floats.
         """
         form = linear_form(node.op, node.domain)
         operands = [i for i in range(len(node.inputs)) if form is None or i != form.bias]
@@ -179,7 +179,7 @@ class QdqGraph:
         if quantized and all(quantized) and finished:
             return "integers"
         weight = None if form is None else self.constant(node, form.weight)
-        return "float" if weight is None else "integer weights"
+        return "float" if weight is None else "weights only"
 
     def ends_model(self, node: gs.Node) -> bool:
         """Whether a node computes an output of the model, itself or through one bias and one activation behind it."""
