@@ -77,6 +77,13 @@ def test_a_model_equals_itself(net):
     assert (found.unmatched, found.inside) == ({}, {})
 
 
+def test_what_only_moves_values_is_not_compared_again():
+    moving = model("""(float[N,3,8,8] x) => (float[N,3,4,4] y) <float[4,3,3,3] w, float[3,1,1,1] v> {
+        a = Conv<pads=[1,1,1,1]>(x, w)  d = DepthToSpace<blocksize=2>(a)  t = Transpose<perm=[0,1,3,2]>(d)
+        m = MaxPool<kernel_shape=[4,4], strides=[4,4]>(t)  y = Conv(m, v) }""")
+    assert [t.tensor for t in compare(moving, moving, data(moving)).tensors] == ["x", "a", "m", "y"]
+
+
 def test_one_of_ours_is_compared_behind_what_it_fuses(net):
     found = compare(net, quantized(net, data(net)), data(net))
     assert list(figures(found)) == ["x", "r", "s", "p", "y"]

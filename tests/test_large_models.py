@@ -80,7 +80,7 @@ def test_a_session_counts_what_a_file_keeps_beside_it(net: Path, monkeypatch: py
 
 
 @pytest.mark.usefixtures("low_limits")
-def test_new_values_are_put_aside_once_and_go(net: Path) -> None:
+def test_new_values_are_spilled_once_and_removed(net: Path) -> None:
     with large.storing():
         copy = Model.from_proto(storage.read(net))
         assert copy.is_large

@@ -34,7 +34,8 @@ from ..execution.session import Session, Source
 from ..graph import large
 from ..numeric.distance import Distance
 from ..numeric.metrics import comparable, finite, sqnr
-from ..operators.registry import is_convolution, operands
+from ..operators.node import is_op
+from ..operators.registry import is_convolution, operands, operator_of, preserves_grid
 from ..options import Options, with_settings
 from ..pipeline.open_inputs import common_inputs, open_data, open_model
 from ..pipeline.pipeline import prepare
@@ -42,11 +43,6 @@ from ..pipeline.task import make_context
 from ..thresholds import CLEAN_DB, EXPLAINED_DB
 from .comparison import ComparedTensor, Comparison, Jump
 from .matching import Matching, match
-
-MOVEMENT = frozenset({
-    "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout", "Cast", "Slice", "Split", "Expand"
-})  # fmt: skip
-"""Operators that compute nothing: their outputs are not compared."""
 
 Models = tuple[ModelProto, ModelProto]
 """The float model, and the quantized one with its integer operators made readable."""
@@ -102,8 +98,13 @@ def compare(
 
 
 def _compared(found: Matching, tensor: str) -> bool:
+    """Whether a matched tensor is compared: not where its node only moves values, which were compared before."""
     node = found.maker(tensor)
-    return node is None or node.op not in MOVEMENT or tensor in found.reference.outputs
+    if node is None or tensor in found.reference.outputs:
+        return True
+    operator = operator_of(node)
+    chooses = operator is not None and operator.depends_on_values
+    return chooses or not (preserves_grid(node) or is_op(node, "Cast", "Dropout"))
 
 
 def _distances(models: Models, found: Matching, pairs: Pairs, context: Context) -> dict[str, Distance]:

@@ -248,8 +248,8 @@ class _Stream:
         new = {self._layers[layer.node.name].input[layer.form.weight]: weight, layer.bias.name: layer.bias.values}
         for name, values in new.items():
             old = self._network.constants.get(name)
-            aside = old is not None and large.is_reference(old)
-            self._network.constants[name] = large.tensor(np.ascontiguousarray(values), name, aside=aside)
+            spilled = old is not None and large.is_reference(old)
+            self._network.constants[name] = large.tensor(np.ascontiguousarray(values), name, spilled=spilled)
 
     def passing(self, cut: int, held: Held) -> dict[str, CachedArray]:
         """Those of the tensors that pass a cut."""

@@ -78,9 +78,9 @@ def switches_of(base: Model, planned: Model) -> dict[str, Switch]:
         rounded.add(quantized.weight.name)
         if layer.weight.name not in own:
             values = params.fake(quantized.weight.values)
-            own[layer.weight.name] = large.tensor(values, layer.weight.name, aside=base.is_large)
+            own[layer.weight.name] = large.tensor(values, layer.weight.name, spilled=base.is_large)
         bias = np.asarray(quantized.bias_values, np.asarray(layer.bias.values).dtype)
-        own[layer.bias.name] = large.tensor(bias, layer.bias.name, aside=base.is_large)
+        own[layer.bias.name] = large.tensor(bias, layer.bias.name, spilled=base.is_large)
     members: dict[str, list[Quantizer]] = {}
     for name, quantizer in planned.quantizers.items():
         followers = members.setdefault(grid_root(planned.quantizers, name), [])

@@ -1,4 +1,4 @@
-"""Models whose tensors outgrow a protobuf, and should not be held in memory twice: tensors that stay in files.
+"""Large models: tensors that stay in files, since they outgrow a protobuf and should not be held in memory twice.
 
 A protobuf holds 2 GB. Where a model keeps more than `LARGE` in external data, its large tensors are left there, and its
 protobuf has references instead: external tensors whose location is
@@ -72,7 +72,7 @@ _STORE = _Store()
 
 @contextlib.contextmanager
 def storing() -> Iterator[None]:
-    """While it runs, values of large models may be put aside in a scratch folder; blocks may nest and overlap."""
+    """While it runs, values of large models may be spilled to a scratch folder; blocks may nest and overlap."""
     with _STORE.lock:
         _STORE.users += 1
     try:
@@ -121,34 +121,34 @@ def array(tensor: TensorProto) -> Array:
     where, dtype = place(tensor), onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     key = f"{_location(tensor)} {dtype} {list(tensor.dims)}"
     with _STORE.lock:
-        mapped = _STORE.mapped.get(key)  # one mapping for all who look at it: each counts as memory
+        mapped = _STORE.mapped.get(key)  # one mapping for all its readers: each counts as memory
         if mapped is None:
             mapped = np.memmap(where.path, dtype, "r", where.offset, tuple(tensor.dims))
             _STORE.mapped[key] = mapped
         others = [other for other in _STORE.mapped.values() if other is not mapped]
-    for other in others:  # who asks for one tensor is done with the others, as a rule
+    for other in others:  # whoever reads one tensor is done with the others, as a rule
         forget(other)
     return mapped
 
 
 def forget(mapped: Array) -> None:
-    """Let the pages of a mapped array go; they come back, mostly without the disk, if they are read again."""
+    """Free the pages of a mapped array; they are loaded again, mostly without the disk, if they are read again."""
     if hasattr(mmap, "MADV_DONTNEED"):
         mapped._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
-def tensor(values: Array, name: str, *, aside: bool) -> TensorProto:
-    """A tensor with these values; `aside`: a reference, where they are large."""
-    if not aside or values.nbytes < SMALLEST or not _STORE.users or values.dtype.hasobject:
+def tensor(values: Array, name: str, *, spilled: bool) -> TensorProto:
+    """A tensor with these values; `spilled`: a reference to a file that holds them, where they are large."""
+    if not spilled or values.nbytes < SMALLEST or not _STORE.users or values.dtype.hasobject:
         return numpy_helper.from_array(np.ascontiguousarray(values), name)
     kind = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
     result = TensorProto(name=name, data_type=kind, dims=values.shape)
-    _set_location(result, _known(values) or _put_aside(values))
+    _set_location(result, _known(values) or _spill_array(values))
     return result
 
 
-def apart(proto: ModelProto, change: Callable[[ModelProto], ModelProto]) -> ModelProto:
-    """`change` of a copy that has inputs for its references, for tools that want to see all data; put back then."""
+def without_references(proto: ModelProto, change: Callable[[ModelProto], ModelProto]) -> ModelProto:
+    """What `change` makes of the model, which it sees with inputs in place of references: some tools read all data."""
     order = {t.name: place for place, t in enumerate(proto.graph.initializer)}
     inputs = {v.name for v in proto.graph.input}
     copy = ModelProto()
@@ -169,18 +169,18 @@ def apart(proto: ModelProto, change: Callable[[ModelProto], ModelProto]) -> Mode
 
 
 class StoredValues(LazyValues):
-    """What a constant of a large model holds until its values are asked for."""
+    """What a constant of a large model holds until its values are read."""
 
     def load(self) -> Array:
         return array(self.tensor)
 
 
 def spill(constants: Iterable[gs.Constant]) -> None:
-    """Take large values out of memory; they are mapped again when they are asked for."""
+    """Take large values out of memory; they are mapped again when they are read."""
     for constant in constants:
         values = constant._values
         if isinstance(values, np.ndarray):
-            stored = tensor(values, constant.name, aside=True)
+            stored = tensor(values, constant.name, spilled=True)
             if is_reference(stored):
                 constant._values = StoredValues(stored)
         elif type(values) is LazyValues and is_reference(values.tensor):
@@ -193,7 +193,7 @@ def _known(values: Array) -> str | None:
         return next((key.split()[0] for key, mapped in _STORE.mapped.items() if mapped is values), None)
 
 
-def _put_aside(values: Array) -> str:
+def _spill_array(values: Array) -> str:
     values = np.ascontiguousarray(values)
     location = _PREFIX + hashlib.blake2b(values.reshape(-1).view(np.uint8).data, digest_size=20).hexdigest()
     with _STORE.lock:

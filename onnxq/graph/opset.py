@@ -45,7 +45,7 @@ def convert_opset(proto: ModelProto, lowest: int, origin: str, highest: int | No
     if opset == wanted:
         return proto
     if large.references(proto):
-        return large.apart(proto, lambda rest: convert_opset(rest, lowest, origin, highest))
+        return large.without_references(proto, lambda rest: convert_opset(rest, lowest, origin, highest))
     try:
         kept = [f for f in proto.functions if (f.domain, f.name) in set(registered())]
         if len(kept) < len(proto.functions):

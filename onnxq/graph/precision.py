@@ -149,7 +149,7 @@ def _widen_tensor(tensor: TensorProto, found: set[int], origin: str) -> None:
         narrow = np.asarray(values, np.float32)
     if np.isinf(narrow).sum() > np.isinf(values).sum():
         raise ModelError(f"{origin}: constant {tensor.name!r} holds doubles beyond the range of float32")
-    tensor.CopyFrom(large.tensor(narrow, name, aside=large.is_reference(tensor)))
+    tensor.CopyFrom(large.tensor(narrow, name, spilled=large.is_reference(tensor)))
 
 
 def _cast_boundary(graph: GraphProto, kinds: dict[str, int]) -> None:

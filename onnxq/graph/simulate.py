@@ -45,7 +45,7 @@ def with_quantizers(
         if name in initializers:
             weight = initializers[name]
             rounded = quantizer.params.fake(large.array(weight))
-            proto.graph.initializer.append(large.tensor(rounded, target, aside=large.is_reference(weight)))
+            proto.graph.initializer.append(large.tensor(rounded, target, spilled=large.is_reference(weight)))
             renamed.update({(reader, name): target for reader in quantizer.readers})
         else:
             pair = activation_nodes(gs.Variable(name), gs.Variable(target), name, quantizer.params, unique_name)

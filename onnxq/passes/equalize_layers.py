@@ -67,7 +67,7 @@ class EqualizeLayers:
         groups = find_groups(model)
         facts = channel_facts(model, self._needed(groups), context, "measuring channels", self.deviations)
         limits, reached = _limits(groups, facts, self.headroom)
-        keep = _aside if model.is_large else equalization.in_memory
+        keep = _spilled if model.is_large else equalization.in_memory
         if self.method == "range":
             u, sweeps = equalization.equal_ranges([_ranges(s, model.is_large, keep) for s in groups.layers], *limits)
             notes = [f"converged after {sweeps} sweeps"]
@@ -145,8 +145,8 @@ def _least_noise(
     return equalization.least_noise(layers, list(activations.values()), *limits, steps, keep=keep)
 
 
-def _aside(values: NDArray[np.floating]) -> Callable[[], NDArray[np.floating]]:
-    kept = large.tensor(values, "values", aside=True)
+def _spilled(values: NDArray[np.floating]) -> Callable[[], NDArray[np.floating]]:
+    kept = large.tensor(values, "values", spilled=True)
     return lambda: large.array(kept)
 
 
