@@ -1,4 +1,4 @@
-"""Rounding to nearest against each solver, in the form of the white paper's tables 5 and 6.
+"""Rounding to nearest against each method, in the form of the white paper's tables 5 and 6.
 
     python bench/rounding.py [MODEL ...] [--quick] [--markdown bench/results/accuracy-rounding.md]
 
@@ -31,7 +31,7 @@ from onnxq.options import Options
 from onnxq.pipeline.pipeline import load
 
 SLOW = "adaround"
-SOLVERS = ("nearest", "gptq", "coordinate-descent", SLOW)
+METHODS = ("nearest", "gptq", "coordinate-descent", SLOW)
 PRESETS = ("w8a8", "w4a8", "w3a8")
 GRANULARITIES = {"per tensor": False, "per channel": True}
 MIXED = "coordinate-descent; first, last and depthwise layers at 8 bits"
@@ -68,8 +68,8 @@ class Subject:
 
     @property
     def rows(self) -> Sequence[str]:
-        """The solvers; networks with depthwise layers also in mixed precision."""
-        return (*SOLVERS, MIXED) if any(map(is_depthwise, self.layers)) else SOLVERS
+        """The methods; networks with depthwise layers also in mixed precision."""
+        return (*METHODS, MIXED) if any(map(is_depthwise, self.layers)) else METHODS
 
     def cell(self, row: str, preset: str, per_channel: bool) -> Cell:
         if (row == MIXED and preset == "w8a8") or (row == SLOW and preset != "w4a8" and not self.everything):
@@ -91,7 +91,7 @@ class Subject:
         accuracy = f"{self.evaluation.db(found):.1f}"
         if self.evaluation.labels is not None:
             accuracy = f"{self.evaluation.top1(found[0]):.2f} ({accuracy})"
-        return Cell(accuracy, f"{seconds:.0f}", held_back(made.report))
+        return Cell(accuracy, f"{seconds:.0f}", held_out(made.report))
 
     def at_8_bits(self) -> tuple[onnxq.Override, ...]:
         """Overrides for the weights of the first, the last and all depthwise layers."""
@@ -99,7 +99,7 @@ class Subject:
         return tuple(onnxq.Override(node=name, bits=8) for name in sorted(chosen))
 
 
-def held_back(report: onnxq.Report) -> str:
+def held_out(report: onnxq.Report) -> str:
     """Mean over layers of the squared error on held-out samples, in percent of each output's variance."""
     layers = [layer for step in report.steps for layer in step.rounded]
     if not layers:
@@ -108,7 +108,7 @@ def held_back(report: onnxq.Report) -> str:
     return f"{100 * np.mean([layer.nearest for layer in layers]):.3g} -> {100 * np.mean(kept):.3g}"
 
 
-def measured(subject: Subject, solvers: Sequence[str], presets: Sequence[str], failures: list[str]) -> Iterator[str]:
+def measured(subject: Subject, methods: Sequence[str], presets: Sequence[str], failures: list[str]) -> Iterator[str]:
     """All tables of one model, as lines of Markdown; what failed is added to `failures`."""
     yield f"## {subject.case.name}\n"
     samples = f"{len(subject.calibration)} calibration samples; data: {subject.case.data}."
@@ -119,7 +119,7 @@ def measured(subject: Subject, solvers: Sequence[str], presets: Sequence[str], f
     labelled = subject.evaluation.labels is not None
     yield from head("top-1 % (SQNR, dB)" if labelled else "SQNR of the worst output, dB", *titles)
     for row in subject.rows:
-        if row in solvers or (row == MIXED and "coordinate-descent" in solvers):
+        if row in methods or (row == MIXED and "coordinate-descent" in methods):
             cells[row] = [subject.cell(row, preset, GRANULARITIES[name]) for preset, name in columns]
             yield line(row, *(cell.accuracy for cell in cells[row]))
     yield ""
@@ -199,7 +199,7 @@ def main() -> None:
     known = {case.name: case for case in cases.all_cases()}
     usual = [name for name in known if name != "ultraface"]
     parser = tables.parser(__doc__, known, usual)
-    parser.add_argument("--solvers", nargs="+", choices=SOLVERS, help="rows of the tables [all]")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="rows of the tables [all]")
     parser.add_argument("--presets", nargs="+", choices=PRESETS, help="columns of the tables [all]")
     parser.add_argument("--samples", type=int, default=200, help="calibration samples at most, evenly spread [200]")
     parser.add_argument("--images", type=int, default=2000, help="evaluation images at most, evenly spread [2000]")
@@ -208,7 +208,7 @@ def main() -> None:
     )
     parser.add_argument("--everything", action="store_true", help=f"{SLOW} in all columns; takes hours")
     args = tables.parsed(parser, known)
-    solvers = args.solvers or SOLVERS[: -1 if args.quick else None]
+    methods = args.methods or METHODS[: -1 if args.quick else None]
     presets = args.presets or PRESETS[: -1 if args.quick else None]
     samples, images = (32, 200) if args.quick else (args.samples, args.images)
     failures: list[str] = []
@@ -217,7 +217,7 @@ def main() -> None:
         command = "python bench/rounding.py --markdown bench/results/accuracy-rounding.md"
         yield tables.heading("Rounding of weights", command, TEXT)
         for name in args.models or usual:
-            yield measured(Subject(known[name], samples, images, args.everything), solvers, presets, failures)
+            yield measured(Subject(known[name], samples, images, args.everything), methods, presets, failures)
 
         if not args.models and cases.REAL.is_dir():
             yield NOTES.splitlines()

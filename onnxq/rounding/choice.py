@@ -134,9 +134,9 @@ class WeightChooser:
         self.W = np.asarray(self.matrix.weights(np.asarray(self.uses[0].weight.values)), np.float64)
         self.grid = WeightGrid.of(self.matrix, self.params)
         self.ids = scale_ids(self.matrix, self.params)
-        seen = [each for each in self.statistics if each.fit is not None]
-        self.fit = [each.fit for each in seen if each.fit is not None]
-        self.held_out = [each.held_out or fit for each, fit in zip(seen, self.fit, strict=True)]
+        pairs = [(each.fit, each.held_out) for each in self.statistics if each.fit is not None]
+        self.fit = [fit for fit, _ in pairs]
+        self.held_out = [held_out or fit for fit, held_out in pairs]
         self.total = reduce(add, (gram.centred() for gram in self.fit))
         self.energy, self.count = _importance(self.total), self.total.count
         self.columns = self._columns()
