@@ -15,7 +15,6 @@ from onnxq.graph.simulate import simulated
 from onnxq.numeric.metrics import sqnr
 from onnxq.numeric.quant import Grid, QuantSpec
 from onnxq.operators.linear import linear_layer
-from onnxq.options import Options
 from onnxq.passes.correct_bias_empirically import CorrectBiasEmpirically
 from onnxq.passes.round_weights import RoundWeights
 from onnxq.passes.set_bias_scales import SetBiasScales
@@ -102,7 +101,7 @@ def test_the_pass_carries_the_name_of_its_method(rounding, title):
 
 
 def test_a_new_method_is_one_class_and_one_entry(monkeypatch):
-    """Its integers, half a step off, are those of the result; options take its name."""
+    """Its integers, not the nearest, are those of the result, under its own name."""
 
     @dataclass(frozen=True)
     class Down(Nearest):
@@ -116,7 +115,7 @@ def test_a_new_method_is_one_class_and_one_entry(monkeypatch):
     feeds = correlated(proto, 60)
     model = answered(proto, feeds, activation=None, weight=spec())
     monkeypatch.setattr(choice.Choice, "is_better", True)
-    pass_ = RoundWeights(Options(rounding="down").rounding)
+    pass_ = RoundWeights("down")
     before = linear_layer(model.graph.nodes[0]).weight.values
     (record,) = pass_.apply(model, context(proto, feeds)).rounded
     (layer,) = planned_layers(model)
