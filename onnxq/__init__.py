@@ -10,6 +10,8 @@ from importlib.metadata import version as _version
 
 from . import operators
 from .api import (
+    AccuracyTarget,
+    Limits,
     Result,
     auto_mixed,
     calibrate,
@@ -31,7 +33,9 @@ __version__ = _version("onnxq")
 
 __all__ = [
     "TARGETS",
+    "AccuracyTarget",
     "CalibrationData",
+    "Limits",
     "OnnxqError",
     "Options",
     "Override",

@@ -28,14 +28,14 @@ from .calibration.collect import collect_tensors
 from .calibration.statistics import Statistics
 from .check import CheckResult, check
 from .data import Preprocess
-from .debugging.workflow import debug
+from .debugging.workflow import AccuracyTarget, debug
 from .encodings import read as read_encodings
 from .encodings import to_json as encodings_json
 from .errors import DataError, OutputError, UsageError
 from .evaluation import inspect as inspection
 from .evaluation.compare import compare
 from .evaluation.evaluate import evaluate
-from .evaluation.mixed_precision import auto_mixed
+from .evaluation.mixed_precision import Limits, auto_mixed
 from .evaluation.sensitivity import sensitivity
 from .execution.services import open_workers
 from .graph import large, storage
@@ -56,6 +56,8 @@ from .report import Report
 from .targets import Target, find_target
 
 __all__ = [
+    "AccuracyTarget",
+    "Limits",
     "Result",
     "auto_mixed",
     "calibrate",

@@ -19,6 +19,7 @@ from .rounding.choice import EFFORTS
 from .rounding.methods import ROUNDINGS
 from .schema import check_fields, documented, option, unknown
 from .targets import find_target
+from .thresholds import CLEAR_DB
 
 DATA = "Calibration data"
 TARGET = "Target, bits and placement"
@@ -145,8 +146,8 @@ class Options:
     rounding: str = option(
         "auto",
         "How weights are rounded, layer after layer, on calibration samples, some of which are held out to choose."
-        " auto: coordinate-descent below 8 bits, and at 8 bits where nearest leaves less than 25 dB; else nearest"
-        " (3.4).",
+        f" auto: coordinate-descent below 8 bits, and at 8 bits where nearest leaves less than {CLEAR_DB:g} dB; else"
+        " nearest (3.4).",
         STEPS, choices=("auto", *ROUNDINGS),
     )  # fmt: skip
     effort: str = option("medium", "Time for quality, in `rounding`.", STEPS, choices=tuple(EFFORTS))

@@ -13,23 +13,20 @@ from ..debugging.remedies import NAMES
 from ..debugging.workflow import AccuracyTarget, DebugResult, debug
 from ..graph.storage import replacing, write_text
 from ..report import LogEntry, Report, printable
+from ..thresholds import LEAST_DB
 from .config import config_text
 from .options import (
     OUTPUT,
     Command,
     calib_option,
     config_option,
-    data_options,
     evaluation_options,
     grouped,
     options,
     parse,
-    placement_options,
+    quantization_options,
     quiet_option,
-    range_options,
     refuse_overwriting,
-    run_options,
-    step_options,
     verbose_option,
 )
 from .progress import Progress
@@ -43,7 +40,7 @@ target_options = options(
         DEBUGGING,
         "--target-drop",
         type=click.FloatRange(min=0),
-        default=1.0,
+        default=AccuracyTarget.drop,
         show_default=True,
         metavar="X",
         help="Allowed loss of --metric: points of top-1 with --labels, else points of agreement with the float model's"
@@ -54,7 +51,7 @@ target_options = options(
         "--target-score",
         type=float,
         metavar="X",
-        help="The score to reach instead, as for sqnr [20 dB for sqnr].",
+        help=f"The score to reach instead, as for sqnr  [{LEAST_DB:g} dB for sqnr].",
     ),
     grouped(
         DEBUGGING,
@@ -90,11 +87,7 @@ target_options = options(
 @grouped(OUTPUT, "-o", "--output", type=click.Path(readable=False), help="Write the accepted model here.")
 @evaluation_options
 @target_options
-@data_options
-@placement_options
-@step_options
-@range_options
-@run_options
+@quantization_options
 @grouped(
     OUTPUT,
     "--write-config",

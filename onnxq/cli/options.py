@@ -14,6 +14,7 @@ from ..data.images import IMAGES
 from ..errors import OutputError, UsageError
 from ..options import DATA, DATA_FREE, ENCODINGS, RANGES, RUNNING, STEPS, TARGET, Options
 from ..schema import Option, options_of
+from ..thresholds import COUNTED_SAMPLES, EVALUATION_SAMPLES
 from .config import overrides_of, read_config
 from .progress import show_log
 
@@ -230,12 +231,11 @@ data_options = options(
     from_schema(Preprocess, IMAGES),
 )
 placement_options = from_schema(Options, TARGET)
-step_options = from_schema(Options, STEPS)
-range_options = from_schema(Options, RANGES)
 data_free_options = from_schema(Options, DATA_FREE)
 encodings_options = from_schema(Options, ENCODINGS)
 thread_options = from_schema(Options, names=("batch_size", "threads"))
 run_options = from_schema(Options, RUNNING)
+quantization_options = options(data_options, placement_options, from_schema(Options, STEPS, RANGES), run_options)
 
 evaluation_options = options(
     grouped(
@@ -256,7 +256,7 @@ evaluation_options = options(
         "--evaluation-samples",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Calibration samples to measure on  [64 for sqnr and kl, else up to 1024].",
+        help=f"Calibration samples to measure on  [{EVALUATION_SAMPLES} for sqnr, kl; else up to {COUNTED_SAMPLES}].",
     ),
 )
 

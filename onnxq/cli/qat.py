@@ -12,16 +12,12 @@ from ..qat.recipe import TRAINING, Recipe
 from .options import (
     Command,
     config_option,
-    data_options,
     from_schema,
     grouped,
     parse,
-    placement_options,
+    quantization_options,
     quiet_option,
-    range_options,
     refuse_overwriting,
-    run_options,
-    step_options,
     take,
     verbose_option,
 )
@@ -46,11 +42,7 @@ from .reports import echo_report, report_option, writing
     help="Class indices of the data: .txt, .csv, .json, .npy or .npz, as `onnxq evaluate` takes them.",
 )
 @from_schema(Recipe, TRAINING)
-@data_options
-@placement_options
-@step_options
-@range_options
-@run_options
+@quantization_options
 @report_option
 @quiet_option
 @verbose_option("Print each step and each node left in float.")

@@ -18,16 +18,12 @@ from .options import (
     calib_option,
     config_option,
     data_free_options,
-    data_options,
     encodings_options,
     grouped,
     parse,
-    placement_options,
+    quantization_options,
     quiet_option,
-    range_options,
     refuse_overwriting,
-    run_options,
-    step_options,
     verbose_option,
 )
 from .progress import Progress
@@ -45,12 +41,8 @@ from .reports import echo_report, report_option, writing
     type=click.Path(readable=False),
     help="Statistics of `onnxq calibrate` instead of running the model; repeatable, they are merged.",
 )
-@data_options
+@quantization_options
 @data_free_options
-@placement_options
-@step_options
-@range_options
-@run_options
 @grouped(
     ENCODINGS,
     "--encodings",

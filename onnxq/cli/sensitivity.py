@@ -13,17 +13,13 @@ from .options import (
     Command,
     calib_option,
     config_option,
-    data_options,
     evaluation_options,
     grouped,
     json_option,
     parse,
-    placement_options,
+    quantization_options,
     quiet_option,
-    range_options,
-    run_options,
     scheduler_option,
-    step_options,
     verbose_option,
 )
 from .progress import Progress
@@ -48,11 +44,7 @@ from .progress import Progress
     metavar="SECONDS",
     help="Stop measuring after so long, the most suspicious first; planning, before it, is not counted [no limit].",
 )
-@data_options
-@placement_options
-@step_options
-@range_options
-@run_options
+@quantization_options
 @scheduler_option
 @grouped(OUTPUT, "--top", type=click.IntRange(min=1), help="Print only the N most sensitive [all].")
 @json_option
