@@ -32,7 +32,7 @@ def channel_facts(
     return {name: measured[name, axis] for name, axis in tensors.items() if (name, axis) in measured}
 
 
-def too_few(facts: ChannelFacts) -> str:
+def why_unreliable(facts: ChannelFacts) -> str:
     """Why what was measured says nothing about where a channel stays; empty where it does."""
     if facts.seen >= LEAST_SEEN:
         return ""

@@ -1,4 +1,4 @@
-"""What can be told of tensors without data (white paper sections 3.1 and 3.3.1): their channels' moments and ranges.
+"""Channel statistics without data (white paper sections 3.1 and 3.3.1): moments and ranges from BatchNorm.
 
 Behind a folded BatchNorm a layer's output has a known mean and standard deviation in each channel, z ~ N(mu, sigma^2),
 and hardly leaves mu - alpha sigma ... mu + alpha sigma (18, 19). From there on:

@@ -4,12 +4,12 @@
     local functions             inlined: what is inside of them is to be quantized, too; those of operators that users
                                 have registered are kept
     sparse initializers         made dense: no kernel that matters here reads them
-    nodes that share a name     told apart, for ONNX Runtime refuses them though ONNX does not
+    nodes that share a name     renamed, for ONNX Runtime refuses them though ONNX does not
     types of optional values    not noted any more, for they can be inferred
     empty names behind inputs   gone: ONNX Runtime 1.32 dies of them as it fuses Add and LayerNormalization
     float16, bfloat16, double   float32 (`precision`)
 
-A model that has none of these is handed on as it is.
+A model that has none of these stays as it is.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def import_model(proto: ModelProto, origin: str) -> ModelProto:
     counts = Counter(node.name for node in nodes_of(proto.graph) if node.name)
     if any(count > 1 for count in counts.values()):
         proto = _copy(proto)
-        _tell_apart(proto, set(counts))
+        _rename_nodes(proto, set(counts))
     if any(_inputs_to_drop(node, proto) for node in nodes_of(proto.graph)):
         proto = _copy(proto)
         for node in nodes_of(proto.graph):
@@ -90,7 +90,7 @@ def _dense(sparse: SparseTensorProto, origin: str) -> TensorProto:
     return numpy_helper.from_array(dense, name)
 
 
-def _tell_apart(proto: ModelProto, taken: set[str]) -> None:
+def _rename_nodes(proto: ModelProto, taken: set[str]) -> None:
     """The first of several nodes keeps its name, others get a number."""
     seen: set[str] = set()
     for node in nodes_of(proto.graph):

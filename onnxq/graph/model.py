@@ -98,7 +98,7 @@ class Model:
 
     @classmethod
     def from_proto(cls, proto: ModelProto, origin: str = "model", *, read_only: bool = False) -> Model:
-        """Raises ModelError for content that graph surgeon would drop without a word; where the model is `read_only`,
+        """Raises ModelError for content that graph surgeon would drop silently; where the model is `read_only`,
         and will not be turned into a protobuf again, such content is left out."""
         if read_only:
             proto = _without_losses(proto)
@@ -213,7 +213,7 @@ def _header_of(proto: ModelProto) -> ModelProto:
 
 
 def _refuse_losses(proto: ModelProto, origin: str) -> None:
-    """Graph surgeon skips attributes of some types without a word, fails on others, and cannot write some types."""
+    """Graph surgeon skips attributes of some types silently, fails on others, and cannot write some types."""
     for node in nodes_of(proto.graph):
         lost = [a.name for a in node.attribute if not _is_carried(a)]
         if lost:

@@ -1,4 +1,4 @@
-"""How much each channel of a network contributes, so that errors can be weighed by what they do.
+"""Output sensitivity: how much an error in a channel changes what the network computes behind it.
 
 An error of variance v in channel i of a layer's input adds v sum_o ||W_oi||^2 to the variance of the error of its
 output. Relative to the variance sigma^2 of that output, and added up over the layers that read it, this is the
@@ -47,13 +47,13 @@ def output_sensitivities(groups: ScalingGroups, facts: Facts) -> tuple[list[Laye
         if scaled.inputs is not None:
             np.add.at(sensitivities, scaled.inputs, squares / variance)
     passing = _passing(groups, facts)
-    loads = []
+    of_layers = []
     for scaled, (power, variance) in zip(groups.layers, carried, strict=True):
         sensitivity = (sensitivities * passing)[scaled.outputs]
         if not sensitivity.any():  # no layer reads them: outputs of the model count as they are
             sensitivity = np.full(scaled.outputs.size, 1 / variance)
-        loads.append(LayerSensitivity(power, sensitivity, channels.pairs(scaled.layer).shape[3]))
-    return loads, sensitivities
+        of_layers.append(LayerSensitivity(power, sensitivity, channels.pairs(scaled.layer).shape[3]))
+    return of_layers, sensitivities
 
 
 def _power(facts: ChannelFacts | None, size: int) -> Vector:

@@ -1,6 +1,6 @@
-"""Operators that exporters write in pieces: LayerNormalization, RMSNormalization, Gelu, Softmax, HardSwish, Swish.
+"""Decomposed operators, which exporters write as several nodes: LayerNormalization, Gelu, Softmax, HardSwish, ...
 
-What such pieces compute between them (a variance, an error function) is meant for no 8-bit grid, so that a matched
+What such nodes compute between them (a variance, an error function) is meant for no 8-bit grid, so that a matched
 group is treated as the one operator that it stands for. Patterns are expressions, read backwards from the last node:
 
     Mul(x, Sigmoid(x))      nodes by operator, standard domain. Add, Mul, Min and Max take their inputs in any order,
@@ -58,11 +58,11 @@ PATTERNS: Mapping[str, tuple[str, ...]] = {
     ),
     "Softmax": (f"Div({_EXPONENTIAL}, ReduceSum({_EXPONENTIAL}))",),
 }
-"""Operator -> its forms, larger ones first. What has no operator of its own in every operator set stays in pieces."""
+"""Operator -> its forms, larger ones first. What has no operator of its own in every operator set stays decomposed."""
 
 _RELU6 = "(Clip(Add(x, 3), 0, 6) | Min(Relu(Add(x, 3)), 6) | Min(Max(Add(x, 3), 0), 6))"
 
-PIECES: Mapping[str, tuple[str, ...]] = {
+DECOMPOSED: Mapping[str, tuple[str, ...]] = {
     "HardSwish": (
         f"Div(Mul(x, {_RELU6}), 6)",
         f"Mul(x, 0.166667, {_RELU6})",
@@ -70,10 +70,10 @@ PIECES: Mapping[str, tuple[str, ...]] = {
     ),
     "HardSigmoid": (f"Div({_RELU6}, 6)", f"Mul(0.166667, {_RELU6})"),
 }
-"""Operators that can be put back instead."""
+"""Operators that `FuseDecomposedOperators` writes instead."""
 
 ACTIVATIONS: Mapping[str, tuple[str, ...]] = {"Swish": ("Mul(x, Sigmoid(x))",)}
-"""Activations that only some targets fuse; to the others the pieces are operators of their own."""
+"""Activations that only some targets fuse; to the others the nodes are operators of their own."""
 
 _COMMUTATIVE = ("Add", "Mul", "Min", "Max")
 
@@ -99,7 +99,7 @@ class Composite:
 
 
 def find_composites(model: Model, patterns: Mapping[str, tuple[str, ...]] = PATTERNS) -> list[Composite]:
-    """All composites of the main graph whose inner tensors nobody else reads, in graph order; they do not overlap."""
+    """All composites of the main graph whose inner tensors no other node reads, in graph order; they do not overlap."""
     terms = [(operator, [_Term.parse(text) for text in texts]) for operator, texts in patterns.items()]
     found: list[Composite] = []
     claimed: set[int] = set()

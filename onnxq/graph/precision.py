@@ -73,7 +73,7 @@ def _types_of_weights(proto: ModelProto) -> set[int]:
 
 
 def _element_types(proto: ModelProto) -> dict[str, int]:
-    """Element types of the main graph's tensors, as far as ONNX can tell."""
+    """Element types of the main graph's tensors, as far as ONNX can infer them."""
     graph = infer_shapes(proto).graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
     return types | {t.name: t.data_type for t in graph.initializer}

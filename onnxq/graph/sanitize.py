@@ -2,7 +2,7 @@
 
 strings       UTF-8
 attributes    have values: outside of functions there is nothing to refer to
-tensors       a type that onnx knows, no segments, dimensions that are not negative, data of the size they ask for
+tensors       a type that onnx knows, no segments, dimensions that are not negative, data of the size that they need
 values        element types that onnx knows; inputs that fit into memory
 graphs        within graphs, but not too deep: ONNX Runtime 1.23 takes twice as long for each level
 """
@@ -118,7 +118,7 @@ def _flaw(tensor: TensorProto) -> str | None:
     if kind not in TensorProto.DataType.values() or kind == TensorProto.UNDEFINED:
         return f"is of unknown type {kind}"
     if tensor.HasField("segment"):
-        return "is one segment of several, which nobody can read"
+        return "is one segment of several, which no runtime reads"
     if any(d < 0 for d in tensor.dims):
         return f"has a negative dimension: {list(tensor.dims)}"
     if tensor.data_location == TensorProto.EXTERNAL:
@@ -128,7 +128,7 @@ def _flaw(tensor: TensorProto) -> str | None:
 
 
 def _lengths(tensor: TensorProto) -> tuple[int, int]:
-    """How much data the shape asks for, and how much there is: bytes where stored raw, else entries."""
+    """How much data the shape needs, and how much there is: bytes where stored raw, else entries."""
     count, kind = math.prod(tensor.dims), tensor.data_type
     bits = _BITS.get(kind)
     if kind == TensorProto.STRING:

@@ -1,7 +1,7 @@
 """Temporary folders that go, whatever becomes of the process.
 
 A folder is locked (flock) as long as its process lives, and the kernel lets go of the lock however that ends. Whoever
-makes a folder first removes those of the same stem beside it that nobody holds: what a killed run left behind goes
+makes a folder first removes those of the same stem beside it that no process holds: what a killed run left behind goes
 with the next run, and what another run works in stays. Where a file system knows no such locks, leftovers stay too.
 """
 

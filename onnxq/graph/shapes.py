@@ -16,7 +16,7 @@ from .model import graphs_of
 
 
 def infer_shapes(proto: ModelProto) -> ModelProto:
-    """The model with all types and shapes that ONNX can tell; as it was where inference fails altogether."""
+    """The model with all types and shapes that ONNX can infer; as it was where inference fails altogether."""
     try:
         return without_odd_values(onnx.shape_inference.infer_shapes(proto, data_prop=True))
     except (onnx.shape_inference.InferenceError, google.protobuf.message.EncodeError, ValueError, RuntimeError):

@@ -51,7 +51,7 @@ class Convolution(LinearForm):
         ndim = len(shape) - 2
         auto_pad = attrs.get("auto_pad", "NOTSET")
         if auto_pad == "NOTSET" and "output_shape" in attrs:
-            auto_pad = "SAME_LOWER"  # how ConvTranspose splits pads that only the output's shape tells
+            auto_pad = "SAME_LOWER"  # how ConvTranspose splits pads where only the output's shape is given
         return ConvolutionMatrix(
             shape,
             layer.groups,

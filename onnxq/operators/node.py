@@ -1,4 +1,4 @@
-"""Questions about one node or tensor of a graph that every operator answers in the same way."""
+"""What can be said of a node or a tensor of a graph whatever the operator is."""
 
 from __future__ import annotations
 

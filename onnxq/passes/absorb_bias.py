@@ -21,7 +21,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from ..calibration.channel_facts import channel_facts, has_data, too_few
+from ..calibration.channel_facts import channel_facts, has_data, why_unreliable
 from ..graph import edit
 from ..graph.model import Model
 from ..graph.scaling_groups import find_groups
@@ -55,7 +55,7 @@ class AbsorbBias:
                 skips.append(Skip(layer.node.name, readers))
             elif known is None:
                 skips.append(Skip(layer.node.name, f"nothing is known of its output {layer.output.name!r}"))
-            elif reason := too_few(known):
+            elif reason := why_unreliable(known):
                 skips.append(Skip(layer.node.name, reason))
             else:
                 c = self._absorbed(model, layer, known, measured)
@@ -73,7 +73,7 @@ class AbsorbBias:
         if measured:
             c = np.minimum(c, np.maximum(known.lo, 0.0))
         bounds = clip_bounds(layer.output.outputs[0]) or (-np.inf, np.inf)
-        stays = (known.hi < bounds[1]) & (known.std > 0)  # constant channels are another pass's business
+        stays = (known.hi < bounds[1]) & (known.std > 0)  # constant channels are left to RemoveDeadChannels
         return np.where(stays & (bounds[0] in (0.0, -np.inf)), c, 0.0)
 
 

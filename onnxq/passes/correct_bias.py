@@ -6,7 +6,7 @@
 
 E[x], the mean of each input channel, (Cin,), comes from calibration data; or, without any, from BatchNorm: behind a
 Relu or Clip that of the clipped normal distribution (28), added up over Add, unchanged by average pooling
-(`graph.foresight`). Zero padding is counted in (`graph.expectation`).
+(`graph.batchnorm_statistics`). Zero padding is counted in (`LinearForm.coverage`).
 
 This is the analytic correction: it sees the error that a layer's own weights make. The empirical one also sees the
 errors that come in from layers before, E[x~] instead of E[x], and needs the network run layer after layer.

@@ -12,12 +12,12 @@ pooling, reshaping, residual Add and Concat; how scales are chosen is `numeric.e
     noise   least quantization noise, each channel weighed by what it contributes: by the power that it carries, and by
             how strongly the layers behind read it
 
-Clip(a, b) commutes only away from its bounds. A channel whose largest value M, on calibration data or as foretold by
-BatchNorm (beta + 3 |gamma|), stays below b may be scaled as long as M / s stays there too; others keep their scale:
+Clip(a, b) commutes only away from its bounds. A channel whose largest value M, on calibration data or by BatchNorm's
+statistics (beta + 3 |gamma|), stays below b may be scaled as long as M / s stays there too; others keep their scale:
 
     s = 1  where M >= b            s >= min(1, headroom M / b)  elsewhere                     (likewise for a < 0)
 
-The outputs change only where a channel exceeds what was seen, or foretold, and in no model without Clip.
+The outputs change only where a channel exceeds its known range, and in no model without Clip.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibration.channel_facts import channel_facts, too_few
+from ..calibration.channel_facts import channel_facts, why_unreliable
 from ..graph import edit, large
 from ..graph.model import Model
 from ..graph.output_sensitivity import measured_tensors, output_sensitivities
@@ -104,7 +104,7 @@ def _limits(groups: ScalingGroups, facts: Facts, headroom: float) -> tuple[tuple
 
 def _near(bound: Bound, facts: ChannelFacts | None, headroom: float) -> tuple[Vector, NDArray[np.bool_]]:
     """Of each channel of a Clip's input the smallest log s, and whether it reaches a bound, or may."""
-    if facts is None or too_few(facts):
+    if facts is None or why_unreliable(facts):
         return np.zeros(bound.ids.size), np.ones(bound.ids.size, bool)
     least, met = np.full(bound.ids.size, -LARGEST), np.isnan(facts.lo) | np.isnan(facts.hi)
     for extreme, limit in ((facts.hi, bound.hi), (-facts.lo, -bound.lo)):
@@ -133,14 +133,14 @@ def _least_noise(
     is_large: bool,
     keep: Keep,
 ) -> Vector:
-    loads, sensitivities = output_sensitivities(groups, facts)
+    of_layers, sensitivities = output_sensitivities(groups, facts)
     activations = {}
     for scaled in groups.layers:
         known = facts.get(scaled.layer.input.name)
         if scaled.inputs is not None and known is not None:
             largest = np.nan_to_num(np.maximum(np.abs(known.lo), np.abs(known.hi)))
             activations[scaled.layer.input.name] = Activation(scaled.inputs, largest, sensitivities[scaled.inputs])
-    layers = ((_ranges(scaled, is_large), load) for scaled, load in zip(groups.layers, loads, strict=True))
+    layers = ((_ranges(scaled, is_large), own) for scaled, own in zip(groups.layers, of_layers, strict=True))
     steps = 2.0 ** (bits[0] - 1) - 1, 2.0 ** bits[1] - 1
     return equalization.least_noise(layers, list(activations.values()), *limits, steps, keep=keep)
 

@@ -39,7 +39,7 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Affine:
-    """The map a x + c, a and c of shape (C,); `moments` of the result where BatchNorm tells them."""
+    """The map a x + c, a and c of shape (C,); `moments` of the result where they are known from BatchNorm."""
 
     a: Vector
     c: Vector

@@ -1,4 +1,4 @@
-"""Operators that exporters write in pieces, or as others, put back (white paper section 2.3.2: a non-linearity is one
+"""Decomposed operators are fused again (white paper section 2.3.2: a non-linearity is one
 step of an accelerator, with a quantizer before and behind it, not in between).
 
     HardSigmoid           min(max(x + 3, 0), 6) / 6                   older exporters: Add, Clip, Div or Mul
@@ -8,7 +8,7 @@ step of an accelerator, with a quantizer before and behind it, not in between).
     Conv with pads        Pad with zeros, and Conv
 
 GlobalAveragePool has integer kernels nearly everywhere, ReduceMean has not. OpenVINO runs HardSwish as the end of a
-convolution, but HardSigmoid and Mul apart from it, in float (measured with 2026.4.1).
+convolution, but HardSigmoid and Mul by themselves, in float (measured with 2026.4.1).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from ..graph import edit
 from ..graph.model import Model
-from ..graph.patterns import PIECES, Composite, find_composites
+from ..graph.patterns import DECOMPOSED, Composite, find_composites
 from ..operators.node import is_op
 from ..operators.registry import preserves_grid
 from .base import Context, Outcome
@@ -34,32 +34,32 @@ HARD_SWISH_IR = 7
 
 @dataclass(frozen=True)
 class FuseDecomposedOperators:
-    """Write operators that exporters took apart, or replaced by others, as what they are."""
+    """Write operators that exporters decomposed, or replaced by others, as what they are."""
 
     preserves: ClassVar[bool | None] = True
 
     def apply(self, model: Model, context: Context) -> Outcome:
-        restored = Counter(_join_pieces(model, context.target.max_opset))
+        fused = Counter(_fuse(model, context.target.max_opset))
         normalizing = {id(node) for whole in find_composites(model) for node in whole.nodes}
         for node in [node for node in model.graph.nodes if id(node) not in normalizing]:
             if _is_global_mean(node):
-                restored["GlobalAveragePool"] += 1
+                fused["GlobalAveragePool"] += 1
                 _replace(model, [node], *_pooling(model, node))
             elif is_op(node, "PRelu") and isinstance(node.inputs[1], gs.Constant) and node.inputs[1].values.size == 1:
-                restored["LeakyRelu"] += 1
+                fused["LeakyRelu"] += 1
                 slope = {"alpha": float(node.inputs[1].values.reshape(()))}
                 _replace(model, [node], gs.Node("LeakyRelu", node.name, slope, node.inputs[:1], list(node.outputs)))
             elif is_op(node, "Conv") and (pads := _pads_before(model, node)) is not None:
-                restored["Conv with pads"] += 1
+                fused["Conv with pads"] += 1
                 node.inputs[0], node.attrs["pads"] = node.inputs[0].inputs[0].inputs[0], pads
         edit.drop_dangling(model)
         edit.name_nodes(model.graph.nodes)
-        return Outcome(restored.total(), notes=tuple(f"{op}: {count}" for op, count in restored.items()))
+        return Outcome(fused.total(), notes=tuple(f"{op}: {count}" for op, count in fused.items()))
 
 
-def _join_pieces(model: Model, newest: int | None) -> Iterator[str]:
+def _fuse(model: Model, newest: int | None) -> Iterator[str]:
     """Replace composites by the operators that they stand for, and name these. newest: operator set for the target."""
-    for whole in find_composites(model, PIECES):
+    for whole in find_composites(model, DECOMPOSED):
         attributes = {}
         if whole.operator == "HardSigmoid":
             attributes = {"alpha": 1 / 6, "beta": 0.5}

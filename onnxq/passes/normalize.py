@@ -272,7 +272,7 @@ def _drop_unused_domains(model: Model) -> None:
 
 
 def _observe_types(model: Model, context: Context) -> tuple[Skip, ...]:
-    """Types that shape inference could not tell (operators of other domains, say), as ONNX Runtime sees them."""
+    """Types that shape inference could not find (operators of other domains, say), as ONNX Runtime sees them."""
     unknown = [t for t in model.graph.tensors().values() if isinstance(t, gs.Variable) and t.dtype is None and t.name]
     if not unknown:
         return ()

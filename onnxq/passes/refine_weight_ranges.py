@@ -41,9 +41,9 @@ class RefineWeightRanges:
     def apply(self, model: Model, context: Context) -> Outcome:
         groups = find_groups(model)
         facts = channel_facts(model, measured_tensors(groups), context, "measuring channels")
-        loads, _ = output_sensitivities(groups, facts)
+        sensitivities, _ = output_sensitivities(groups, facts)
         changed, skips = 0, []
-        for scaled, load in zip(groups.layers, loads, strict=True):
+        for scaled, sensitivity in zip(groups.layers, sensitivities, strict=True):
             layer = scaled.layer
             quantizer = model.quantizers.get(layer.weight.name)
             if quantizer is None or quantizer.given or layer.node.name not in quantizer.readers:
@@ -51,7 +51,7 @@ class RefineWeightRanges:
             if len(layer.weight.outputs) > 1 or quantizer.spec.block is not None:
                 skips.append(Skip(layer.node.name, "its weight is shared, or quantized in blocks"))
                 continue
-            samples = _weighed(layer, load, quantizer.axis)
+            samples = _weighed(layer, sensitivity, quantizer.axis)
             lo, hi = ranges.mse(samples, quantizer.spec)
             if quantizer.axis is None:
                 lo, hi = lo[0], hi[0]
@@ -61,10 +61,10 @@ class RefineWeightRanges:
         return Outcome(changed, tuple(skips))
 
 
-def _weighed(layer: LinearLayer, load: LayerSensitivity, axis: int | None) -> Samples:
+def _weighed(layer: LinearLayer, known: LayerSensitivity, axis: int | None) -> Samples:
     """The weights, counted by what an error in them costs."""
     weight = np.asarray(layer.weight.values, np.float64)
-    cost = channels.by_output(layer, load.sensitivity) * channels.by_input(layer, load.power)
+    cost = channels.by_output(layer, known.sensitivity) * channels.by_input(layer, known.power)
     samples = Samples.of_weights(weight, axis)
     counts = Samples.of_weights(np.broadcast_to(cost, weight.shape), axis).values
     samples = replace(samples, counts=counts)

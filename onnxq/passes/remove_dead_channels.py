@@ -13,8 +13,8 @@ v_k = 0. A channel is constant if
     max z - min z <= threshold * (its layer's median of that), z the output of the layer, or
     Relu or Clip behind it turns all z into its bound, also if they strayed twice as far from their mean.
 
-Extremes are those of the calibration data, if it shows channels often enough to tell (`thresholds.LEAST_SEEN`). Without
-data they are those that BatchNorm foretells (mean and 6 standard deviations).
+Extremes are those of the calibration data, if it shows channels often enough (`thresholds.LEAST_SEEN`). Without
+data they are those of BatchNorm's statistics (mean and 6 standard deviations).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibration.channel_facts import channel_facts, too_few
+from ..calibration.channel_facts import channel_facts, why_unreliable
 from ..graph import edit
 from ..graph.batchnorm_statistics import propagate_batchnorm_statistics
 from ..graph.model import Model, Moments
@@ -54,7 +54,7 @@ class RemoveDeadChannels:
         changed, skips, notes = 0, [], []
         for layer in _layers(model):
             known = facts.get(layer.output.name)
-            if known is not None and (reason := too_few(known)):
+            if known is not None and (reason := why_unreliable(known)):
                 skips.append(Skip(layer.node.name, reason))
             elif known is not None and (count := _empty_rows(model, layer, known, self.threshold)):
                 changed += count

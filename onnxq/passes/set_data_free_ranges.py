@@ -2,8 +2,9 @@
 
     lo = min over channels (mean - alpha std)          hi = max over channels (mean + alpha std)
 
-of the moments that `graph.foresight` carries from BatchNorm through Relu, Clip, Add, Concat, pooling and linear layers,
-clipped where an activation clips. A tensor of which some channel is not known cannot be ranged; it stays in float.
+of the moments that `graph.batchnorm_statistics` carries from BatchNorm through Relu, Clip, Add, Concat, pooling and
+linear layers, clipped where an activation clips. A tensor of which some channel is not known cannot be ranged; it stays
+in float.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from .base import Context, Outcome, Skip
 
 @dataclass(frozen=True)
 class SetDataFreeRanges:
-    """Answer the quantizers of activations from moments.
+    """Set the ranges of activations from moments.
 
     alpha: standard deviations that a range spans on each side. inputs: (name, lo, hi) of the model's inputs, of which
-    no moments can tell. Of a tensor that cannot be ranged an answer given before stays; without one it stays in float.
+    no moments are known. A tensor that cannot be ranged keeps parameters that it has; without any it stays in float.
     """
 
     alpha: float = 6.0

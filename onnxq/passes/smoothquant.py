@@ -43,7 +43,7 @@ LARGEST = 2.0**20
 
 @dataclass(frozen=True)
 class SmoothQuant:
-    """Divide what LayerNormalization and RMSNormalization write, whole or in pieces, by s. alpha: a above, 0 to 1."""
+    """Divide what LayerNormalization and RMSNormalization write, whole or decomposed, by s. alpha: a above, 0 to 1."""
 
     alpha: float = 0.5
     preserves: ClassVar[bool | None] = True

@@ -1,5 +1,5 @@
 """OpenVINO, by the hardware setups of its own quantizer, NNCF: operators that read integers have all their inputs
-on grids; what they write is on one only where the next operator wants it. `openvino-npu` shares scales beyond Concat.
+quantized; what they write is so only where the next operator wants it. `openvino-npu` shares scales beyond Concat.
 
 Measured with OpenVINO 2026.4.1 on a CPU with AMX (tests/test_openvino.py repeats it):
 
@@ -9,8 +9,8 @@ Measured with OpenVINO 2026.4.1 on a CPU with AMX (tests/test_openvino.py repeat
     biases          A Conv loses its bias, input 2 of the node, where its output is quantized, the batch size is dynamic
                     and anything reads a Shape (ViT: 91.8 instead of 93.0 %). A bias that an Add behind it adds stays.
     activations     Relu, Clip, LeakyRelu, PRelu, Elu, Sigmoid, Tanh, Gelu, Mish, HardSwish and x Sigmoid(x) run as the
-                    end of a Conv whose output is on no grid, with a grid between, apart. HardSigmoid runs in float.
-                    QuantizeLinear of 16 bits is dropped, and with it the work of a Relu that was left to its grid
+                    end of a Conv whose output is not quantized, by themselves where it is. HardSigmoid runs in
+                    float. QuantizeLinear of 16 bits is dropped, and with it the work of a Relu left to its grid
                     (ResNet: 11 % top-1). A Relu that stays costs nothing: it is fused in 8 bits, too.
     data movement   SpaceToDepth and GatherND run in float, GlobalMaxPool as a reduction of integers.
 """

@@ -1,4 +1,4 @@
-"""Qualcomm QNN: the whole network on grids, inputs and outputs included. `--preset w8a8` gives uint8 activations,
+"""Qualcomm QNN: the whole network is quantized, inputs and outputs included. `--preset w8a8` gives uint8 activations,
 `w8a16` uint16 ones, for which Sigmoid and Tanh have encodings that the backend insists on.
 """
 

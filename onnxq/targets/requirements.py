@@ -11,7 +11,7 @@ from .target import FUSIBLE, OpRule, Target
 
 @dataclass(frozen=True)
 class Requirement:
-    """One demand of a target: its id, what it asks for, and who says so."""
+    """One requirement of a target: its id, what it demands, and its source."""
 
     id: str
     text: str
@@ -19,7 +19,7 @@ class Requirement:
 
 
 def requirements(target: Target) -> tuple[Requirement, ...]:
-    """What the target asks for, in the order of `REQUIREMENTS`."""
+    """What the target requires, in the order of `REQUIREMENTS`."""
     return tuple(
         Requirement(id, REQUIREMENTS[id](target), target.requirements[id])
         for id in REQUIREMENTS

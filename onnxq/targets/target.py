@@ -1,6 +1,6 @@
 """What a target is: a tool-chain's types, its rules by operator, and what it requires of a model, all of it data.
 
-Passes read it to place quantizers, `onnxq check` reads it to judge any QDQ model; nothing else decides either.
+Passes read it to place quantizers, `onnxq check` to check any QDQ model; nothing else decides either.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class OpRule:
     quantization past them. `either` may read a grid, but nothing is quantized for their sake.
     output: `grid` where the integer kernel exists only with a quantized output; `free` where it can write float.
     followed: whether elementwise operators behind it join although its output is free.
-    data: whether `all` float inputs are on grids, or only the `first`, where the others are parameters.
+    data: whether `all` float inputs are quantized, or only the `first`, where the others are parameters.
     grid: `same` where the output must share the grid of the first input, `own` otherwise.
     tie: whether all `inputs`, or all inputs and the output, share one grid.
     fixed: the output's range where it is known without data. encodings: those that the tool-chain insists on.
@@ -90,7 +90,7 @@ class Shifts:
 
 @dataclass(frozen=True)
 class Target:
-    """A tool-chain. The first part says what is placed where, the second what `onnxq check` asks for.
+    """A tool-chain. The first part says what is placed where, the second what `onnxq check` requires.
 
     activation, weight: what they are to be like; bits come from the preset.
     rules: by operator.  fused: activations, of `FUSIBLE`, that it fuses into the operator before.
@@ -98,7 +98,7 @@ class Target:
     in `integers`, or `everywhere`.
     pairs: whether a quantized tensor is so for all its readers (`tensor`), or only for those that read integers
     (`reader`).
-    outputs: whether the model's outputs are on grids (`grid`), in `float`, or as their kernels have it (`kernel`).
+    outputs: whether the model's outputs are quantized (`grid`), in `float`, or as their kernels have it (`kernel`).
     fused_needs_grid: whether a kernel that could write float cannot where an activation is fused behind it.
     added_bias: whether the bias that exporters add behind MatMul is the `layer`'s, or an `operator` of its own.
     bias: int32 at the scale of the accumulator, `float`, or `int8` with a scale of its own.
@@ -106,7 +106,7 @@ class Target:
     keeps_activations: whether Relu and Clip stay although the grid behind them does their work.
     reduced_weights: 8-bit weights use 7 bits.  smallest_range: of any grid, in real units.
     min_opset, max_opset: where its quantized operators exist.
-    quantizes_float_weights: whether it does so by itself where the tensors around a float layer are on grids.
+    quantizes_float_weights: whether it does so by itself where the tensors around a float layer are quantized.
     runs_here: whether ONNX Runtime's integer kernels are what will run, so that they must agree with the model.
 
     requirements: what a model must fulfil, a key of `REQUIREMENTS` each, and who says so.
@@ -177,7 +177,7 @@ class Target:
 
     @property
     def fits_scales(self) -> bool:
-        """Whether it asks more of scales than their grids say."""
+        """Whether it has requirements on scales beyond their grids."""
         return self.smallest_range > 0 or self.shifts is not None or any(r.encodings for r in self.rules.values())
 
     def activation_of(self, bits: int) -> QuantSpec:
@@ -209,7 +209,7 @@ def no_weight(node: gs.Node) -> str | None:
 
 
 def masks_attention(node: gs.Node) -> str | None:
-    """Why an Add or Where in front of Softmax has no place on a grid."""
+    """Why an Add or Where in front of Softmax is not quantized."""
     if feeds_softmax(node.outputs[0]):
         return "it masks or biases attention: scores beside -10000 or -inf fit no 8-bit grid"
     return None
