@@ -42,7 +42,8 @@ from .progress import Progress
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Stop measuring after so long, the most suspicious first; planning, before it, is not counted [no limit].",
+    help="Stop measuring after so long, those with the lowest SQNR of their own first; planning, before it, is not"
+    " counted [no limit].",
 )
 @quantization_options
 @scheduler_option

@@ -113,7 +113,7 @@ class CalibrationData:
             yield group[0] if size == 1 else _stack(group, size)
 
     def __len__(self) -> int:
-        """How many feeds an iteration gives; counted once, from file headers where these tell."""
+        """How many feeds an iteration gives; counted once, from file headers where these say it."""
         return len(self._chosen)
 
     def take(self, count: int) -> list[Feed]:

@@ -68,7 +68,7 @@ class Encoding:
         zero_point: NDArray[Any] = self.zero_point
         along = None
         if spec.per_channel and not scale.ndim and axis is not None and shape[axis] == 1:
-            scale, zero_point = scale.reshape(1), zero_point.reshape(1)  # 0.6.1 cannot tell one channel from a tensor
+            scale, zero_point = scale.reshape(1), zero_point.reshape(1)  # in 0.6.1 one channel looks like a tensor
         if self.block is not None:
             along = self._axis(shape, blocks)
             scale, zero_point = (self._in_blocks(a, shape, axis, along) for a in (scale, zero_point))

@@ -5,7 +5,7 @@ ONNX's own converter does it, but for what it gets wrong or drops (each found by
     Upsample, Resize before 11   read x / scale; the converter leaves Resize's default, half pixels
     Hardmax before 13            takes the maximum over all trailing axes; the converter leaves the last one alone
     Scan before 9                has a batch axis; the converter leaves it
-    functions of the model       are dropped; they are inlined first, those of registered operators are converted apart
+    functions of the model       are dropped, inlined before; those of registered operators are converted, too
 """
 
 from __future__ import annotations

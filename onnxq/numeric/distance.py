@@ -101,7 +101,7 @@ class Distance:
         return db if db >= self.sqnr.db + EXPLAINED_DB else None
 
     def _fits(self) -> bool:
-        """Whether there are errors, and values enough to tell what they are."""
+        """Whether there are errors, and values enough to separate them."""
         if self.sums is None or self.sums.shape[1] < 2 or self.sums[0].min() < FEWEST_VALUES:
             return False
         return 0 < self.sqnr.noise < np.inf

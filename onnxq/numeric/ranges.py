@@ -157,7 +157,7 @@ MASK_MARGIN = 8.0
 
 
 def unmasked_range(samples: Samples) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The range of scores of attention, scalars: without masks, but for room to tell these from scores."""
+    """The range of scores of attention, scalars: without masks, but for room to separate these from scores."""
     real = samples.values[0][samples.values[0] >= MASKED]
     lo, hi = (float(real.min()), float(real.max())) if real.size else (0.0, 0.0)
     return np.asarray(lo - MASK_MARGIN), np.asarray(max(hi, float(samples.hi[0])))

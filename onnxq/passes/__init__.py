@@ -1,23 +1,23 @@
 """The white paper's Figure 8, one file a step, in the order in which `pipeline` lists them:
 
     normalize               one form for what exporters write in many
-    restore_operators       HardSwish and others that exporters wrote in pieces               (2.3.2)
+    fuse_decomposed         HardSwish and others that exporters decomposed                    (2.3.2)
     fold_batchnorm          BatchNorm, Mul and Add go into the linear layer beside them       (10 to 12)
     remove_dead_channels    channels that carry a constant go into the next bias
     equalize_layers         cross-layer equalization                                          (20 to 22)
     absorb_bias             high biases go into the next layer                                (23, 24)
-    smoothquant          outliers behind LayerNorm go into the weights that read them      (arXiv:2211.10438)
+    smoothquant             outliers behind LayerNorm go into the weights that read them      (arXiv:2211.10438)
     add_quantizers          where the target computes in integers                             (2.3.2, 2.3.3)
     apply_overrides         what the user wants otherwise
     apply_encodings         grids that an encodings file gives
     set_weight_ranges       weight scales from the weights                                    (3.1)
-    weigh_weight_ranges     the same, weighted by what channels contribute
+    refine_weight_ranges    the same, weighted by output sensitivity
     set_activation_ranges   activation scales from calibration data                           (3.1)
-    foresee_activation_ranges   the same without data, from BatchNorm                         (18, 19)
-    widen_activations       16 bits for the activations that fewer bits spoil                 (4.2)
+    set_data_free_ranges    the same without data, from BatchNorm                             (18, 19)
+    fallback_to_16_bits     16 bits for the activations that fewer bits spoil                 (4.2)
     correct_bias            the mean error of rounded weights goes into the bias              (25 to 28)
     correct_bias_empirically    the same layer after layer in the quantized network           (27, 28)
-    adaround                rounding, scale and bias optimised layer after layer              (33 to 35)
+    round_weights           rounding, scale and bias optimised layer after layer              (33 to 35)
     set_bias_scales         s_x s_w fits 32-bit biases
     fuse_activation         Relu and Clip that requantization performs anyway fall away       (2.3.2)
     lower_to_qdq            quantizers become QuantizeLinear and DequantizeLinear

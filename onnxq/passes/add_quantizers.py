@@ -62,7 +62,7 @@ class AddQuantizers:
                 placement.tie(node, output=node.op in self.tie or rule.tie == "all")
         model.quantizers.update(placement.quantizers)
         moved_in_float = sum(r.kind == "movement" and not placement.keeps_grid(n) for n, r in chosen)
-        notes = (f"tensors on grids: {len(placement.quantizers)}",)
+        notes = (f"quantized tensors: {len(placement.quantizers)}",)
         return Outcome(len(chosen) - moved_in_float, tuple(skips), notes)
 
     def _refuse_idle_patterns(self, model: Model) -> None:
@@ -89,7 +89,7 @@ def _matches(node: gs.Node, pattern: str) -> bool:
 
 
 def _data_inputs(model: Model, node: gs.Node, rule: OpRule) -> list[gs.Tensor]:
-    """The tensors that must be on grids when the node runs in integers; linear layers' weights are not among them."""
+    """The tensors that must be quantized when the node runs in integers; linear layers' weights are not among them."""
     if rule.kind == "residual":
         branch = residual_input(model, node)
         return [] if isinstance(branch, str) else [branch]

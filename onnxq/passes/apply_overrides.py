@@ -38,7 +38,7 @@ def _apply(model: Model, override: Override, target: Target) -> int:
     matched = [name for name in _names(model, override) if name in model.quantizers]
     own = [name for name in matched if model.quantizers[name].grid_of is None]
     if not own:
-        hint = "`onnxq inspect -v` lists nodes and weights, a report all tensors on grids"
+        hint = "`onnxq inspect -v` lists nodes and weights, a report all quantized tensors"
         if matched:
             hint = f"{matched[0]!r} keeps the grid of {model.quantizers[matched[0]].grid_of!r}: override that one"
         raise UsageError(f"the override of {override.place} matches no quantized tensor with a grid of its own; {hint}")

@@ -9,7 +9,7 @@ to quantize as those of other channels. Which channels have to share a scale, `g
 pooling, reshaping, residual Add and Concat; how scales are chosen is `numeric.equalization`:
 
     range   both sides of a channel have the same range (22); needs no data
-    noise   least quantization noise, each channel weighed by what it contributes: by the power that it carries, and by
+    noise   least quantization noise, each channel weighted by its sensitivity: by the power that it carries, and by
             how strongly the layers behind read it
 
 Clip(a, b) commutes only away from its bounds. A channel whose largest value M, on calibration data or by BatchNorm's

@@ -1,4 +1,4 @@
-"""What a target asks of scales once ranges are known, beyond what the grid itself says.
+"""What a target requires of scales once ranges are known, beyond what the grid itself says.
 
     smallest range      s (qmax - qmin) >= r: a grid of constant zeros still has a scale that the backend accepts
     fixed encodings     Sigmoid and Tanh of 16 bits have the scales that the backend insists on
@@ -34,7 +34,7 @@ _ROUNDS = 64
 
 @dataclass(frozen=True)
 class FitScales:
-    """Adjust the answers of quantizers to the target."""
+    """Adjust the scales of quantizers to the target."""
 
     preserves: ClassVar[bool | None] = None
 
@@ -78,7 +78,7 @@ def _encoded(params: QuantParams, encoding: FixedEncoding) -> QuantParams:
 
 
 def _share(model: Model, root: str, params: QuantParams) -> None:
-    """Give a new answer to a quantizer and all that keep its grid."""
+    """Give new params to a quantizer and all that keep its grid."""
     members = [name for name in model.quantizers if grid_root(model.quantizers, name) == root]
     for name in members:
         if not _same(model.quantizers[name].params, params):

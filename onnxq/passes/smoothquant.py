@@ -1,5 +1,5 @@
-"""Scale migration: large channels behind a LayerNorm become small, and the weights that read them large, as
-cross-layer equalization does between linear layers (SmoothQuant, arXiv:2211.10438, equations 3 and 4).
+"""SmoothQuant: large channels behind a LayerNorm become small, and the weights that read them large, as
+cross-layer equalization does between linear layers (arXiv:2211.10438, equations 3 and 4).
 
     y = gamma n + beta      n (..., C) the normalised input; gamma, beta (C,)
     z = y W + b             of each linear layer that reads y; W (C, M)
