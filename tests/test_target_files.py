@@ -1,6 +1,8 @@
 """Targets that users write in TOML: what they change, what is asked of them afterwards, and what is refused."""
 
 from dataclasses import fields
+from types import UnionType
+from typing import Literal, get_origin
 
 import pytest
 from families import FAMILIES
@@ -11,7 +13,7 @@ from onnxq import TARGETS
 from onnxq.check import check
 from onnxq.errors import UsageError
 from onnxq.options import Options
-from onnxq.targets import Target, find_target, read_toml
+from onnxq.targets import OpRule, Target, find_target, read_toml
 
 NPU = """
 name = "npu5"
@@ -87,8 +89,13 @@ def test_models_keep_to_it(family, tmp_path):
 
 
 def test_files_can_say_all_that_a_target_holds():
-    keys = {*read_toml._TEXT, *read_toml._FLAGS, *read_toml._CHOICES, *read_toml._NUMBERS, *read_toml._LISTS}
-    assert keys | {*read_toml._TABLES} - {"ops"} | {"rules"} == {field.name for field in fields(Target)}
+    """But for conditions on nodes, which are functions, and encodings that a tool-chain insists on."""
+    held = {*read_toml._FIELDS, *read_toml._TABLES} - {"ops", "operator"} | {"rules"}
+    assert held == {field.name for field in fields(Target)}
+    assert {field.name for field in fields(OpRule)} - {*read_toml._RULE_FIELDS} == {"encodings", "refuses", "slow"}
+    assert {get_origin(hint) or hint for hint in read_toml._FIELDS.values()} == {
+        str, bool, int, float, UnionType, Literal, tuple, frozenset,
+    }  # fmt: skip
 
 
 def test_each_base_serves(tmp_path):

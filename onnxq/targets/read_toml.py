@@ -25,7 +25,7 @@ import difflib
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import UsageError
 from ..numeric.quant import QuantSpec
@@ -39,19 +39,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_TEXT = ("name", "description", "source")
-_FLAGS = (
-    "adds_biases",
-    "fused_needs_grid",
-    "keeps_activations",
-    "reduced_weights",
-    "quantizes_float_weights",
-    "runs_here",
-)
-_CHOICES = ("joins", "pairs", "added_bias", "outputs", "bias", "activation_zero_points", "weight_zero_points")
-_NUMBERS = ("min_opset", "max_opset", "weight_limit", "smallest_range")
-_LISTS = ("fused", "activation_types", "weight_types")
 _TABLES = ("activation", "weight", "ops", "operator", "shifts", "requirements")
+_FIELDS = {name: hint for name, hint in get_type_hints(Target).items() if name not in (*_TABLES, "rules")}
+_RULE_FIELDS = {
+    name: hint for name, hint in get_type_hints(OpRule).items() if name not in ("encodings", "refuses", "slow")
+}
+"""Fields of simple types, which files may set, with these types."""
+
 _OPERATOR = ("op", "domain", "kind", "weight", "bias", "axis", "reduction_axis", "output_axis", "homogeneous")
 _TYPES = tuple(f"{sign}int{bits}" for bits in (4, 8, 16) for sign in ("", "u"))
 
@@ -89,7 +83,7 @@ class _Reader:
         self.where, self.path = where, path
 
     def target(self, table: dict[str, Any], targets: Mapping[str, Target]) -> Target:
-        self._known(table, ("base", *_TEXT, *_FLAGS, *_CHOICES, *_NUMBERS, *_LISTS, *_TABLES), "")
+        self._known(table, ("base", *_FIELDS, *_TABLES), "")
         base = targets[self._choice("base", table.get("base", "generic-int8"), tuple(targets))]
         source = self._typed("source", table.get("source", self.path), str, "a string")
         changes: dict[str, Any] = {"name": self.path, "description": f"{self.path}, from {base.name}"}
@@ -107,21 +101,20 @@ class _Reader:
         return self._consistent(replace(base, **changes))
 
     def _field(self, key: str, value: Any) -> Any:
-        if key in _TEXT:
+        hint = _FIELDS[key]
+        if hint is str:
             return self._typed(key, value, str, "a string")
-        if key in _FLAGS:
+        if hint is bool:
             return self._typed(key, value, bool, "true or false")
-        if key in _CHOICES:
-            return self._choice(key, value, get_args(get_type_hints(Target)[key]))
-        if key in _NUMBERS:
-            kind = (int, float) if key == "smallest_range" else int
-            if self._typed(key, value, kind, "a number") < 0:
+        if get_origin(hint) is Literal:
+            return self._choice(key, value, get_args(hint))
+        if hint in (int, float, int | None):
+            if self._typed(key, value, (int, float) if hint is float else int, "a number") < 0:
                 raise UsageError(f"{self.where}: {key} must not be negative, got {value}")
             return value
         names = self._typed(key, value, list, "a list of strings")
-        if key != "fused":
-            return tuple(self._choice(key, name, _TYPES) for name in names)
-        return frozenset(self._choice(key, name, FUSIBLE) for name in names)
+        known = FUSIBLE if key == "fused" else _TYPES
+        return get_origin(hint)(self._choice(key, name, known) for name in names)
 
     def _spec(self, key: str, table: Any, base: QuantSpec) -> QuantSpec:
         flags = ("symmetric", "per_channel", "one_tailed", "power_of_two")
@@ -145,8 +138,7 @@ class _Reader:
     def _rules(self, table: Any, rules: dict[str, OpRule], base: str) -> dict[str, OpRule]:
         for op, changes in self._table("ops", table).items():
             place = f"[ops.{op}] "
-            known = ("float", "kind", "output", "data", "grid", "followed", "tie", "fixed", "per_channel")
-            self._known(self._table(f"ops.{op}", changes), known, place)
+            self._known(self._table(f"ops.{op}", changes), ("float", *_RULE_FIELDS), place)
             if changes.pop("float", False):
                 rules.pop(op, None)
                 continue
@@ -157,11 +149,10 @@ class _Reader:
         return rules
 
     def _rule_field(self, place: str, name: str, value: Any) -> Any:
-        if name == "followed":
+        hint = _RULE_FIELDS[name]
+        if hint is bool:
             return self._typed(place, value, bool, "true or false")
-        if name == "fixed":
-            return self._pair(place, value)
-        return self._choice(place, value, get_args(get_type_hints(OpRule)[name]))
+        return self._choice(place, value, get_args(hint)) if get_origin(hint) is Literal else self._pair(place, value)
 
     def _shifts(self, table: Any) -> Shifts:
         self._known(self._table("shifts", table), [f.name for f in fields(Shifts)], "[shifts] ")
