@@ -13,7 +13,7 @@ from typing import Any
 
 from .encodings import VERSIONS
 from .errors import UsageError
-from .numeric.quant import Grid, QuantSpec
+from .numeric.quant import WIDE_OPSET, Grid, QuantSpec
 from .numeric.ranges import check_method, parse_method, usage
 from .rounding.choice import EFFORTS
 from .rounding.methods import ROUNDINGS
@@ -284,11 +284,13 @@ class Options:
 
     @property
     def min_opset(self) -> int:
-        """The operator set that the result needs: 21 brings 4 and 16 bits, and blocks."""
-        widths = [spec.grid.stored_bits for spec in (self.activation, self.weight) if spec is not None]
-        widths += [Grid(o.bits, True).stored_bits for o in self.overrides if o.bits is not None]
-        blocks = self.block_size is not None or any(o.block is not None for o in self.overrides)
-        return max(find_target(self.target).min_opset, 21 if blocks or {4, 16} & set(widths) else 0)
+        """The operator set that the result needs."""
+        needed = [find_target(self.target).min_opset]
+        needed += [spec.min_opset for spec in (self.activation, self.weight) if spec is not None]
+        needed += [Grid(o.bits, signed=True).min_opset for o in self.overrides if o.bits is not None]
+        if self.block_size is not None or any(o.block is not None for o in self.overrides):
+            needed.append(WIDE_OPSET)
+        return max(needed)
 
 
 def with_settings(options: Options | None, settings: Mapping[str, Any]) -> Options:

@@ -27,6 +27,10 @@ SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 """Below it float32 scales turn subnormal, and kernels that flush those to zero would divide by it."""
 
 
+WIDE_OPSET = 21
+"""The operator set that brings 4 and 16 bits, and blocks."""
+
+
 @dataclass(frozen=True)
 class Grid:
     """The integers a quantized value may land on: `bits` wide; `narrow` leaves out the lowest, so that qmin = -qmax."""
@@ -58,6 +62,11 @@ class Grid:
         """Width of the ONNX type that stores the grid: 4, 8, 16 or 32; `dtype` holds 4-bit integers in 8 bits."""
         return next(w for w in (4, 8, 16, 32) if self.bits <= w)
 
+    @property
+    def min_opset(self) -> int:
+        """The operator set whose QuantizeLinear has the ONNX type that stores the grid."""
+        return WIDE_OPSET if self.stored_bits in (4, 16) else 10
+
     def __str__(self) -> str:
         return f"{'int' if self.signed else 'uint'}{self.bits}{' narrow' if self.narrow else ''}"
 
@@ -79,6 +88,11 @@ class QuantSpec:
     one_tailed: bool = False
     power_of_two: bool = False
     block: int | None = None
+
+    @property
+    def min_opset(self) -> int:
+        """The operator set whose QuantizeLinear has the grid, and blocks where there are some."""
+        return WIDE_OPSET if self.block is not None else self.grid.min_opset
 
     def __str__(self) -> str:
         granularity = "per channel" if self.per_channel else "per tensor"

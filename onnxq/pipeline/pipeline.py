@@ -254,9 +254,7 @@ def _given_encodings(task: Task) -> tuple[Pass, ...]:
 def at_sufficient_opset(model: Model, options: Options) -> Model:
     """The planned model at an operator set that has its grids."""
     proto = model.to_proto()
-    specs = [q.spec for q in model.quantizers.values()]
-    wide = any(spec.grid.stored_bits in (4, 16) or spec.block is not None for spec in specs)
-    needed = max(options.min_opset, 21 if wide else 0)
+    needed = max([options.min_opset, *(quantizer.spec.min_opset for quantizer in model.quantizers.values())])
     converted = convert_opset(proto, needed, model.origin, find_target(options.target).max_opset)
     if converted is proto:
         return model
