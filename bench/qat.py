@@ -28,7 +28,7 @@ from tables import head, line
 import onnxq
 from onnxq import Preprocess
 from onnxq.numeric.metrics import sqnr
-from onnxq.qat import Network, QatResult, Recipe, train
+from onnxq.qat import QatResult, Recipe, TorchNetwork, train
 from onnxq.thresholds import QAT_CALIBRATION_SAMPLES
 
 IMAGENET = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -112,7 +112,7 @@ class Subject:
         return float(100 * np.mean(found.argmax(1) == written.argmax(1))), sqnr(written, found)
 
 
-def run(network: Network, x: NDArray[np.float32]) -> NDArray[np.float32]:
+def run(network: TorchNetwork, x: NDArray[np.float32]) -> NDArray[np.float32]:
     device = next(iter(network.parameters())).device
     with torch.no_grad():
         parts = [network(torch.from_numpy(x[i : i + 128]).to(device)) for i in range(0, len(x), 128)]

@@ -20,7 +20,7 @@ from onnxq.passes.base import Context  # noqa: E402
 from onnxq.passes.set_bias_scales import SetBiasScales  # noqa: E402
 from onnxq.pipeline.pipeline import lower  # noqa: E402
 from onnxq.qat import finish, prepare  # noqa: E402
-from onnxq.qat.network import Network, key  # noqa: E402
+from onnxq.qat.network import TorchNetwork, key  # noqa: E402
 from onnxq.targets import find_target  # noqa: E402
 
 ORT = find_target("ort")
@@ -86,7 +86,7 @@ def test_operators_compute_what_onnx_runtime_does(name: str) -> None:
     declared, nodes = SINGLE[name]
     proto = model(IMAGE.format(declared, nodes), opset=17, **VALUES.get(name, {}))
     given = feeds(proto)
-    found = Network(wrapped(proto), ORT)(torch.from_numpy(given["x"]))
+    found = TorchNetwork(wrapped(proto), ORT)(torch.from_numpy(given["x"]))
     expected = run(proto, given)["y"]
     assert tuple(found.shape) == expected.shape
     assert sqnr(expected, found.detach().numpy()) > 100
@@ -242,4 +242,4 @@ def test_operators_without_a_counterpart_are_named_before_anything_else() -> Non
         opset=17,
     )
     with pytest.raises(ModelError, match=r"Shrink \(1 nodes.*Hardmax \(1 nodes"):
-        Network(wrapped(proto), ORT)
+        TorchNetwork(wrapped(proto), ORT)

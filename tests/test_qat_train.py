@@ -202,7 +202,7 @@ def test_a_loss_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert result.report.options["training"]["loss"] == "my_losses:far"
     with pytest.raises(UsageError, match="a tensor of one number, got 1"):
         load_loss("my_losses:wrong")({}, {}, None)
-    with pytest.raises(UsageError, match="no such function"):
+    with pytest.raises(UsageError, match="has no function 'missing'"):
         load_loss("my_losses:missing")
 
 

@@ -50,11 +50,12 @@ def parse_metric(text: str | None, labels: tuple[int, ...] | None = None) -> Met
     if ":" not in text:
         known = ", ".join((*BUILT_IN, "top1", "top5"))
         raise UsageError(f"`metric` {text!r}: expected {known}, or a function of your own as module:function")
-    return CustomMetric(text, load_function(text), labels)
+    return CustomMetric(text, load_function(text, "metric"), labels)
 
 
-def load_function(name: str) -> Function:
-    """The function `module:function`. The current folder is put on sys.path, and stays there. Raises UsageError."""
+def load_function(name: str, option: str) -> Callable[..., Any]:
+    """The user's function `module:function`, which `option` names. The current folder is put on sys.path, and stays
+    there. Raises UsageError."""
     module_name, _, function_name = name.partition(":")
     here = os.getcwd()
     if here not in sys.path:
@@ -62,10 +63,11 @@ def load_function(name: str) -> Function:
     try:
         function = getattr(importlib.import_module(module_name), function_name, None)
     except Exception as error:  # whatever the user's module does when it is imported
-        raise UsageError(f"`metric` {name}: module {module_name!r} cannot be imported: {_description(error)}") from None
+        trouble = describe(error)
+        raise UsageError(f"`{option}` {name}: module {module_name!r} cannot be imported: {trouble}") from None
     if not callable(function):
-        raise UsageError(f"`metric` {name}: module {module_name!r} has no function {function_name!r}")
-    loaded: Function = function
+        raise UsageError(f"`{option}` {name}: module {module_name!r} has no function {function_name!r}")
+    loaded: Callable[..., Any] = function
     return loaded
 
 
@@ -99,7 +101,7 @@ class _Stack:
             found = metric.function({name: _stacked(parts) for name, parts in self.parts.items()}, labels)
             value = float(found)
         except Exception as error:  # whatever the user's function does
-            raise UsageError(f"`metric` {metric.name} failed: {_description(error)}") from None
+            raise UsageError(f"`metric` {metric.name} failed: {describe(error)}") from None
         if not np.isfinite(value):
             raise UsageError(f"`metric` {metric.name} returned {value}; it must return a finite number")
         return value
@@ -110,7 +112,7 @@ def _stacked(parts: Sequence[Any]) -> Any:
     return np.concatenate(parts) if same else list(parts)
 
 
-def _description(error: Exception) -> str:
+def describe(error: Exception) -> str:
     """Its type, its first line, and the line of the user's file where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""

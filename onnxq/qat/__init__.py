@@ -24,10 +24,10 @@ from ..errors import UsageError
 from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from .network import Network
+    from .network import TorchNetwork
     from .pipeline import QatResult, finish, prepare, train
 
-__all__ = ["Network", "QatResult", "Recipe", "finish", "prepare", "train"]
+__all__ = ["TorchNetwork", "QatResult", "Recipe", "finish", "prepare", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -40,4 +40,4 @@ def __getattr__(name: str) -> Any:
         raise UsageError(
             "quantization-aware training needs PyTorch, which is not installed: pip install 'onnxq[qat]'"
         ) from None
-    return getattr(importlib.import_module(".network" if name == "Network" else ".pipeline", __name__), name)
+    return getattr(importlib.import_module(".network" if name == "TorchNetwork" else ".pipeline", __name__), name)

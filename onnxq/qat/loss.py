@@ -10,10 +10,7 @@ Where a model ends in Softmax its outputs are probabilities: their logarithms ar
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import DataError, UsageError
+from ..evaluation.custom_metric import describe, load_function
 
 Outputs = Mapping[str, Tensor]
 
@@ -78,23 +76,14 @@ class CrossEntropy:
 
 
 def load_loss(name: str) -> TrainingLoss:
-    """The user's function `module:function`, imported from the current folder first. Raises UsageError."""
-    module_name, _, function_name = name.partition(":")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        function: Callable[..., Tensor] | None = getattr(importlib.import_module(module_name), function_name, None)
-    except Exception as error:  # whatever the user's module does when it is imported
-        raise UsageError(f"`loss` {name}: module {module_name!r} cannot be imported: {error}") from None
-    if not callable(function):
-        raise UsageError(f"`loss` {name}: expected module:function, and {module_name!r} has no such function")
+    """The user's function `module:function`, its result checked. Raises UsageError."""
+    function = load_function(name, "loss")
 
     def checked(outputs: Outputs, reference: Outputs, labels: Tensor | None) -> Tensor:
         try:
             value = function(outputs, reference, labels)
         except Exception as error:
-            raise UsageError(f"`loss` {name} failed: {type(error).__name__}: {error}") from None
+            raise UsageError(f"`loss` {name} failed: {describe(error)}") from None
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
             raise UsageError(f"`loss` {name}: expected a tensor of one number, got {value!r:.100}")
         return value.reshape(())

@@ -60,7 +60,7 @@ class Operation:
     spent: tuple[str, ...]
 
 
-class Network(nn.Module):
+class TorchNetwork(nn.Module):
     """weights: what is trained, by tensor. quantizers: by the tensor that decides a grid. Keys as `key` makes them.
 
     model: the planned model, which stays as it is; without quantizers in it this is the float network.
@@ -153,7 +153,7 @@ class Network(nn.Module):
         else:
             self._constants[name] = tensor
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Network:
+    def _apply(self, fn: Any, recurse: bool = True) -> TorchNetwork:
         """`to` takes constants of floats along; integers, which are shapes, stay on the CPU."""
         super()._apply(fn, recurse)
         self._constants = {n: fn(t) if t.is_floating_point() else t for n, t in self._constants.items()}

@@ -2,7 +2,7 @@
 
     pre-trained float model
       -> cross-layer equalization, quantizers, range setting    `pipeline.make_plan`, the post-training steps
-      -> learnable quantizers, unless ranges are fixed          `Network`, `quantizer`
+      -> learnable quantizers, unless ranges are fixed          `TorchNetwork`, `quantizer`
       -> train                                                  `train.Training`
       -> quantized model, verified against what was trained     lowering, `verify`
 
@@ -44,7 +44,7 @@ from ..report import Measure, Report, Step
 from ..thresholds import QAT_CALIBRATION_SAMPLES
 from .initialize import start_of
 from .loss import CrossEntropy, Distillation, TrainingLoss, load_loss
-from .network import Network
+from .network import TorchNetwork
 from .recipe import Recipe
 from .samples import Augmentation, TrainingSamples, read_samples
 from .training import Training
@@ -64,7 +64,7 @@ class QatResult:
 
     model: ModelProto
     report: Report
-    network: Network
+    network: TorchNetwork
     sqnr_db: float | None
     same: float | None
     compared: int
@@ -128,7 +128,7 @@ def prepare(
     learn_ranges: bool = True,
     progress: Progress | None = None,
     **settings: Any,
-) -> Network:
+) -> TorchNetwork:
     """A float model, quantized after training, as a PyTorch module to train further; `finish` makes it ONNX again.
 
     data: what the start is calibrated with; this and the rest as `onnxq.quantize` takes them. The module takes the
@@ -137,10 +137,10 @@ def prepare(
     """
     task = _open_task(model, data, with_settings(options, settings), preprocess, input_keys, progress)
     _, start = start_of(make_plan(task), task.context)
-    return Network(start, task.context.target, learn_ranges)
+    return TorchNetwork(start, task.context.target, learn_ranges)
 
 
-def finish(network: Network) -> ModelProto:
+def finish(network: TorchNetwork) -> ModelProto:
     """The quantized ONNX model of a network of `prepare`, with weights, biases and grids as they are now.
 
     It is lowered like every other, but not verified: it has not been compared with the float model.
@@ -207,18 +207,18 @@ def _initialized(
     """The post-training result as a network to train; operators and arithmetic are checked before it is computed."""
     specs, target = input_specs(task.proto), task.context.target
     prepared, _ = pipeline.prepare(task.proto, task.origin, task.options, replace(task.context, feeds=()))
-    teacher = Network(prepared, target)
+    teacher = TorchNetwork(prepared, target)
     rows = rows_of_run(teacher, task.proto, samples, specs, task.origin)
     inner = _inner_tensors(prepared, recipe.distill)
     plan = make_plan(task, collector)
     adjusted, start = start_of(plan, task.context)
     if inner:  # inner tensors are compared with those of the network that was equalized
-        teacher = Network(adjusted, target)
-        missing = set(inner) - {name for step in Network(start, target).operations for name in step.writes}
+        teacher = TorchNetwork(adjusted, target)
+        missing = set(inner) - {name for step in TorchNetwork(start, target).operations for name in step.writes}
         if missing:
             raise UsageError(f"`distill`: {sorted(missing)[0]!r} is not among what the adjusted model computes")
     device = _device(recipe.device)
-    student = Network(start, target, recipe.learn_ranges).to(device)
+    student = TorchNetwork(start, target, recipe.learn_ranges).to(device)
     kept, held_out = samples.split(recipe.held_out)
     training = Training(
         student,

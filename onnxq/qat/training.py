@@ -2,11 +2,11 @@
 
     batch -> other views of it -> float network t, quantized network y -> loss(y, t) -> Adam on weights and grids
 
-Adam's steps are of the size of the learning rate, whatever the gradient's. Growth and shift of grids take steps of eta,
-a weight takes steps of eta_w s, s the step of its grid (`Network.units`): at any bits and in every channel about one
-weight in 1 / eta_w is rounded to another integer at a time. Both rates rise over the first steps and fall to zero along
-a cosine. Held-out samples are evaluated now and then; the best state of all, the one at the start among them, is what
-remains: lowest loss, with no fewer samples classified as the float model does than at the start.
+Adam's steps are of the size of the learning rate, whatever the gradient's. Growth and shift of grids take steps of
+eta, a weight takes steps of eta_w s, s the step of its grid (`TorchNetwork.units`): at any bits and in every channel
+about one weight in 1 / eta_w is rounded to another integer at a time. Both rates rise over the first steps and fall
+to zero along a cosine. Held-out samples are evaluated now and then; the best state of all, the one at the start among
+them, is what remains: lowest loss, with no fewer samples classified as the float model does than at the start.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..calibration.checkpoint import Checkpoint
 from ..errors import EngineError
 from .loss import TrainingLoss, agreement
-from .network import Network
+from .network import TorchNetwork
 from .recipe import Recipe
 from .samples import Augmentation, TrainingSamples
 
@@ -46,8 +46,8 @@ class HeldOutScore:
 class Training:
     """student, teacher: on one device. rows: samples that one run of the model takes; None: as many as there are."""
 
-    student: Network
-    teacher: Network
+    student: TorchNetwork
+    teacher: TorchNetwork
     loss: TrainingLoss
     recipe: Recipe
     samples: TrainingSamples

@@ -18,7 +18,7 @@ from ..execution.compare_outputs import output_sqnr
 from ..execution.session import Session, parallel_map
 from ..numeric.metrics import same_class
 from ..thresholds import QAT_CHECK_SAMPLES, QAT_COMPARED_SAMPLES, TORCH_AGREES_DB
-from .network import Network
+from .network import TorchNetwork
 from .samples import TrainingSamples
 from .training import Training
 
@@ -45,7 +45,7 @@ class WrittenModel:
 
 
 def rows_of_run(
-    network: Network, proto: ModelProto, samples: TrainingSamples, specs: Sequence[InputSpec], origin: str
+    network: TorchNetwork, proto: ModelProto, samples: TrainingSamples, specs: Sequence[InputSpec], origin: str
 ) -> int | None:
     """How many samples one run takes, None for any number, tried on the way of comparing with ONNX Runtime.
 
@@ -82,7 +82,7 @@ def compare_written(training: Training, path: Path, threads: int) -> WrittenMode
     return WrittenModel(output_sqnr([(first, second)]), float(np.mean(shares)) if shares else None, len(some))
 
 
-def _outputs(network: Network, samples: TrainingSamples) -> dict[str, np.ndarray]:
+def _outputs(network: TorchNetwork, samples: TrainingSamples) -> dict[str, np.ndarray]:
     device = next(iter(network.parameters())).device
     with torch.no_grad():
         inputs = {n: torch.from_numpy(np.ascontiguousarray(a)).to(device) for n, a in samples.arrays.items()}
