@@ -9,10 +9,9 @@ Only quantizers with parameters count; biases stay as they are (32 bits lose not
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import onnx_graphsurgeon as gs
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto
 
 from . import large
 from .model import Model, Quantizer
@@ -24,16 +23,10 @@ def simulated(model: Model) -> ModelProto:
     return with_quantizers(model.to_proto(), model.quantizers, model.unique_name)
 
 
-def with_quantizers(
-    proto: ModelProto,
-    quantizers: Mapping[str, Quantizer],
-    unique_name: UniqueName,
-    switches: Mapping[str, str] = MappingProxyType({}),
-) -> ModelProto:
+def with_quantizers(proto: ModelProto, quantizers: Mapping[str, Quantizer], unique_name: UniqueName) -> ModelProto:
     """`proto`, which is changed, so that its nodes read what has a quantizer as that quantizer leaves it.
 
-    quantizers: by tensor. unique_name: stem -> a tensor name that nothing in the model has. switches: activation ->
-    a boolean scalar, to be computed or fed, that keeps it in float where it is true.
+    quantizers: by tensor. unique_name: stem -> a tensor name that nothing in the model has.
     """
     initializers = {t.name: t for t in proto.graph.initializer}
     renamed: dict[tuple[str, str], str] = {}  # (node, tensor it read) -> tensor it reads now; any node: ""
@@ -52,10 +45,6 @@ def with_quantizers(
             written = gs.export_onnx(gs.Graph(pair), do_type_check=False).graph
             proto.graph.initializer.extend(written.initializer)
             behind[name] = list(written.node)
-            if name in switches:
-                switched = unique_name(f"{name}_switched")
-                behind[name].append(helper.make_node("Where", [switches[name], name, target], [switched]))
-                target = switched
             renamed.update({(reader, name): target for reader in quantizer.readers or ("",)})
     nodes = [n for v in proto.graph.input for n in behind.get(v.name, ())]
     for node in proto.graph.node:

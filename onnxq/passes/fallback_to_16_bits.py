@@ -19,10 +19,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import ModelProto
 
 from ..calibration.collect import collect_tensors
 from ..data import Feed
@@ -30,6 +31,7 @@ from ..execution.compare_outputs import Outputs, output_sqnr, reference_outputs
 from ..execution.services import Services
 from ..execution.switches import Switch, Switchboard
 from ..graph.model import Model, Quantizer, drop_quantizer, grid_root
+from ..graph.simulate import with_quantizers
 from ..numeric.histogram import Histogram
 from ..numeric.quant import QuantParams, QuantSpec
 from ..numeric.samples import Samples, Statistic
@@ -118,58 +120,64 @@ def _groups(model: Model, candidates: Mapping[str, Quantizer], target: Target) -
 
 @dataclass
 class _Search:
-    """Runs the network on the first samples with some of its quantizers on; groups: of the candidates."""
+    """Runs the network on the first samples with some of its quantizers on.
+
+    groups: of the candidates. switches: one for each group. others: all other quantizers.
+    """
 
     model: Model
     groups: Sequence[Together]
     feeds: Sequence[Feed]
     services: Services
     switches: dict[Together, Switch] = field(init=False)
-    others: Switch = field(init=False)
-    board: Switchboard = field(init=False)
+    others: dict[str, Quantizer] = field(default_factory=dict)
+    references: list[dict[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
         tensors, quantizers = self.model.graph.tensors(), self.model.quantizers
         group_of = {name: group for group in self.groups for name in group}
-        members: dict[Together | None, list[Quantizer]] = {group: [] for group in (*self.groups, None)}
+        members: dict[Together, list[Quantizer]] = {group: [] for group in self.groups}
         for name, quantizer in quantizers.items():
-            group = group_of.get(grid_root(quantizers, name)) if isinstance(tensors[name], gs.Variable) else None
-            members[group].append(quantizer)
-        self.switches = {group: Switch(group[0], tuple(members[group])) for group in self.groups}
-        self.others = Switch("", tuple(members[None]))
-        proto, threads = self.model.to_proto(), self.services.threads
-        references = reference_outputs(proto, self.feeds, threads)
-
-        def db(outputs: Iterable[tuple[Feed, Outputs]]) -> float:
-            found = output_sqnr(zip(references, (each for _, each in outputs), strict=True))
-            return np.inf if found is None else found  # what cannot be measured is no reason to widen anything
-
-        self.board = Switchboard(
-            proto, self.switches.values(), self.feeds, db,
-            threads=threads, max_memory=self.services.max_memory, outputs_quantized=False,
-        )  # fmt: skip
+            group = group_of.get(grid_root(quantizers, name))
+            if group is not None and isinstance(tensors[name], gs.Variable):
+                members[group].append(quantizer)
+            else:
+                self.others[name] = quantizer
+        self.switches = {group: Switch(group[0], tuple(found)) for group, found in members.items()}
+        self.references = reference_outputs(self.model.to_proto(), self.feeds, self.services.threads)
 
     def alone(self) -> dict[Together, float]:
         """-10 log10 n_i of each group."""
-        self.board.hold({})
-        found = {}
+        board, found = self._switchboard(self.model.to_proto()), {}
+        board.hold({})
         for done, (group, switch) in enumerate(self.switches.items(), 1):
             self.services.progress("activations one by one", done, len(self.groups))
-            found[group] = self.board.score({switch.name: switch})
+            found[group] = board.score({switch.name: switch})
         return found
 
     def together(self, ranked: Sequence[Together], worth: float) -> list[float]:
         """-10 log10 N_k for k = 0, 1, ..., up to where no further exception can pay."""
-        price, best = worth / len(ranked), -np.inf
-        ceiling, curve = self.board.score({"": self.others}), list[float]()
+        board = self._switchboard(with_quantizers(self.model.to_proto(), self.others, self.model.unique_name))
+        price, best, ceiling, curve = worth / len(ranked), -np.inf, board.score({}), list[float]()
         for k in range(len(ranked) + 1):
             self.services.progress("activations together", k, len(ranked))
-            state = {switch.name: switch for switch in (self.others, *(self.switches[group] for group in ranked[k:]))}
-            curve.append(self.board.score(state) if curve else self.board.hold(state))
+            state = {switch.name: switch for switch in (self.switches[group] for group in ranked[k:])}
+            curve.append(board.score(state) if curve else board.hold(state))
             best = max(best, curve[-1] - k * price)
             if ceiling - (k + 1) * price <= best:
                 break
         return curve
+
+    def _switchboard(self, proto: ModelProto) -> Switchboard:
+        return Switchboard(
+            proto, self.switches.values(), self.feeds, self._db,
+            threads=self.services.threads, max_memory=self.services.max_memory, outputs_quantized=False,
+        )  # fmt: skip
+
+    def _db(self, outputs: Iterable[tuple[Feed, Outputs]]) -> float:
+        """SQNR of the outputs; infinite where none is comparable, since that is no reason to widen anything."""
+        found = output_sqnr(zip(self.references, (each for _, each in outputs), strict=True))
+        return np.inf if found is None else found
 
 
 def _statistics(model: Model, names: Sequence[str], context: Context) -> dict[str, Samples]:
