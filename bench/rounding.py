@@ -26,7 +26,7 @@ from scores import Evaluation, outputs
 from tables import head, line
 
 import onnxq
-from onnxq.operators.linear import LinearLayer, is_depthwise, linear_layer
+from onnxq.operators.linear import is_depthwise, linear_layers
 from onnxq.options import Options
 from onnxq.pipeline.pipeline import load
 
@@ -64,7 +64,7 @@ class Subject:
         self.calibration = every[np.linspace(0, len(every) - 1, min(self.samples, len(every))).astype(int)]
         self.evaluation = Evaluation(self.case, self.images)
         nodes = load(self.proto, self.case.name, Options()).graph.nodes
-        self.layers = [layer for node in nodes if isinstance(layer := linear_layer(node), LinearLayer)]
+        self.layers = linear_layers(nodes)
 
     @property
     def rows(self) -> Sequence[str]:

@@ -68,6 +68,17 @@ def test_the_mean_of_the_output_is_what_it_was(layer: str) -> None:
         assert after.max() < 0.5 * before.max()
 
 
+def test_each_matrix_of_a_stack_meets_a_share_of_the_positions() -> None:
+    proto = model("(float[1,4,7,5] x) => (float[1,4,7,3] y) <float[4,5,3] w> { y = MatMul(x, w) }")
+    proto.graph.node[0].name = "n"
+    planned = quantized(proto, "w")
+    constant = {"x": np.broadcast_to(np.float32([2.0, -3.0, 1.0, 0.5, 4.0]), (1, 4, 7, 5)).copy()}
+    CorrectBias().apply(planned, Context(feeds=[Feed(constant, None, "")]))
+    error = run(simulated(planned), constant)["y"] - run(proto, constant)["y"]
+    assert np.abs(error).max() > 1e-2
+    np.testing.assert_allclose(error.mean(axis=(0, 1, 2)), 0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("width", "pads"), [("4", [1, 1, 1, 1]), ("W", [1, 0, 1, 0])])
 def test_padding_is_counted(width: str, pads: list[int]) -> None:
     """Along the axes whose sizes are known."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from graphs import assert_close, feeds, model, ops, run, weights
+from graphs import assert_close, feeds, model, ops, run, weights, wrapped
 from onnx import ModelProto
 from quantized import PLAIN, planned, samples
 
@@ -157,6 +158,23 @@ def test_an_operator_that_moves_data(target: str, move: Any) -> None:
     assert_close(run(found, feeds(proto))["y"], run(proto, feeds(proto))["y"], 0.2)
 
 
+@pytest.mark.parametrize("op", ["MyLinear", *FORMS])
+def test_registered_linear_operators_can_be_trained(op: str) -> None:
+    pytest.importorskip("torch")
+    from onnxq.qat.network import Network
+
+    fields, text = FORMS.get(op, ({"bias": 2}, MLP.format(op="com.x.MyLinear")))
+    register(op, "com.x", "linear", **fields)
+    proto = network(text)
+    x = feeds(proto)["x"]
+    found = Network(wrapped(proto), TARGETS["ort"]).run({"x": torch_of(x)})["y"]
+    assert_close(found.detach().numpy(), run(proto, {"x": x})["y"], 1e-5)
+
+
+def torch_of(x: np.ndarray) -> Any:
+    return pytest.importorskip("torch").from_numpy(x)
+
+
 def test_functions_of_other_operators_are_inlined() -> None:
     register("MyLinear", "com.x", "linear", bias=2)
     text = MLP.format(op="com.x.MyLinear").replace("r = Relu(a)", "r = com.x.Double(a)")
@@ -252,6 +270,26 @@ def test_mistakes_in_a_target_file_say_what_was_expected(text: str, message: str
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
         find_target(str(path))
+
+
+KEPT_APART = {
+    "evaluation/matching.py": "integer operators by the float ones that they stand for",
+    "passes/fuse_decomposed.py": "Pad in front of Conv",
+    "passes/normalize.py": "alpha and beta of Gemm",
+    "qat/layers.py": "what PyTorch computes",
+}
+
+
+def test_no_other_file_has_a_list_of_operators_with_weights() -> None:
+    """They are entries of `operators/`, and targets say which of them their tool-chain has a kernel for."""
+    root = Path(onnxq.__file__).parent
+    found = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in registry.names("linear")
+    }
+    assert {name for name in found if name.split("/")[0] not in ("operators", "targets")} <= set(KEPT_APART)
 
 
 def test_models_in_half_precision_keep_their_functions() -> None:

@@ -27,7 +27,7 @@ import onnx_graphsurgeon as gs
 from ..execution.workload import Workload
 from ..graph.model import Model, Quantizer, grid_root
 from ..numeric.quant import Grid
-from ..operators.linear import LinearLayer, linear_layer
+from ..operators.linear import linear_layers
 from ..operators.registry import operands
 
 Bits = Mapping[str, int]
@@ -59,7 +59,7 @@ class BitCosts:
 
         nodes = [node for node in model.graph.nodes if node.name in work.products]
         units = {node.name: [unit(node, node.inputs[index]) for index in operands(node)] for node in nodes}
-        layers = [layer for node in nodes if isinstance(layer := linear_layer(node), LinearLayer)]
+        layers = linear_layers(nodes)
         weights = {id(layer.weight): (int(layer.weight.values.size), units[layer.node.name][1]) for layer in layers}
         busy = {name for pair in units.values() for name in pair}
         idle: dict[str, float] = {}

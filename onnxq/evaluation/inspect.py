@@ -14,7 +14,7 @@ from onnx import ModelProto
 from ..calibration.context import Context
 from ..data import InputSpec
 from ..graph.model import Model
-from ..operators.linear import LinearLayer, linear_layer
+from ..operators.linear import linear_layers
 from ..options import Options
 from ..pipeline.open_inputs import input_specs
 from ..pipeline.pipeline import placement, prepare
@@ -112,13 +112,12 @@ def inspect(proto: ModelProto, origin: str, options: Options | None = None) -> I
 
 def _layers(model: Model) -> list[InspectedLayer]:
     found = []
-    for layer in map(linear_layer, model.graph.nodes):
-        if isinstance(layer, LinearLayer):
-            shape = tuple(int(n) for n in layer.weight.shape)
-            quantizer = model.quantizers.get(layer.weight.name)
-            quantized = quantizer is not None and layer.node.name in quantizer.readers
-            count = int(np.prod(shape))
-            found.append(InspectedLayer(layer.node.name, layer.node.op, layer.weight.name, shape, count, quantized))
+    for layer in linear_layers(model.graph.nodes):
+        shape = tuple(int(n) for n in layer.weight.shape)
+        quantizer = model.quantizers.get(layer.weight.name)
+        quantized = quantizer is not None and layer.node.name in quantizer.readers
+        count = int(np.prod(shape))
+        found.append(InspectedLayer(layer.node.name, layer.node.op, layer.weight.name, shape, count, quantized))
     return found
 
 

@@ -12,7 +12,7 @@ from ..execution.layerwise import isolate
 from ..execution.switches import State, Switch, switches_of
 from ..execution.workload import workload
 from ..graph.model import Model
-from ..operators.linear import LinearLayer, linear_layer
+from ..operators.linear import linear_layers
 from ..options import Options, Override
 from ..pipeline.pipeline import at_sufficient_opset, correct, equalize, placement, prepare, set_ranges
 from ..pipeline.run_passes import run_passes
@@ -85,8 +85,7 @@ def plan(task: Task, candidates: Candidates) -> PlannedWidths:
     model, _ = prepare(task.proto, task.origin, options, task.context)
     model, _ = equalize(model, task)
     probe, _ = run_passes(placement(options), model.clone(), task.context)
-    layers = (linear_layer(node) for node in probe.graph.nodes)
-    weights = {layer.weight.name for layer in layers if isinstance(layer, LinearLayer)}
+    weights = {layer.weight.name for layer in linear_layers(probe.graph.nodes)}
     units = {name: name in weights for name, q in probe.quantizers.items() if q.grid_of is None}
     plans = [_with_widths(options, units, *widths) for widths in candidates.plans]
     every = tuple(override for variant in plans for override in variant.overrides)

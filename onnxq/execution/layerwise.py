@@ -29,7 +29,7 @@ from ..errors import DataError, ModelError
 from ..graph import edit, large
 from ..graph.model import Model
 from ..graph.simulate import simulated
-from ..operators.linear import LinearLayer, linear_layer
+from ..operators.linear import LinearLayer, linear_layer, linear_layers
 from .partial import Cuts, Network
 from .services import Services
 from .session import Session, parallel_map, real_rows
@@ -73,8 +73,7 @@ class Traffic:
 
 def planned_layers(model: Model) -> list[LinearLayer]:
     """The linear layers whose weight has a quantizer with parameters, in graph order."""
-    found = (linear_layer(node) for node in model.graph.nodes)
-    layers = [layer for layer in found if isinstance(layer, LinearLayer)]
+    layers = linear_layers(model.graph.nodes)
     quantizers = [model.quantizers.get(layer.weight.name) for layer in layers]
     return [
         layer

@@ -13,7 +13,7 @@ here. Where the channels lie says the operator's `LinearForm`:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -178,6 +178,11 @@ def linear_layer(node: gs.Node) -> LinearLayer | str:
     if reason := form.refuses(node, weight, bias):
         return reason
     return LinearLayer(node, form, weight, bias, node if bias is not None else None)
+
+
+def linear_layers(nodes: Iterable[gs.Node]) -> list[LinearLayer]:
+    """The layers among some nodes, in their order."""
+    return [layer for node in nodes if isinstance(layer := linear_layer(node), LinearLayer)]
 
 
 def adds_bias_of(node: gs.Node) -> gs.Node | None:

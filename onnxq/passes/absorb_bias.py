@@ -28,7 +28,7 @@ from ..graph.scaling_groups import find_groups
 from ..numeric.channel_statistics import ChannelFacts
 from ..operators.channels import propagate_mean
 from ..operators.elementwise import clip_bounds
-from ..operators.linear import LinearLayer, linear_layer
+from ..operators.linear import LinearLayer, linear_layer, linear_layers
 from .base import Context, Outcome, Skip
 
 Vector = NDArray[np.float64]
@@ -43,7 +43,7 @@ class AbsorbBias:
 
     def apply(self, model: Model, context: Context) -> Outcome:
         places = find_groups(model).tensors
-        layers = [x for node in model.graph.nodes if isinstance(x := linear_layer(node), LinearLayer)]
+        layers = linear_layers(model.graph.nodes)
         outputs = {x.output.name: places[x.output.name][0] for x in layers if x.output.name in places}
         facts = channel_facts(model, outputs, context, "measuring channels")
         measured = has_data(context)

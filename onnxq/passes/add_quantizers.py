@@ -12,7 +12,7 @@ A tensor has one quantizer, however many nodes read it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -25,7 +25,7 @@ from ..graph.model import Model, Quantizer, grid_root
 from ..graph.patterns import ACTIVATIONS, Composite, find_composites, residual_input
 from ..numeric.quant import QuantSpec
 from ..operators.elementwise import clip_bounds
-from ..operators.linear import LinearLayer, linear_layer
+from ..operators.linear import LinearLayer, linear_layer, linear_layers
 from ..operators.node import ONNX_DOMAINS, is_float, is_op
 from ..operators.registry import operands, preserves_grid
 from ..targets import OpRule, Target
@@ -108,7 +108,7 @@ class _Choice:
         self.integer: set[int] = {id(t) for t in model.graph.inputs if is_float(t)}  # tensors, by identity
         self.inputs = set(self.integer)  # those that are but inputs of the model, moved at most
         self.gridded: set[int] = set()  # integers that cannot be had in float for nothing: their kernel writes a grid
-        self.weights = {id(layer.weight) for layer in _layers(model)}
+        self.weights = {id(layer.weight) for layer in linear_layers(model.graph.nodes)}
         self.composites = {id(node): whole for whole in find_composites(model) for node in whole.nodes}
         fusible = {operator: forms for operator, forms in ACTIVATIONS.items() if operator in target.fused}
         self.activations = {id(whole.input): whole for whole in find_composites(model, fusible)}
@@ -117,7 +117,7 @@ class _Choice:
 
     def run(self) -> tuple[list[tuple[gs.Node, OpRule]], list[Skip]]:
         chosen, skips = [], []
-        layers = _layers(self.model) if self.target.added_bias == "layer" else ()
+        layers = linear_layers(self.model.graph.nodes) if self.target.added_bias == "layer" else ()
         biases = {id(layer.bias_node) for layer in layers if layer.bias_node is not layer.node}
         for node in self.model.graph.nodes:
             if id(node) in biases or id(node) in self.fused_nodes:
@@ -222,10 +222,6 @@ class _Choice:
         return () if any(_matches(n, pattern) for n in nodes for pattern in self.options.exclude) else nodes
 
 
-def _layers(model: Model) -> Iterator[LinearLayer]:
-    return (layer for node in model.graph.nodes if isinstance(layer := linear_layer(node), LinearLayer))
-
-
 def _computes_floats(node: gs.Node) -> bool:
     return any(t.dtype in (np.float16, np.float32, np.float64) for t in node.outputs if t.dtype is not None)
 
@@ -244,7 +240,7 @@ class _Placement:
     biases: set[int] = field(default_factory=set)  # constants, by identity, whose grids come with lowering
 
     def place(self) -> None:
-        self.biases = {id(layer.bias) for layer in _layers(self.model)}
+        self.biases = {id(layer.bias) for layer in linear_layers(self.model.graph.nodes)}
         for node, rule in self.chosen:
             if rule.kind == "movement":
                 continue

@@ -25,7 +25,7 @@ from ..graph.model import Model
 from ..graph.scaling_groups import find_groups
 from ..numeric.channel_statistics import ChannelFacts
 from ..operators.channels import propagate_mean
-from ..operators.linear import LinearLayer, linear_layer
+from ..operators.linear import LinearLayer, linear_layers
 from .base import Context, Outcome, Skip
 
 
@@ -40,8 +40,7 @@ class CorrectBias:
     preserves: ClassVar[bool | None] = False
 
     def apply(self, model: Model, context: Context) -> Outcome:
-        layers = [layer for node in model.graph.nodes if isinstance(layer := linear_layer(node), LinearLayer)]
-        layers = [layer for layer in layers if _is_quantized(model, layer)]
+        layers = [layer for layer in linear_layers(model.graph.nodes) if _is_quantized(model, layer)]
         source = context if self.means == "data" else replace(context, feeds=())
         facts = channel_facts(model, _input_axes(model, layers), source, "measuring means")
         changed, skips, largest = 0, [], 0.0

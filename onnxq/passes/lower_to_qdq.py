@@ -25,7 +25,7 @@ from ..graph.model import Model, Quantizer
 from ..graph.qdq_writer import QdqWriter
 from ..numeric.quant import Grid, QuantParams
 from ..operators.elementwise import clip_bounds
-from ..operators.linear import LinearLayer, linear_layer
+from ..operators.linear import LinearLayer, linear_layers
 from ..operators.node import is_op
 from ..operators.registry import preserves_grid
 from ..targets import Target
@@ -43,9 +43,8 @@ class LowerToQdq:
     def apply(self, model: Model, context: Context) -> Outcome:
         tensors = model.graph.tensors()
         lowering = _Lowering(model, context.target)
-        for layer in [linear_layer(node) for node in model.graph.nodes]:
-            if isinstance(layer, LinearLayer):
-                lowering.bias(layer)
+        for layer in linear_layers(model.graph.nodes):
+            lowering.bias(layer)
         for quantizer in model.quantizers.values():
             tensor = tensors[quantizer.tensor]
             if isinstance(tensor, gs.Constant):
@@ -181,8 +180,8 @@ def _ends_of_float_layers(model: Model) -> frozenset[int]:
     """The nodes, by identity, that end layers whose weights stay in float while their input is quantized: between a
     DequantizeLinear and a QuantizeLinear, ONNX Runtime would quantize the weights too."""
     ends = set()
-    for layer in map(linear_layer, model.graph.nodes):
-        if isinstance(layer, LinearLayer) and layer.input.name in model.quantizers:
+    for layer in linear_layers(model.graph.nodes):
+        if layer.input.name in model.quantizers:
             weight = model.quantizers.get(layer.weight.name)
             if weight is None or layer.node.name not in weight.readers:
                 ends.add(id(layer.bias_node or layer.node))
@@ -193,8 +192,8 @@ def _readers_of_blocks(model: Model) -> frozenset[int]:
     """The nodes, by identity, whose 8-bit weights come in blocks while their input is quantized: ONNX Runtime would
     take integer kernels, which compute without blocks."""
     nodes = set()
-    for layer in map(linear_layer, model.graph.nodes):
-        if isinstance(layer, LinearLayer) and layer.input.name in model.quantizers:
+    for layer in linear_layers(model.graph.nodes):
+        if layer.input.name in model.quantizers:
             weight = model.quantizers.get(layer.weight.name)
             if weight is not None and weight.spec.block is not None and weight.spec.grid.stored_bits == 8:
                 nodes.add(id(layer.node))

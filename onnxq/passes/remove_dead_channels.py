@@ -34,7 +34,7 @@ from ..numeric.channel_statistics import ChannelFacts
 from ..operators import channels
 from ..operators.channels import propagate_mean
 from ..operators.elementwise import clip_bounds
-from ..operators.linear import LinearLayer, linear_layer
+from ..operators.linear import LinearLayer, linear_layers
 from .base import Context, Outcome, Skip
 
 Vector = NDArray[np.float64]
@@ -69,21 +69,18 @@ class RemoveDeadChannels:
                     reason = f"{padded} channels that it reads are constant, but it pads with zeros"
                     skips.append(Skip(layer.node.name, reason))
 
-        propagate_batchnorm_statistics(
-            model, visit=visit
-        )  # what is folded into a layer may leave it channels that are constant
+        propagate_batchnorm_statistics(model, visit=visit)  # a layer may be left with channels that are constant
         return Outcome(changed, tuple(skips), tuple(notes))
 
 
 def _layers(model: Model) -> list[LinearLayer]:
     """Linear layers whose weight is theirs alone."""
-    layers = [layer for node in model.graph.nodes if isinstance(layer := linear_layer(node), LinearLayer)]
-    return [layer for layer in layers if len(layer.weight.outputs) == 1]
+    return [layer for layer in linear_layers(model.graph.nodes) if len(layer.weight.outputs) == 1]
 
 
 def _empty_rows(model: Model, layer: LinearLayer, facts: ChannelFacts, threshold: float) -> int:
     """Set rows of constant channels to zero; how many."""
-    width, bias = facts.hi - facts.lo, _bias(layer)
+    width, bias = facts.hi - facts.lo, layer.bias_values
     still = width <= threshold * np.nanmedian(width) if not np.isnan(width).all() else np.zeros(width.size, bool)
     value = np.where(still, facts.mean, bias)
     reader = model.sole_consumer(layer.output)
@@ -111,7 +108,7 @@ def _fold_columns(model: Model, layer: LinearLayer, inputs: ChannelFacts) -> tup
     foldable, others = _constant_inputs(layer, inputs)
     if foldable.any():
         value = np.where(foldable, inputs.mean, 0.0)
-        bias = _bias(layer) + propagate_mean(layer, value)
+        bias = layer.bias_values + propagate_mean(layer, value)
         kept = np.asarray(~foldable, np.float64)
         edit.set_weight(model, layer, channels.scaled(layer, np.ones(layer.channels), kept))
         if value.any():
@@ -127,7 +124,3 @@ def _constant_inputs(layer: LinearLayer, facts: ChannelFacts) -> tuple[NDArray[n
     constant = columns & (facts.std == 0)
     exact = constant & ((facts.mean == 0) | (layer.varies is None))
     return exact, constant & ~exact
-
-
-def _bias(layer: LinearLayer) -> Vector:
-    return layer.bias_values

@@ -16,7 +16,7 @@ from ..numeric.quant import QuantParams, QuantSpec
 from ..numeric.range_search import Range
 from ..numeric.ranges import set_range
 from ..numeric.samples import Samples
-from ..operators.linear import LinearLayer, linear_layer
+from ..operators.linear import linear_layers
 from .base import Context, Outcome
 
 AT_ONCE = 2**22
@@ -35,8 +35,8 @@ class SetWeightRanges:
         constants = [c for c in constants if not model.quantizers[c.name].given]
         for constant in constants:
             quantizer = model.quantizers[constant.name]
-            layers = (linear_layer(node) for node in constant.outputs if node.name in quantizer.readers)
-            biases = [layer.bias for layer in layers if isinstance(layer, LinearLayer) and layer.bias is not None]
+            layers = linear_layers(node for node in constant.outputs if node.name in quantizer.readers)
+            biases = [layer.bias for layer in layers if layer.bias is not None]
             for part, kind in ((constant, "weight"), *((bias, "bias") for bias in biases)):
                 if not np.isfinite(part.values).all():
                     raise ModelError(

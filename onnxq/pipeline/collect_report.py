@@ -9,7 +9,7 @@ None of it changes the result, and all of it is bounded: 64 bars a tensor, 64 ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -27,7 +27,7 @@ from ..numeric.metrics import Sqnr, finite, sqnr
 from ..numeric.quant import QuantParams
 from ..numeric.samples import Samples
 from ..operators.channels import pairs
-from ..operators.linear import LinearLayer, linear_layer
+from ..operators.linear import LinearLayer, linear_layers
 from ..report import Box, ChannelRanges, Distribution, Layer
 
 BARS = 64
@@ -44,7 +44,9 @@ class ReportCollector:
 
     def start(self, model: Model) -> None:
         """The float model before it is adjusted."""
-        self.before = {x.node.name: gs.Constant(x.weight.name, x.weight.values) for x in _layers(model)}
+        self.before = {
+            x.node.name: gs.Constant(x.weight.name, x.weight.values) for x in linear_layers(model.graph.nodes)
+        }
 
     def ranged(self, tensor: str, samples: Samples, params: QuantParams) -> None:
         """A tensor's calibration statistics, and the grid that was chosen for them."""
@@ -62,8 +64,9 @@ class ReportCollector:
     def layers(self, planned: Model, context: Context) -> tuple[Layer, ...]:
         """Every linear layer; noise is measured on the context's feeds. Raises EngineError."""
         assert self.reference is not None
-        planned_layers = {x.node.name: x for x in _layers(planned)}
-        layers = [(x, planned_layers[x.node.name]) for x in _layers(self.reference) if x.node.name in planned_layers]
+        planned_layers = {x.node.name: x for x in linear_layers(planned.graph.nodes)}
+        float_layers = linear_layers(self.reference.graph.nodes)
+        layers = [(x, planned_layers[x.node.name]) for x in float_layers if x.node.name in planned_layers]
         names = {a.output.name: b.output.name for a, b in layers}
         names |= {a.counted.name: b.counted.name for a, b in layers}
         compared = _compare(self.reference.to_proto(), simulated(planned), names, context)
@@ -104,10 +107,6 @@ class _Compared:
 
     noise: Sqnr = field(default_factory=Sqnr)
     elements: int = 0
-
-
-def _layers(model: Model) -> Iterable[LinearLayer]:
-    return [layer for layer in map(linear_layer, model.graph.nodes) if isinstance(layer, LinearLayer)]
 
 
 def _rows(layer: LinearLayer) -> NDArray[np.float64]:

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from ..errors import EngineError, ModelError
 from ..graph.model import Model, grid_root
-from ..operators.linear import LinearLayer, linear_layer
+from ..operators.linear import LinearLayer, linear_layers
 from ..operators.node import ONNX_DOMAINS
 from ..rounding.bias_scale import input_scale
 from ..targets import Target
-from .operators import OPERATORS, Function
+from .operators import Function, function_of
 from .quantizer import LearnedQuantizer, on_bias_grid
 
 AVERAGES = ("AveragePool", "GlobalAveragePool", "ReduceMean", "Resize")
@@ -79,7 +79,7 @@ class TorchNetwork(nn.Module):
         averaged = {root for node in model.graph.nodes if (root := self._kept_by_average(node)) is not None}
         for name in dict.fromkeys(self._roots.values()):
             self.quantizers[key(name)] = _quantizer(model, name, tensors[name], learn_ranges, name in averaged)
-        layers = [layer for node in model.graph.nodes if isinstance(layer := linear_layer(node), LinearLayer)]
+        layers = linear_layers(model.graph.nodes)
         self._layers = [(layer.weight.name, layer.bias.name if layer.bias is not None else None) for layer in layers]
         trained = {name for names in self._layers for name in names}
         for name, tensor in tensors.items():
@@ -222,7 +222,9 @@ class TorchNetwork(nn.Module):
             spent = tuple(n for n in names if last[n] == index and n not in self.outputs)
             attributes = {**node.attrs, "_outputs": len(node.outputs)}
             writes = tuple(t.name for t in node.outputs)
-            operations.append(Operation(node.name, node.op, OPERATORS[node.op], attributes, found, writes, spent))
+            function = function_of(node)
+            assert function is not None, "operators without one were refused"
+            operations.append(Operation(node.name, node.op, function, attributes, found, writes, spent))
         return operations
 
     def written(self) -> Model:
@@ -260,7 +262,7 @@ def _quantizer(model: Model, name: str, tensor: gs.Tensor, learn_ranges: bool, a
 
 
 def _refuse_unknown(model: Model) -> None:
-    nodes = [n for n in model.graph.nodes if n.domain not in ONNX_DOMAINS or n.op not in OPERATORS]
+    nodes = [n for n in model.graph.nodes if function_of(n) is None]
     if nodes:
         counts = Counter(n.op if n.domain in ONNX_DOMAINS else f"{n.domain}.{n.op}" for n in nodes)
         listed = ", ".join(f"{op} ({count} nodes, such as {_first(nodes, op)!r})" for op, count in counts.items())

@@ -13,10 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import onnx_graphsurgeon as gs
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..operators.matmul import MatrixProduct
+from ..operators.node import ONNX_DOMAINS
+from ..operators.registry import linear_form
 from .layers import LAYERS
 
 Attributes = Mapping[str, Any]
@@ -248,3 +252,21 @@ OPERATORS: Mapping[str, Function] = {
     "ReduceSumSquare": _reduction(lambda x, axes, keep: x.square().sum(axes, keepdim=keep)),
 }  # fmt: skip
 """By operator type, all of the standard domain."""
+
+
+def function_of(node: gs.Node) -> Function | None:
+    """What a node computes; None where it is not known. Linear operators that users register compute y = W x + b."""
+    if node.domain in ONNX_DOMAINS:
+        return OPERATORS.get(node.op)
+    form = linear_form(node.op, node.domain)
+    return _product(form) if isinstance(form, MatrixProduct) else None
+
+
+def _product(form: MatrixProduct) -> Function:
+    def apply(a: Attributes, *inputs: Tensor) -> Tensor:
+        w = inputs[form.weight] if form.axis == 1 else inputs[form.weight].t()
+        y = torch.matmul(inputs[0].movedim(form.output_axis, -1), w)
+        b = inputs[form.bias] if form.bias is not None and len(inputs) > form.bias else None
+        return (y if b is None else y + b).movedim(-1, form.output_axis)
+
+    return apply
