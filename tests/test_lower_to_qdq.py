@@ -8,6 +8,7 @@ from quantized import answered, planned, quantized, samples
 
 from onnxq.errors import EngineError
 from onnxq.execution.session import Session
+from onnxq.graph.simulate import simulated
 from onnxq.numeric.quant import Grid, QuantParams, QuantSpec
 from onnxq.passes.base import Context
 from onnxq.passes.lower_to_qdq import LowerToQdq
@@ -244,3 +245,23 @@ def test_shapes_stay_known():
     proto, _ = lowered(model(MLP))
     known = {v.name: shape(v) for v in proto.graph.value_info}
     assert known["w_dequantized"] == (3, 5)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 12, 16])
+def test_the_simulation_is_one_lowering_away(bits):
+    """It computes with the floats that the integers stand for, and leaves outputs of the model in float."""
+    proto = model(
+        "(float[N,3] x) => (float[N,?] y) <float[3,5] w, float[5,7] v>"
+        " { a = MatMul(x, w) r = Sigmoid(a) y = MatMul(r, v) }",
+        opset=21,
+        ir_version=10,
+    )
+    model_ = answered(proto, activation=QuantSpec(Grid(bits, signed=False), symmetric=False))
+    simulation, params = simulated(model_), {name: q.params for name, q in model_.quantizers.items()}
+    w, v = (params[name].fake(weights(proto)[name]) for name in ("w", "v"))
+    LowerToQdq().apply(model_, Context())
+    x = 1.5 * np.concatenate([feed["x"] for feed in samples(proto, 8)])  # some of it beyond the grid
+    simulated_y, y = (Session(p).run({"x": x})["y"] for p in (simulation, model_.to_proto()))
+    np.testing.assert_array_equal(simulated_y, y)
+    a = params["a"].fake(params["x"].fake(x) @ w)
+    np.testing.assert_allclose(y, params["r"].fake(1 / (1 + np.exp(-a))) @ v, rtol=1e-5, atol=1e-5)
