@@ -137,22 +137,22 @@ class WeightChooser:
         pairs = [(each.fit, each.held_out) for each in self.statistics if each.fit is not None]
         self.fit = [fit for fit, _ in pairs]
         self.held_out = [held_out or fit for fit, held_out in pairs]
-        self.total = reduce(add, (gram.centred() for gram in self.fit))
-        self.energy, self.count = _importance(self.total), self.total.count
+        total = _total(self.fit)
+        self.energy, self.count = _importance(total), total.count
         self.columns = self._columns()
 
     def choose(self) -> Choice:
         """The best lambda, compared with nearest, and with it scale, rounding and biases once more on all samples."""
         dampings = self.dampings if self.method.tries_dampings else self.dampings[:1]
-        tried = []
+        tried, total = [], _total(self.fit)
         for damping in dampings:
-            factor, q, biases = self._rounded(self.fit, damping)
+            factor, q, biases = self._rounded(self.fit, total, damping)
             tried.append((self._error(self.grid.scaled(factor).scale * q, biases), damping, factor, q, biases))
         objective, damping, factor, q, biases = min(tried, key=lambda found: found[0])
         if any(each.held_out is not None for each in self.statistics):
             every = [each.all for each in self.statistics if each.fit is not None]
-            self.total = reduce(add, (gram.centred() for gram in every))
-            factor, q, biases = self._rounded(every, damping)
+            total = _total(every)
+            factor, q, biases = self._rounded(every, total, damping)
         grid = self.grid.scaled(factor)
         first = self.statistics[0]
         return Choice(
@@ -166,12 +166,13 @@ class WeightChooser:
             held_out=first.samples_held_out,
             positions=sum(each.positions for each in self.statistics),
             of_positions=sum(each.of_positions for each in self.statistics),
-            nbytes=sum(gram.nbytes for gram in (*self.fit, *self.held_out, self.total)),
+            nbytes=sum(gram.nbytes for gram in (*self.fit, *self.held_out, total)),
         )
 
-    def _rounded(self, grams: Sequence[Gram], damping: float) -> tuple[Array, Array, list[Array]]:
-        """Steps 1 to 3 on the Gram matrices of each use: factors on the scales (g, M), q (g, M, K), biases (g, M)."""
-        objective = Objective(self.total.damped(self.W, damping), self.W, self.columns)
+    def _rounded(self, grams: Sequence[Gram], total: Gram, damping: float) -> tuple[Array, Array, list[Array]]:
+        """Steps 1 to 3 on the Gram matrices of each use and their total: factors on the scales (g, M), q (g, M, K), and
+        biases (g, M)."""
+        objective = Objective(total.damped(self.W, damping), self.W, self.columns)
         weights = _importance(objective.gram) ** SHARING
 
         def cost(grids: WeightGrid) -> Array:
@@ -224,6 +225,11 @@ class WeightChooser:
         bias = np.asarray(layer.bias.values, np.float64).reshape(self.W.shape[:2])
         x, y = (np.concatenate(part, axis=2) for part in zip(*self.statistics[0].columns, strict=True))
         return Columns(x, y, bias, *(bounds or (-np.inf, np.inf)))
+
+
+def _total(grams: Sequence[Gram]) -> Gram:
+    """The form over all uses, with the best bias for each of them."""
+    return reduce(add, (gram.centred() for gram in grams))
 
 
 def _importance(gram: Gram) -> Array:
