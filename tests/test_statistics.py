@@ -368,9 +368,10 @@ def test_the_output_is_neither_the_model_nor_the_data(net, data, tmp_path):
     np.save(tmp_path / "calib.npy", data)
     with pytest.raises(OutputError, match="the output is the input model itself"):
         onnxq.calibrate(tmp_path / "in.onnx", data, tmp_path / "in.onnx")
-    command = ["calibrate", tmp_path / "in.onnx", tmp_path / "calib.npy", "--calib", tmp_path / "calib.npy"]
+    calib = tmp_path / "calib.npy"
+    command = ["calibrate", tmp_path / "in.onnx", calib, "--calib", calib]
     result = CliRunner().invoke(cli.main, [str(a) for a in command])
-    assert (result.exit_code, "the output is the calibration data itself" in result.output) == (6, True)
+    assert (result.exit_code, f"OUTPUT {calib}: this is {calib} itself" in result.output) == (6, True)
     np.testing.assert_array_equal(np.load(tmp_path / "calib.npy"), data)
 
 
