@@ -53,12 +53,29 @@ def report(layers: int = 20, tensors: int = 20, name: str = "", channels: int = 
         "result": ModelFacts("out.onnx", 1_000_000, 17, 60, 1_000_000),
         "samples": 100,
         "steps": (
-            Step("FoldBatchNorm", "", 3, 0.1),
-            Step("EqualizeLayers", "method='noise'", 9, 1.0, ("tried", node), ((node, node),), 10.0, 12.5),
-            Step("AbsorbBias", "", 0, 1.0, ("tried",), (), 12.5, 11.0, False),
+            Step("FoldBatchNorm", "Fold BatchNorm", "", 3, 0.1),
+            Step(
+                "EqualizeLayers",
+                "Cross-layer equalization",
+                "method='noise'",
+                9,
+                1.0,
+                ("tried", node),
+                ((node, node),),
+                10.0,
+                12.5,
+                "kept",
+            ),
+            Step("AbsorbBias", "Absorb high biases", "", 0, 1.0, ("tried",), (), 12.5, 11.0, "dropped"),
+            Step("SmoothQuant", "SmoothQuant", "", 0, 1.0, status="nothing to do"),
         ),
         "integer_nodes": 18,
-        "float_nodes": (FloatNode(node, "Softmax", node), FloatNode("gelu", "Gelu", "no kernel")),
+        "simulated_nodes": 0,
+        "weights_only_nodes": 0,
+        "float_nodes": (
+            FloatNode(node, "Softmax", node, "inputs", node),
+            FloatNode("gelu", "Gelu", "no kernel", "target"),
+        ),
         "tensors": tuple(
             QuantizedTensor(f"{node}{i}", "activation", "uint8", (0.1,), (3,), None, node) for i in range(tensors)
         ),

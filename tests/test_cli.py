@@ -74,7 +74,7 @@ def test_quiet_prints_nothing(place):
 def test_verbose_lists_nodes_and_steps(place):
     result = quantize(place, "--verbose", "--exclude", "Add")
     assert "in float: Add_s (Add): excluded by 'Add'" in result.stdout
-    assert "SetActivationRanges:" in result.stdout
+    assert "Set activation ranges:" in result.stdout
 
 
 @pytest.mark.parametrize("command", [[], ["quantize"]])

@@ -23,6 +23,7 @@ class Perturb:
     """Adds noise to the weight."""
 
     noise: float
+    title: ClassVar[str] = "Perturb"
     preserves: ClassVar[bool | None] = False
 
     def apply(self, model: Model, context: Context) -> Outcome:

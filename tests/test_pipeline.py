@@ -237,6 +237,7 @@ def test_threads_and_batch_size_bound_what_runs_at_once(net, data, monkeypatch):
 class Broken:
     """A pass that claims to preserve the function, and does not."""
 
+    title = "Break"
     preserves = True
 
     def apply(self, model, context):
@@ -248,6 +249,7 @@ class Broken:
 class DoesNotRun:
     """Claims the same, and leaves a model that no runtime takes."""
 
+    title = "Break"
     preserves = True
 
     def apply(self, model, context):
@@ -266,8 +268,9 @@ def test_a_pass_that_changes_the_function_is_undone_and_left_out_with_a_note(net
     before, context = load(net, "net", Options()), Context(feeds=feeds_of(net, data))
     work, (step, normalized) = run_passes((faulty(), Normalize()), before.clone(), context)
     assert work.to_proto() == run_passes((Normalize(),), before, context)[0].to_proto()
-    assert (step.name, step.changed, step.kept) == (faulty.__name__, 0, False)
+    assert (step.name, step.changed, step.kept, step.status) == (faulty.__name__, 0, False, "undone")
     assert re.match(f"undone: {note}", step.notes[0])
+    assert re.match(f"Break was left out: {note}", step.warnings[0])
     assert normalized.kept
 
 
@@ -282,6 +285,7 @@ def feeds_of(proto, arrays):
 
 def test_a_failure_in_the_middle_leaves_nothing_behind(net, data, tmp_path, monkeypatch):
     class Interrupted:
+        title = "Interrupt"
         preserves = None
 
         def apply(self, model, context):
@@ -315,7 +319,12 @@ def test_the_report_is_strict_json(report):
         "AddQuantizers", "SetWeightRanges", "SetActivationRanges", "CorrectBias", "SetBiasScales",
         "FuseActivation", "LowerToQdq",
     ]  # fmt: skip
-    assert found["float_nodes"] == [{"node": "Gemm_y", "op": "Gemm", "reason": "excluded by 'Gemm'"}]
+    reason = {"reason": "excluded by 'Gemm'", "kind": "excluded", "cause": None}
+    assert found["float_nodes"] == [{"node": "Gemm_y", "op": "Gemm", **reason}]
+    status = {step["name"]: (step["title"], step["status"]) for step in found["steps"]}
+    assert status["FuseDecomposedOperators"] == ("Fuse decomposed operators", "nothing to do")
+    assert status["CorrectBias"] == ("Bias correction", "kept")
+    assert status["LowerToQdq"] == ("Lower to QDQ", "done")
     assert found["steps"][6]["skips"] == [["Gemm_y", "excluded by 'Gemm'"]]
     assert (found["integer_nodes"], found["samples"], found["compared_samples"]) == (2, 10, 10)
     kinds = {t["tensor"]: (t["kind"], t["grid"], len(t["scale"]), t["axis"]) for t in found["tensors"]}
@@ -335,9 +344,10 @@ def test_the_text_is_short_and_verbose_lists_everything(report):
     assert "2 nodes in integers, 1 in float" in short
     assert "in float: 1 Gemm: excluded by 'Gemm'" in short
     assert "in float: Gemm_y (Gemm): excluded by 'Gemm'" in long
-    assert "LowerToQdq:" in long
+    assert "Lower to QDQ:" in long
+    assert "Fuse decomposed operators: nothing to do" in long
     assert "ONNX Runtime runs: " in long
-    assert "LowerToQdq:" not in short
+    assert "Lower to QDQ:" not in short
 
 
 def test_names_cannot_reach_the_terminal_with_control_characters(data):

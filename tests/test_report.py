@@ -90,8 +90,8 @@ def test_further_sections_stand_behind_the_summary():
 def test_facts_are_on_the_page():
     text = Elements(report().to_html()).text
     for fact in ("net.onnx", "31.2 dB", "96.9 %", "58.4 %", "float 59.12 %", "18 of 20", "4.00 times smaller",
-                 "10.0 → 12.5 dB", "zero-points: of node", "dropped", "QLinearConv", "Nodes in float", "Output dB",
-                 "5.00 % clipped", "W8A8"):  # fmt: skip
+                 "10.0 → 12.5 dB", "nothing to do", "zero-points: of node", "dropped", "QLinearConv", "Nodes in float",
+                 "Output dB", "5.00 % clipped", "W8A8"):  # fmt: skip
         assert fact in text, fact
 
 
@@ -155,7 +155,9 @@ def test_markdown_tables_are_sound(name):
 
 def test_markdown_holds_the_facts_in_short():
     text = report(layers=200).to_markdown()
-    for fact in ("SQNR 31.2 dB", "3.81 MiB → 976.6 KiB", "| EqualizeLayers | 10.0 → 12.5 |", "11.0, dropped",
+    for fact in ("SQNR 31.2 dB", "3.81 MiB → 976.6 KiB", "| Cross-layer equalization | 10.0 → 12.5 |",
+                 "11.0, dropped",
+                 "| SmoothQuant |  | nothing to do |",
                  "`conv49`", "150 more are in the JSON report", "Softmax", "**Look**",
                  "chosen", "**warning**"):  # fmt: skip
         assert fact in text, fact

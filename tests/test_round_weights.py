@@ -90,9 +90,9 @@ def test_outputs_come_nearer(text, per_channel, rounding):
 @pytest.mark.parametrize(
     ("rounding", "title"),
     [
-        ("nearest", "rounding to nearest"),
+        ("nearest", "Rounding to nearest"),
         ("gptq", "GPTQ"),
-        ("coordinate-descent", "coordinate descent"),
+        ("coordinate-descent", "Coordinate descent"),
         ("adaround", "AdaRound"),
     ],
 )

@@ -16,6 +16,8 @@ from ..data import InputSpec
 from ..graph.model import Model
 from ..operators.linear import linear_layers
 from ..options import Options
+from ..pipeline.build_report import float_nodes
+from ..pipeline.node_states import node_states
 from ..pipeline.open_inputs import input_specs
 from ..pipeline.pipeline import placement, prepare
 from ..pipeline.run_passes import run_passes
@@ -51,6 +53,7 @@ class Inspection:
     normalized_operators: dict[str, int]
     layers: tuple[InspectedLayer, ...]
     integer_nodes: int
+    weights_only_nodes: int
     quantized_tensors: int
     float_nodes: tuple[FloatNode, ...]
 
@@ -86,8 +89,8 @@ def inspect(proto: ModelProto, origin: str, options: Options | None = None) -> I
     options = options or Options()
     context = Context(target=find_target(options.target))
     model, _ = prepare(proto, origin, options, context)
-    model, (step, *_) = run_passes(placement(options), model, context)
-    nodes = {node.name: node.op for node in model.graph.nodes}
+    model, _ = run_passes(placement(options), model, context)
+    states = node_states(model)
     dtypes = Counter[str]()
     for constant in model.initializers():
         known = isinstance(constant.dtype, (np.dtype, type))
@@ -104,9 +107,10 @@ def inspect(proto: ModelProto, origin: str, options: Options | None = None) -> I
         operators=dict(Counter(node.op_type for node in proto.graph.node).most_common()),
         normalized_operators=dict(Counter(node.op for node in model.graph.nodes).most_common()),
         layers=tuple(_layers(model)),
-        integer_nodes=step.changed,
+        integer_nodes=sum(state.state == "integers" for state in states),
+        weights_only_nodes=sum(state.state == "weights only" for state in states),
         quantized_tensors=len(model.quantizers),
-        float_nodes=tuple(FloatNode(where, nodes[where], reason) for where, reason in step.skips),
+        float_nodes=float_nodes(states),
     )
 
 

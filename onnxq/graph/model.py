@@ -14,6 +14,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 from ..errors import ModelError
 from ..numeric.quant import QuantParams, QuantSpec
 from ..operators.node import in_subgraph
+from ..report import Reason
 from . import large
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
@@ -57,13 +58,36 @@ def grid_root(quantizers: Mapping[str, Quantizer], name: str) -> str:
     return name
 
 
-def drop_quantizer(model: Model, name: str) -> None:
-    """Leave a tensor in float, where it is on a grid, and those that keep its grid."""
+@dataclass(frozen=True)
+class PlacedNode:
+    """What was decided of a node: to run in integers, for which its `data` and its `weight`, if it has one, must be
+    quantized; or to stay in float for a reason."""
+
+    reason: Reason | None = None
+    data: tuple[str, ...] = ()
+    weight: str | None = None
+
+
+@dataclass
+class Placement:
+    """Where the target is to compute in integers, and why not elsewhere.
+
+    nodes: those that compute floats, by name; one that runs as a part of another has no entry.
+    tensors: why a tensor that was to be quantized is not, by name.
+    """
+
+    nodes: dict[str, PlacedNode] = field(default_factory=dict)
+    tensors: dict[str, Reason] = field(default_factory=dict)
+
+
+def drop_quantizer(model: Model, name: str, reason: Reason) -> None:
+    """Leave a tensor in float, where it is to be quantized, and those that keep its grid."""
     gone = {name} & set(model.quantizers)
     while followers := {n for n, q in model.quantizers.items() if q.grid_of in gone} - gone:
         gone |= followers
     for follower in gone:
         del model.quantizers[follower]
+        model.placement.tensors[follower] = reason if follower == name else replace(reason, cause=name)
 
 
 @dataclass(frozen=True)
@@ -83,6 +107,7 @@ class Model:
     """`graph` is edited in place by passes; weights are replaced, never written into, since copies share them.
 
     quantizers: by tensor name, in the order in which they were placed; data until `lower_to_qdq`.
+    placement: what stays in float, and why.
     moments: by tensor name.
     origin: what messages call the model, usually its path.
     is_large: its weights stay in files (`graph.large`).
@@ -91,6 +116,7 @@ class Model:
     graph: gs.Graph
     origin: str = "model"
     quantizers: dict[str, Quantizer] = field(default_factory=dict)
+    placement: Placement = field(default_factory=Placement)
     moments: dict[str, Moments] = field(default_factory=dict)
     header: ModelProto = field(default_factory=ModelProto)
     is_large: bool = False
@@ -136,8 +162,13 @@ class Model:
     def clone(self) -> Model:
         """An independent model; weight arrays are shared until either side replaces one."""
         copy = Model.from_proto(self.to_proto(), self.origin)
-        copy.quantizers, copy.moments = dict(self.quantizers), dict(self.moments)
+        copy.take_plan(self)
         return copy
+
+    def take_plan(self, other: Model) -> None:
+        """Adopt what is planned and known of another model of the same tensors."""
+        self.quantizers, self.moments = dict(other.quantizers), dict(other.moments)
+        self.placement = Placement(dict(other.placement.nodes), dict(other.placement.tensors))
 
     def unique_name(self, stem: str) -> str:
         """A tensor name that nothing in the graph (subgraphs included) has: `stem`, or `stem_1`, ..."""

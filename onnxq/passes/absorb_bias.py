@@ -39,6 +39,7 @@ class AbsorbBias:
     """Move high biases over the activation into the layers behind it. deviations: how far below the mean c lies."""
 
     deviations: float = 3.0
+    title: ClassVar[str] = "Absorb high biases"
     preserves: ClassVar[bool | None] = False
 
     def apply(self, model: Model, context: Context) -> Outcome:

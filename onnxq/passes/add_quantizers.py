@@ -1,13 +1,14 @@
 """Where quantizers go (white paper sections 2.3.2 and 2.3.3): the inputs of every operator that runs in integers.
 
-    1. Choose the nodes. Linear operators are quantized always; elementwise ones where an input is computed in
-       integers; the target's rules and the user's patterns may keep a node in float, with a reason.
-    2. Put the tensors that these nodes read, and those they must write, onto grids. An activation that the target
-       fuses stands between an operator and the quantizer of its output.
+    1. Choose the nodes (`_Choice`). Linear operators are quantized always; elementwise ones where an input is computed
+       in integers. The user's patterns come first, then the target's rules, then the graph around the node: each may
+       keep a node in float, with a `Reason`.
+    2. Place quantizers (`_Placement`) at the tensors that these nodes read, and at those they must write. An activation
+       that the target fuses stands between an operator and the quantizer of its output.
     3. Data movement keeps the grid of its input: walking backwards, what is wanted behind a Reshape is wanted
        before it, and the quantizer behind follows the one before.
 
-A tensor has one quantizer, however many nodes read it.
+A tensor has one quantizer, however many nodes read it. What was decided of each node is in `Model.placement`.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..errors import UsageError
-from ..graph.model import Model, Quantizer, grid_root
+from ..graph.model import Model, PlacedNode, Quantizer, grid_root
 from ..graph.patterns import ACTIVATIONS, Composite, find_composites, residual_input
 from ..numeric.quant import QuantSpec
 from ..operators.elementwise import clip_bounds
 from ..operators.linear import LinearLayer, linear_layer, linear_layers
 from ..operators.node import ONNX_DOMAINS, is_float, is_op
 from ..operators.registry import operands, preserves_grid
+from ..report import Reason
 from ..targets import OpRule, Target
 from .base import Context, Outcome, Skip
 
@@ -37,9 +39,9 @@ class AddQuantizers:
     """Plan `Model.quantizers` for the target. What changes are the nodes that will run in integers.
 
     activation, weight: what they are to be like; None: they stay in float.  force_int_kernels: also use integer kernels
-    that are slower than float ones.  include, exclude: patterns (glob) of node names or
-    operator types; only what is included and not excluded is quantized.  tie: operator types whose inputs and
-    output share one grid.
+    that are slower than float ones.  include, exclude, keep_float: patterns (glob) of node names or operator types;
+    only what is included and not excluded is quantized; keep_float excludes, too, in the name of overrides.
+    tie: operator types whose inputs and output share one grid.
     """
 
     activation: QuantSpec | None
@@ -47,40 +49,70 @@ class AddQuantizers:
     force_int_kernels: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    keep_float: tuple[str, ...] = ()
     tie: tuple[str, ...] = ()
+    title: ClassVar[str] = "Add quantizers"
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:
-        self._refuse_idle_patterns(model)
+        self._refuse_unmatched_patterns(model)
         target = context.target
         choice = _Choice(model, target, self)
-        chosen, skips = choice.run()
+        chosen = choice.run()
         placement = _Placement(model, target, self, chosen, choice.fused, choice.composites)
         placement.place()
-        for node, rule in chosen:
-            if node.op in self.tie or rule.tie != "none":
-                placement.tie(node, output=node.op in self.tie or rule.tie == "all")
+        tied = [
+            placement.tie(node, output=node.op in self.tie or rule.tie == "all")
+            for node, rule in chosen
+            if node.op in self.tie or rule.tie != "none"
+        ]
         model.quantizers.update(placement.quantizers)
-        moved_in_float = sum(r.kind == "movement" and not placement.keeps_grid(n) for n, r in chosen)
-        notes = (f"quantized tensors: {len(placement.quantizers)}",)
-        return Outcome(len(chosen) - moved_in_float, tuple(skips), notes)
+        for node, rule in chosen:
+            if rule.kind != "movement" or placement.keeps_grid(node):
+                model.placement.nodes[node.name] = self._placed(node, rule, placement)
+        model.placement.nodes |= {name: PlacedNode(reason) for name, reason in choice.reasons.items()}
+        count = sum(placed.reason is None for placed in model.placement.nodes.values())
+        skips = tuple(Skip(where, reason.text) for where, reason in choice.reasons.items())
+        warnings = (*choice.unneeded_patterns(), *self._unneeded_ties(any(tied)))
+        return Outcome(count, skips, (f"quantized tensors: {len(placement.quantizers)}",), warnings=warnings)
 
-    def _refuse_idle_patterns(self, model: Model) -> None:
-        for option, patterns in (("include", self.include), ("exclude", self.exclude)):
-            for pattern in patterns:
-                if not any(_matches(node, pattern) for node in model.graph.nodes):
-                    raise UsageError(
-                        f"`{option}` {pattern!r} matches no node name and no operator type of {model.origin};"
-                        " `onnxq inspect` lists them"
-                    )
+    def _placed(self, node: gs.Node, rule: OpRule, placement: _Placement) -> PlacedNode:
+        """What a chosen node needs; the preset may keep it in float all the same."""
+        layer = linear_layer(node) if rule.kind == "linear" else None
+        weight = layer.weight.name if isinstance(layer, LinearLayer) else None
+        if weight is not None and self.weight is None:
+            return PlacedNode(Reason("preset", "the preset leaves weights in float"))
+        if weight is None and self.activation is None:
+            return PlacedNode(Reason("preset", "the preset leaves activations in float"))
+        data = _data_inputs(placement.model, node, rule)
+        return PlacedNode(None, tuple(t.name for t in data if id(t) not in placement.biases), weight)
 
-    def unwanted(self, node: gs.Node) -> str | None:
+    def patterns(self) -> Iterator[tuple[str, str]]:
+        """Of nodes that the user keeps in float: (pattern, what names it in messages)."""
+        yield from ((pattern, f"`exclude` {pattern!r}") for pattern in self.exclude)
+        yield from ((pattern, f"the override of node {pattern!r} (keep-float)") for pattern in self.keep_float)
+
+    def _refuse_unmatched_patterns(self, model: Model) -> None:
+        for pattern, name in (*self.patterns(), *((p, f"`include` {p!r}") for p in self.include)):
+            if not any(_matches(node, pattern) for node in model.graph.nodes):
+                raise UsageError(
+                    f"{name} matches no node name and no operator type of {model.origin}; `onnxq inspect` lists them"
+                )
+
+    def _unneeded_ties(self, tied: bool) -> Iterator[str]:
+        if self.tie and not tied:
+            yield f"`tie` {', '.join(self.tie)} did nothing: no such operator has inputs whose grids could be shared"
+
+    def users_reason(self, node: gs.Node) -> Reason | None:
         """Why the user's patterns keep the node in float; None where they do not."""
         for pattern in self.exclude:
             if _matches(node, pattern):
-                return f"excluded by {pattern!r}"
+                return Reason("excluded", f"excluded by {pattern!r}")
+        for pattern in self.keep_float:
+            if _matches(node, pattern):
+                return Reason("override", f"kept in float by the override of node {pattern!r}")
         if self.include and not any(_matches(node, pattern) for pattern in self.include):
-            return "not included"
+            return Reason("not included", "not included")
         return None
 
 
@@ -89,7 +121,7 @@ def _matches(node: gs.Node, pattern: str) -> bool:
 
 
 def _data_inputs(model: Model, node: gs.Node, rule: OpRule) -> list[gs.Tensor]:
-    """The tensors that must be quantized when the node runs in integers; linear layers' weights are not among them."""
+    """The tensors, beside weights of linear layers, that must be quantized for the node to run in integers."""
     if rule.kind == "residual":
         branch = residual_input(model, node)
         return [] if isinstance(branch, str) else [branch]
@@ -105,6 +137,7 @@ class _Choice:
 
     def __init__(self, model: Model, target: Target, options: AddQuantizers) -> None:
         self.model, self.target, self.options = model, target, options
+        self.reasons: dict[str, Reason] = {}  # of nodes that stay in float, by name
         self.integer: set[int] = {id(t) for t in model.graph.inputs if is_float(t)}  # tensors, by identity
         self.inputs = set(self.integer)  # those that are but inputs of the model, moved at most
         self.gridded: set[int] = set()  # integers that cannot be had in float for nothing: their kernel writes a grid
@@ -114,58 +147,84 @@ class _Choice:
         self.activations = {id(whole.input): whole for whole in find_composites(model, fusible)}
         self.fused: dict[int, gs.Tensor] = {}  # tensor -> output of the activation that its producer fuses
         self.fused_nodes: set[int] = set()
+        self.needed: set[str] = set()  # patterns of the user's without which something would run in integers
 
-    def run(self) -> tuple[list[tuple[gs.Node, OpRule]], list[Skip]]:
-        chosen, skips = [], []
+    def run(self) -> list[tuple[gs.Node, OpRule]]:
+        chosen = []
         layers = linear_layers(self.model.graph.nodes) if self.target.added_bias == "layer" else ()
         biases = {id(layer.bias_node) for layer in layers if layer.bias_node is not layer.node}
         for node in self.model.graph.nodes:
             if id(node) in biases or id(node) in self.fused_nodes:
                 continue
-            rule = self.options.unwanted(node) or self._rule(node)
+            rule, users = self._rule(node), self.options.users_reason(node)
+            if users is not None:
+                if isinstance(rule, OpRule):
+                    self.needed.update(p for p, _ in self.options.patterns() if _matches(node, p))
+                rule = users
             if isinstance(rule, OpRule):
                 self._mark(node, rule)
                 chosen.append((node, rule))
-            elif rule and _computes_floats(node):
-                skips.append(Skip(node.name, rule))
-        return chosen, skips
+            elif rule is None and self._commutes(node):
+                self._hand_on(node)
+            elif rule is not None and _computes_floats(node):
+                self.reasons[node.name] = rule
+        return chosen
 
-    def _rule(self, node: gs.Node) -> OpRule | str:
-        """The rule by which the node is quantized, or why it is not; empty where that is not worth a word."""
+    def unneeded_patterns(self) -> Iterator[str]:
+        """Of the user's patterns, those that match what stays in float without them."""
+        for pattern, name in self.options.patterns():
+            if pattern not in self.needed:
+                yield f"{name} did nothing: what it matches stays in float, or runs as a part of another node, anyway"
+
+    def _rule(self, node: gs.Node) -> OpRule | Reason | None:
+        """The rule by which the node is quantized, or why it is not; None where that is not worth a word."""
         if (whole := self.composites.get(id(node))) is not None:
-            return f"part of {whole.operator}, which ends in {whole.nodes[0].name!r}"
+            return Reason("part", f"part of {whole.operator}, which ends in {whole.nodes[0].name!r}")
         rule = self.target.rule(node)
         if isinstance(rule, str):
-            return rule
-        if not self.options.force_int_kernels and (reason := rule.slow(node)) is not None:
-            return reason
+            return self._follows_float_layer(node) or Reason("target", rule)
+        if not self.options.force_int_kernels and (slow := rule.slow(node)) is not None:
+            return Reason("slow", slow)
         if rule.kind in ("commuting", "either"):
-            if rule.kind == "commuting":
-                self._hand_on(node)
-            return ""
+            return None
         if rule.kind == "residual" and isinstance(addend := residual_input(self.model, node), str):
-            return addend
+            return Reason("target", addend)
         data = _data_inputs(self.model, node, rule)
         if not all(is_float(t) for t in (*data, *node.outputs[:1])):
-            return "" if rule.kind == "movement" else "its tensors are not float32"
+            return None if rule.kind == "movement" else Reason("type", "its tensors are not float32")
         if rule.kind == "movement":
             if id(data[0]) in self.integer:
                 return rule
             idle = isinstance(data[0], gs.Constant) or all(map(self._ends_in_outputs, node.outputs))
-            return rule if self.target.joins == "everywhere" and not idle else ""
-        if rule.kind == "elementwise":
-            if not self._joins(data):
-                return "none of its inputs is computed in integers"
-            for constant in (t for t in data if isinstance(t, gs.Constant)):
-                if id(constant) in self.weights:
-                    return f"{constant.name!r} is the weight of a linear layer, which has a grid of its own"
-                if not np.isfinite(constant.values).all():
-                    return f"constant {constant.name!r} holds infinity or not-a-number"
-            if is_op(node, "Concat") and self._ends_in_outputs(node.outputs[0]):
-                return "it puts outputs of the model together: narrow ones would be lost on the grid of wide ones"
-            if self.target.outputs != "grid" and self.model.is_output(node.outputs[0]):
-                return "it computes an output of the model, which keeps float precision"
-        return rule
+            return rule if self.target.joins == "everywhere" and not idle else None
+        return self._elementwise_reason(node, data) or rule if rule.kind == "elementwise" else rule
+
+    def _elementwise_reason(self, node: gs.Node, data: list[gs.Tensor]) -> Reason | None:
+        """Why an elementwise operator that has an integer kernel stays in float here."""
+        if not self._joins(data):
+            producers = (t.inputs[0].name for t in data if t.inputs)
+            cause = next((name for name in producers if name in self.reasons), None)
+            return Reason("inputs", "none of its inputs is computed in integers", cause)
+        for constant in (t for t in data if isinstance(t, gs.Constant)):
+            if id(constant) in self.weights:
+                text = f"{constant.name!r} is the weight of a linear layer, which has a grid of its own"
+                return Reason("constant", text)
+            if not np.isfinite(constant.values).all():
+                return Reason("constant", f"constant {constant.name!r} holds infinity or not-a-number")
+        if is_op(node, "Concat") and self._ends_in_outputs(node.outputs[0]):
+            text = "it puts outputs of the model together: narrow ones would be lost on the grid of wide ones"
+            return Reason("output", text)
+        if self.target.outputs != "grid" and self.model.is_output(node.outputs[0]):
+            return Reason("output", "it computes an output of the model, which keeps float precision")
+        return None
+
+    def _follows_float_layer(self, node: gs.Node) -> Reason | None:
+        """The reason of an activation that would run as the end of the layer before it, which stays in float."""
+        before = node.inputs[0].inputs[0] if node.op in self.target.fused and node.inputs[0].inputs else None
+        reason = None if before is None else self.reasons.get(before.name)
+        if before is None or reason is None or not isinstance(linear_layer(before), LinearLayer):
+            return None
+        return Reason("inputs", f"it follows its {before.op}, which stays in float: {reason.text}", before.name)
 
     def _ends_in_outputs(self, tensor: gs.Tensor) -> bool:
         """Whether a tensor becomes an output of the model, moved at most, and nothing else."""
@@ -204,6 +263,10 @@ class _Choice:
             if writes_grid or self.target.fused_needs_grid:
                 self.gridded.add(id(behind))
 
+    def _commutes(self, node: gs.Node) -> bool:
+        rule = self.target.rule(node)
+        return isinstance(rule, OpRule) and rule.kind == "commuting"
+
     def _hand_on(self, node: gs.Node) -> None:
         """What a node writes that moves integers, or that quantization moves past, is what it reads."""
         for kept in (self.integer, self.inputs, self.gridded):
@@ -219,7 +282,9 @@ class _Choice:
         elif whole is not None and not self.model.is_output(tensor):
             inside = set(map(id, whole.nodes))
             nodes = whole.nodes if all(id(reader) in inside for reader in tensor.outputs) else ()
-        return () if any(_matches(n, pattern) for n in nodes for pattern in self.options.exclude) else nodes
+        kept = {pattern for pattern, _ in self.options.patterns() if any(_matches(n, pattern) for n in nodes)}
+        self.needed |= kept
+        return () if kept else nodes
 
 
 def _computes_floats(node: gs.Node) -> bool:
@@ -344,20 +409,22 @@ class _Placement:
         order = {name: index for index, name in enumerate(self.model.graph.tensors())}
         self.quantizers = dict(sorted(self.quantizers.items(), key=lambda item: order[item[0]]))
 
-    def tie(self, node: gs.Node, output: bool) -> None:
-        """Let all inputs of `node`, and its output where that is asked for, share one grid, wide enough for all."""
+    def tie(self, node: gs.Node, output: bool) -> bool:
+        """Let all inputs of `node`, and its output where that is wanted, share one grid, wide enough for all; whether
+        there was anything to share."""
         last = node.outputs[0]
         tensors = (*node.inputs, *(self.fused.get(id(last), last),) * output)
         names = [t.name for t in tensors if not isinstance(t, gs.Constant)]
         roots = dict.fromkeys(grid_root(self.quantizers, name) for name in names if name in self.quantizers)
         if len(roots) < 2:
-            return
+            return False
         leader, *others = roots
         members = self.quantizers[leader].widened_by
         for other in others:
             members += (other, *self.quantizers[other].widened_by)
             self.quantizers[other] = replace(self.quantizers[other], grid_of=leader, widened_by=(), fixed=None)
         self.quantizers[leader] = replace(self.quantizers[leader], widened_by=members, fixed=None)
+        return True
 
     def keeps_grid(self, node: gs.Node) -> bool:
         """Whether what a node of data movement writes is on the grid of what it reads."""

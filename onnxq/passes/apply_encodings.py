@@ -20,6 +20,7 @@ from ..graph.model import Model, Quantizer, drop_quantizer
 from ..numeric.quant import QuantSpec
 from ..operators.linear import LinearLayer, linear_layer
 from ..operators.node import is_float
+from ..report import Reason
 from .base import Context, Outcome, Skip
 
 
@@ -35,6 +36,7 @@ class ApplyEncodings:
     activation: QuantSpec
     weight: QuantSpec
     complete: bool
+    title: ClassVar[str] = "Apply encodings"
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:
@@ -49,7 +51,7 @@ class ApplyEncodings:
             elif not is_float(tensor):
                 skips.append(Skip(encoding.name, "the encodings name it, but it is no float32 tensor"))
             elif encoding.bits is None:
-                drop_quantizer(model, encoding.name)
+                drop_quantizer(model, encoding.name, Reason("encodings", "the encodings leave it in float"))
                 given += 1
             else:
                 self._answer(model, tensor, encoding)
@@ -115,8 +117,9 @@ def _leave_unnamed(model: Model) -> list[Skip]:
     skips = []
     for name, quantizer in list(model.quantizers.items()):
         if name in model.quantizers and quantizer.grid_of is None and not quantizer.given:
-            drop_quantizer(model, name)
-            skips.append(Skip(name, "the encodings do not name it, and there is no data to range it"))
+            reason = Reason("range", "the encodings do not name it, and there is no data to range it")
+            drop_quantizer(model, name, reason)
+            skips.append(Skip(name, reason.text))
     return skips
 
 

@@ -1,7 +1,8 @@
 """Exceptions to what target and preset say, tensor by tensor: mixed precision written down by the user.
 
 Overrides apply in order, later ones over earlier ones. A tensor that keeps another's grid (data movement, pooling,
-ties) has none of its own to change.
+ties) has none of its own to change. Nodes that an override keeps in float get no quantizers to begin with
+(`AddQuantizers`, by the same mechanism as --exclude).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..numeric.quant import Grid, QuantSpec
 from ..numeric.ranges import check_method
 from ..operators.linear import LinearLayer, linear_layer
 from ..options import Override
+from ..report import Reason
 from ..targets import Target
 from .base import Context, Outcome
 
@@ -27,11 +29,11 @@ class ApplyOverrides:
     """Change the specs of planned quantizers."""
 
     overrides: tuple[Override, ...] = ()
+    title: ClassVar[str] = "Apply overrides"
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:
-        changed = sum(_apply(model, override, context.target) for override in self.overrides)
-        return Outcome(changed)
+        return Outcome(sum(_apply(model, override, context.target) for override in self.overrides))
 
 
 def _apply(model: Model, override: Override, target: Target) -> int:
@@ -44,7 +46,7 @@ def _apply(model: Model, override: Override, target: Target) -> int:
         raise UsageError(f"the override of {override.place} matches no quantized tensor with a grid of its own; {hint}")
     for name in own:
         if override.keep_float:
-            drop_quantizer(model, name)
+            drop_quantizer(model, name, Reason("override", f"kept in float by the override of {override.place}"))
         else:
             model.quantizers[name] = _changed(model, model.quantizers[name], override, target)
     return len(own)

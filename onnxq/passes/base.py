@@ -1,4 +1,4 @@
-"""What a pass is: a frozen dataclass whose fields are its options, and `apply(model, context) -> Outcome`."""
+"""What a pass is: a frozen dataclass with a title, its options as fields, and `apply(model, context) -> Outcome`."""
 
 from __future__ import annotations
 
@@ -24,18 +24,24 @@ class Skip:
 class Outcome:
     """What a pass did: how many places it changed, what it declined, and facts worth reporting.
 
-    rounded: the weights whose rounding it optimised.
+    rounded: the weights whose rounding it optimised.  warnings: what the user must not miss, such as an option that
+    did nothing.
     """
 
     changed: int = 0
     skips: tuple[Skip, ...] = ()
     notes: tuple[str, ...] = ()
     rounded: tuple[RoundedLayer, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Pass(Protocol):
-    """preserves: whether a pass that edits the graph keeps its float function, which the pipeline then measures;
+    """title: what reports call it.
+    preserves: whether a pass that edits the graph keeps its float function, which the pipeline then measures;
     None for a pass that only plans quantizers and leaves the graph alone."""
+
+    @property
+    def title(self) -> str: ...
 
     preserves: ClassVar[bool | None]
 

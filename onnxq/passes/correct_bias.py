@@ -37,6 +37,7 @@ class CorrectBias:
     """
 
     means: Literal["data", "moments"] = "data"
+    title: ClassVar[str] = "Bias correction"
     preserves: ClassVar[bool | None] = False
 
     def apply(self, model: Model, context: Context) -> Outcome:

@@ -31,6 +31,7 @@ Array = NDArray[np.float64]
 class CorrectBiasEmpirically:
     """Correct the biases of all layers with quantized weights; a bias is made where there was none."""
 
+    title: ClassVar[str] = "Empirical bias correction"
     preserves: ClassVar[bool | None] = False
 
     def apply(self, model: Model, context: Context) -> Outcome:

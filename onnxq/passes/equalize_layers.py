@@ -61,6 +61,7 @@ class EqualizeLayers:
     headroom: float = 1.0
     deviations: float = 3.0
     bits: tuple[int, int] = (8, 8)
+    title: ClassVar[str] = "Cross-layer equalization"
     preserves: ClassVar[bool | None] = True
 
     def apply(self, model: Model, context: Context) -> Outcome:

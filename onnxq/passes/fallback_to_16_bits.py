@@ -35,6 +35,7 @@ from ..graph.simulate import with_quantizers
 from ..numeric.histogram import Histogram
 from ..numeric.quant import QuantParams, QuantSpec
 from ..numeric.samples import Samples, Statistic
+from ..report import Reason
 from ..targets import Target
 from .base import Context, Outcome, Skip
 
@@ -50,6 +51,7 @@ class FallbackTo16Bits:
     worth: float = 20.0
     least: float = 1.0
     samples: int = 16
+    title: ClassVar[str] = "16-bit fallback"
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:
@@ -211,7 +213,8 @@ def _widen(model: Model, root: str, samples: Samples, target: Target) -> str:
     lo, hi = quantizer.fixed or (samples.lo[0], samples.hi[0])
     params = QuantParams.from_range(np.asarray(lo), np.asarray(hi), spec)
     if params.grid.dtype.name not in target.activation_types:
-        drop_quantizer(model, root)
+        text = f"{quantizer.spec.grid.bits} bits cost the outputs too much, and {target.name} reads no"
+        drop_quantizer(model, root, Reason("target", f"{text} {params.grid.dtype.name}"))
         return f"in float, since {target.name} reads no {params.grid.dtype.name}"
     for name, other in list(model.quantizers.items()):
         if grid_root(model.quantizers, name) == root:

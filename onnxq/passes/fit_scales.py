@@ -36,6 +36,7 @@ _ROUNDS = 64
 class FitScales:
     """Adjust the scales of quantizers to the target."""
 
+    title: ClassVar[str] = "Fit scales to the target"
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:

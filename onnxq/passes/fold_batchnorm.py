@@ -50,6 +50,7 @@ class Affine:
 class FoldBatchNorm:
     """Fold every per-channel affine map into the linear layer before or behind it, where that is exact."""
 
+    title: ClassVar[str] = "Fold BatchNorm"
     preserves: ClassVar[bool | None] = True
 
     def apply(self, model: Model, context: Context) -> Outcome:

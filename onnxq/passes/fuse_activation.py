@@ -26,6 +26,7 @@ from .base import Context, Outcome, Skip
 class FuseActivation:
     """Remove the activations that quantization performs."""
 
+    title: ClassVar[str] = "Fuse activations"
     preserves: ClassVar[bool | None] = False
 
     def apply(self, model: Model, context: Context) -> Outcome:

@@ -36,6 +36,7 @@ HARD_SWISH_IR = 7
 class FuseDecomposedOperators:
     """Write operators that exporters decomposed, or replaced by others, as what they are."""
 
+    title: ClassVar[str] = "Fuse decomposed operators"
     preserves: ClassVar[bool | None] = True
 
     def apply(self, model: Model, context: Context) -> Outcome:

@@ -38,6 +38,7 @@ BIAS_GRID = Grid(32, signed=True)
 class LowerToQdq:
     """Write `Model.quantizers`, all of which have parameters, into the graph, and empty the dict."""
 
+    title: ClassVar[str] = "Lower to QDQ"
     preserves: ClassVar[bool | None] = False
 
     def apply(self, model: Model, context: Context) -> Outcome:

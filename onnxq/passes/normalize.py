@@ -37,6 +37,7 @@ class Normalize:
     """Constants become initializers, constant expressions their values, If with a constant condition its branch,
     Identity and Dropout go, nodes get names."""
 
+    title: ClassVar[str] = "Normalize"
     preserves: ClassVar[bool | None] = True
 
     def apply(self, model: Model, context: Context) -> Outcome:

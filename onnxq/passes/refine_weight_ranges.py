@@ -36,6 +36,7 @@ BINS = 2**14
 class RefineWeightRanges:
     """Set the scales of linear layers' weights anew; it runs behind `SetWeightRanges`."""
 
+    title: ClassVar[str] = "Refine weight ranges"
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:

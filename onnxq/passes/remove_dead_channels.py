@@ -45,6 +45,7 @@ class RemoveDeadChannels:
     """Set the weights of constant channels to zero on both sides. threshold: see above."""
 
     threshold: float = 1e-5
+    title: ClassVar[str] = "Remove dead channels"
     preserves: ClassVar[bool | None] = True
 
     def apply(self, model: Model, context: Context) -> Outcome:

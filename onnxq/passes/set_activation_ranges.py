@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from ..calibration.collect import collect_tensors
 from ..calibration.statistics import graph_hash
 from ..errors import DataError, UsageError
-from ..graph.model import Model, Quantizer, grid_root
+from ..graph.model import Model, Quantizer, drop_quantizer, grid_root
 from ..graph.patterns import class_logits, feeds_softmax
 from ..numeric.histogram import Histogram
 from ..numeric.logits import Logits
@@ -25,6 +25,7 @@ from ..numeric.quant import QuantParams
 from ..numeric.ranges import MASKED, Moments, parse_method, set_range, unmasked_range
 from ..numeric.samples import MinMax, Statistic
 from ..operators.elementwise import clip_bounds
+from ..report import Reason
 from .base import Context, Outcome, Skip
 
 
@@ -40,6 +41,7 @@ class SetActivationRanges:
 
     method: str = "mse"
     logits_method: str = "cross-entropy"
+    title: ClassVar[str] = "Set activation ranges"
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:
@@ -59,8 +61,9 @@ class SetActivationRanges:
         for name, quantizer in roots.items():
             params = self._params(model, quantizer, methods[name], statistics, context)
             if params is None:
-                skips.append(Skip(name, "takes infinite values or not-a-number on the calibration data"))
-                del model.quantizers[name]
+                reason = Reason("range", "takes infinite values or not-a-number on the calibration data")
+                drop_quantizer(model, name, reason)
+                skips.append(Skip(name, reason.text))
             else:
                 model.quantizers[name] = quantizer.with_params(params)
         _follow(model, activations)
@@ -169,6 +172,6 @@ def _follow(model: Model, activations: Mapping[str, Quantizer]) -> None:
             continue
         root = model.quantizers.get(grid_root(activations, name))
         if root is None or root.params is None:
-            del model.quantizers[name]
+            model.quantizers.pop(name, None)
         else:
             model.quantizers[name] = quantizer.with_params(root.params)

@@ -23,6 +23,7 @@ from .base import Context, Outcome
 class SetBiasScales:
     """Raise weight scales where a 32-bit bias would overflow."""
 
+    title: ClassVar[str] = "Set bias scales"
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:

@@ -16,9 +16,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..graph.batchnorm_statistics import propagate_batchnorm_statistics
-from ..graph.model import Model, grid_root
+from ..graph.model import Model, drop_quantizer, grid_root
 from ..numeric.channel_statistics import ChannelFacts
 from ..numeric.quant import QuantParams
+from ..report import Reason
 from .base import Context, Outcome, Skip
 
 
@@ -32,6 +33,7 @@ class SetDataFreeRanges:
 
     alpha: float = 6.0
     inputs: tuple[tuple[str, float, float], ...] = ()
+    title: ClassVar[str] = "Set data-free ranges"
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:
@@ -55,7 +57,8 @@ class SetDataFreeRanges:
                 if root == name:
                     skips.append(Skip(name, _unknown(model, name, known.get(name))))
                 if quantizer.params is None:
-                    del model.quantizers[name]
+                    reason = Reason("range", _unknown(model, root, known.get(root)))
+                    drop_quantizer(model, root if root in model.quantizers else name, reason)
             else:
                 params = QuantParams.from_range(np.float64(span[0]), np.float64(span[1]), activations[root].spec)
                 model.quantizers[name] = quantizer.with_params(params)

@@ -28,6 +28,7 @@ class SetWeightRanges:
     """Give every quantizer of a constant its scales. method: a name of `numeric.ranges.RANGE_METHODS`."""
 
     method: str = "mse"
+    title: ClassVar[str] = "Set weight ranges"
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:

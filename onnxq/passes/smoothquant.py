@@ -46,6 +46,7 @@ class SmoothQuant:
     """Divide what LayerNormalization and RMSNormalization write, whole or decomposed, by s. alpha: a above, 0 to 1."""
 
     alpha: float = 0.5
+    title: ClassVar[str] = "SmoothQuant"
     preserves: ClassVar[bool | None] = True
 
     def apply(self, model: Model, context: Context) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,12 +18,22 @@ from ..execution.session import saturates
 from ..graph import large
 from ..graph.model import Model, Quantizer
 from ..graph.precision import WIDENED_FROM
+from ..options import Options
 from ..report import FloatNode, ModelFacts, QuantizedTensor, Report
 from ..thresholds import FEW_SAMPLES, QUALITY_SAMPLES
 from .collect_report import ReportCollector
-from .pipeline import Quantized, placed
+from .node_states import NodeState, State, node_states
+from .pipeline import Quantized
 from .task import Task
 from .verify import verify
+
+REQUESTS = {
+    "smoothquant": "SmoothQuant",
+    "a16_fallback": "FallbackTo16Bits",
+    "rounding": "RoundWeights",
+    "bias_correction": "CorrectBiasEmpirically",
+}
+"""Options, and the step that does what they ask for."""
 
 RANDOM_INPUTS_WARNING = (
     "outputs were compared on random inputs; give calibration data to see how far the result is from the float model"
@@ -50,9 +61,7 @@ def build_report(
     verdict = verify(
         written, task.proto, compared, task.context.services.threads, runs_here=target.runs_here, proto=quantized.proto
     )
-    placement = placed(quantized.steps)
-    nodes = {node.name: node.op for node in planned.graph.nodes}
-    unranged = _unranged(quantized)
+    states = node_states(planned, verdict.runtime if target.runs_here else None)
     report = Report(
         onnxq=version("onnxq"),
         onnxruntime=version("onnxruntime"),
@@ -66,11 +75,10 @@ def build_report(
         result=_facts(result or quantized.proto, None if output is None else str(output)),
         samples=_sample_count(task),
         steps=quantized.steps,
-        integer_nodes=placement.changed - len(unranged),
-        float_nodes=(
-            *(FloatNode(where, nodes[where], reason) for where, reason in placement.skips),
-            *(FloatNode(where, nodes[where], reason) for where, reason in unranged.items()),
-        ),
+        integer_nodes=_count(states, "integers"),
+        simulated_nodes=_count(states, "simulated"),
+        weights_only_nodes=_count(states, "weights only"),
+        float_nodes=float_nodes(states),
         tensors=tuple(_record(planned, q) for q in planned.quantizers.values()),
         quality=verdict.quality,
         compared_samples=sum(f.rows or 1 for f in compared),
@@ -97,7 +105,8 @@ def check_target(task: Task, quantized: Quantized) -> tuple[str, ...]:
 
     Nodes that the user keeps in float are as they are on purpose.
     """
-    wanted = {where for where, why in placed(quantized.steps).skips if why.startswith(("excluded by", "not included"))}
+    placed = quantized.planned.placement.nodes
+    wanted = {name for name, node in placed.items() if node.reason is not None and node.reason.is_the_users}
     result = check(quantized.proto, task.context.target, task.origin, wanted)
     if result.violations:
         some = "; ".join(str(violation) for violation in result.violations[:3])
@@ -109,29 +118,24 @@ def check_target(task: Task, quantized: Quantized) -> tuple[str, ...]:
     return tuple(f"{requirement.id}: {requirement.text}" for requirement in result.requirements)
 
 
-def _without_range(quantized: Quantized) -> dict[str, str]:
-    """Tensors that were to be quantized but have no range, and why."""
-    names = ("ApplyEncodings", "SetActivationRanges", "SetDataFreeRanges")
-    skips = dict(skip for step in quantized.steps if step.name in names for skip in step.skips)
-    tensors = quantized.planned.graph.tensors()
-    return {n: reason for n, reason in skips.items() if n in tensors and n not in quantized.planned.quantizers}
+def float_nodes(states: Iterable[NodeState]) -> tuple[FloatNode, ...]:
+    """What is reported of the nodes that stay in float."""
+    return tuple(
+        FloatNode(s.node, s.op, s.reason.text, s.reason.kind, s.reason.cause)
+        for s in states
+        if s.state == "float" and s.reason is not None
+    )
 
 
-def _unranged(quantized: Quantized) -> dict[str, str]:
-    """Nodes that compute in float after all, since a tensor that they read has no range, and why."""
-    graph = quantized.planned.graph
-    tensors, known = graph.tensors(), {where for where, _ in placed(quantized.steps).skips}
-    readers, present = {}, {id(node) for node in graph.nodes}  # not in subgraphs, not removed
-    for name in _without_range(quantized):
-        for node in tensors[name].outputs if name in tensors else ():
-            if node.name not in known and id(node) in present:
-                readers[node.name] = f"its input {name!r} has no range"
-    return readers
+def _count(states: Iterable[NodeState], state: State) -> int:
+    return sum(s.state == state for s in states)
 
 
 def _warnings(task: Task, quantized: Quantized) -> tuple[str, ...]:
     """What a reader of the report should not miss."""
     found = [
+        *(warning for step in quantized.steps for warning in step.warnings),
+        *_idle_requests(task, quantized),
         _few_samples(task),
         _unmatched_encodings(task, quantized),
         _widened_weights(task),
@@ -140,6 +144,21 @@ def _warnings(task: Task, quantized: Quantized) -> tuple[str, ...]:
         RANDOM_INPUTS_WARNING if task.has_random_inputs else "",
     ]
     return tuple(warning for warning in found if warning)
+
+
+def _idle_requests(task: Task, quantized: Quantized) -> Iterator[str]:
+    """Options that the user gave, and that changed nothing."""
+    steps = {step.name: step for step in quantized.steps}
+    for option, requested in REQUESTS.items():
+        step = steps.get(requested)
+        if getattr(task.options, option) == getattr(Options(), option) or step is None:
+            continue
+        name, value = f"`{option}`", getattr(task.options, option)
+        if step.status == "dropped":
+            yield f"{name} {value} was left out: it makes the result worse"
+        elif step.status == "nothing to do":
+            why = f": {step.skips[0][1]}" if step.skips else ""
+            yield f"{name} {value} did nothing{why}"
 
 
 def _few_samples(task: Task) -> str:
@@ -170,10 +189,11 @@ def _widened_weights(task: Task) -> str:
 
 
 def _missing_ranges(task: Task, quantized: Quantized) -> str:
-    missing = _without_range(quantized)
+    reasons = quantized.planned.placement.tensors
+    missing = {name: reason.text for name, reason in reasons.items() if reason.kind == "range" and reason.cause is None}
     if not missing:
         return ""
-    some = "; ".join(f"{name!r}: {reason}" for name, reason in list(missing.items())[:3])
+    some = "; ".join(f"{name!r}: {text}" for name, text in list(missing.items())[:3])
     remedy = "; `input_ranges`, `synthetic` or calibration data can range them" if task.options.data_free else ""
     return f"{len(missing)} tensors have no range and stay in float ({some}{', ...' * (len(missing) > 3)}){remedy}"
 

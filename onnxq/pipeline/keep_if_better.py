@@ -20,8 +20,9 @@ from ..data import CalibrationData, Feed
 from ..execution.compare_outputs import output_sqnr, run_models
 from ..graph.model import Model
 from ..passes.base import Outcome, Pass
+from ..report import Step
 from ..thresholds import TOLERANCE_DB, TRIAL_SAMPLES
-from .run_passes import Steps, step_name, step_record
+from .run_passes import Steps, step_record
 
 
 def split(feeds: CalibrationData) -> tuple[list[Feed], list[Feed]]:
@@ -63,13 +64,20 @@ def keep_if_better(
         outcome = step.apply(copy, context)
         after = quality.db(finish(copy.clone())) if outcome.changed else before
         kept = before is None or after is None or after >= before - TOLERANCE_DB
-        verdict = "kept" if kept else "dropped: it makes the result worse"
-        unknown = before is None or after is None
-        figures = "no output can be compared" if unknown else f"outputs at {before:.1f} dB, then {after:.1f} dB"
-        note = f"{step_name(step)}: {figures}; {verdict}"
-        outcome = replace(outcome, notes=(note, *outcome.notes)) if kept else Outcome(notes=(note,))
-        record = step_record(step, outcome, time.perf_counter() - start)
-        steps.append(replace(record, before_db=before, after_db=after, kept=kept))
+        steps.append(_record(step, outcome, before, after, kept, time.perf_counter() - start))
         if kept:
             model, before = copy, after
     return model, tuple(steps)
+
+
+def _record(
+    step: Pass, outcome: Outcome, before: float | None, after: float | None, kept: bool, seconds: float
+) -> Step:
+    if not outcome.changed:
+        return replace(step_record(step, outcome, seconds), before_db=before, after_db=before)
+    compared = before is not None and after is not None
+    figures = f"outputs at {before:.1f} dB, then {after:.1f} dB" if compared else "no output can be compared"
+    note = f"{figures}; {'kept' if kept else 'dropped: it makes the result worse'}"
+    outcome = replace(outcome, notes=(note, *outcome.notes)) if kept else Outcome(notes=(note,))
+    record = step_record(step, outcome, seconds)
+    return replace(record, before_db=before, after_db=after, status="kept" if kept else "dropped")

@@ -10,24 +10,22 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ..report import Report, Step
+from ..report.text import node_counts, status
 
 logger = logging.getLogger("onnxq")
 
 
 def log_steps(steps: Iterable[Step]) -> None:
-    """A record for each step: its name and seconds, whether it was kept, and why, with the outputs' SQNR."""
+    """A record for each step: its title and seconds, what became of it, and why, with the outputs' SQNR."""
     for step in steps:
-        kept = f"{step.changed} changed" if step.kept else "left out"
-        logger.info("%s", "; ".join([f"{step.name}: {kept}, {step.seconds:.2f} s", *step.notes]))
+        logger.info("%s", "; ".join([f"{step.title}: {status(step)}, {step.seconds:.2f} s", *step.notes]))
 
 
 def log_result(report: Report) -> None:
     """Records for where nodes compute, and for each output's quality; a warning for each of the report's."""
     reasons = Counter(f"{node.op}: {node.reason}" for node in report.float_nodes)
-    logger.info(
-        "%s", f"{report.integer_nodes} nodes in integers, {len(report.float_nodes)} in float, {len(report.tensors)}"
-        f" tensors quantized, {report.samples} calibration samples"
-    )  # fmt: skip
+    facts = (node_counts(report), f"{len(report.tensors)} tensors quantized", f"{report.samples} calibration samples")
+    logger.info("%s", ", ".join(facts))
     for reason, count in reasons.most_common():
         logger.info("in float: %d %s", count, reason)
     for output in report.quality:

@@ -56,13 +56,13 @@ from ..passes.set_bias_scales import SetBiasScales
 from ..passes.set_data_free_ranges import SetDataFreeRanges
 from ..passes.set_weight_ranges import SetWeightRanges
 from ..passes.smoothquant import SmoothQuant
-from ..report import Step
 from ..targets import find_target
 from ..thresholds import CLEAR_DB, NOISE_FLOOR_DB
 from .collect_report import ReportCollector
 from .keep_if_better import QualityMeasure, keep_if_better, split
 from .log import log_steps
-from .run_passes import Steps, run_passes, without
+from .node_states import node_states
+from .run_passes import Steps, not_run, run_passes
 from .task import Task
 
 
@@ -208,9 +208,11 @@ def placement(options: Options) -> tuple[Pass, ...]:
         options.force_int_kernels or not options.has_integer_kernels,
         options.include,
         options.exclude,
+        tuple(o.node for o in options.overrides if o.node is not None and o.keep_float),
         options.tie,
     )
-    return (place, ApplyOverrides(options.overrides)) if options.overrides else (place,)
+    others = tuple(o for o in options.overrides if o.node is None or not o.keep_float)
+    return (place, ApplyOverrides(others)) if others else (place,)
 
 
 def ranging(options: Options, given: Sequence[Pass] = ()) -> tuple[Pass, ...]:
@@ -234,7 +236,7 @@ def set_ranges(model: Model, task: Task, collector: ReportCollector | None = Non
         context = replace(context, ranged=collector.ranged)
     model, steps = run_passes(ranging(options, _given_encodings(task)), model, context)
     if not model.quantizers:
-        raise NothingToQuantizeError(f"{task.origin}: nothing to quantize: {_reasons(placed(steps), model)}")
+        raise NothingToQuantizeError(f"{task.origin}: nothing to quantize: {_reasons(model)}")
     if options.a16_fallback == "auto" and options.activation is not None:
         model, fallback = run_passes((FallbackTo16Bits(),), model, context)
         steps += fallback
@@ -259,18 +261,13 @@ def at_sufficient_opset(model: Model, options: Options) -> Model:
     if converted is proto:
         return model
     copy = Model.from_proto(converted, model.origin)
-    copy.quantizers, copy.moments = dict(model.quantizers), dict(model.moments)
+    copy.take_plan(model)
     return copy
 
 
-def placed(steps: Steps) -> Step:
-    """The record of where quantizers went."""
-    return next(step for step in steps if step.name == "AddQuantizers")
-
-
-def _reasons(placed: Step, model: Model) -> str:
-    operators = {node.name: node.op for node in model.graph.nodes}
-    counts = Counter(f"{operators[where]}: {reason}" for where, reason in placed.skips)
+def _reasons(model: Model) -> str:
+    """Why nothing is to be quantized, by kinds of nodes."""
+    counts = Counter(f"{s.op}: {s.reason.text}" for s in node_states(model) if s.reason is not None)
     return "; ".join(f"{count} {text}" for text, count in counts.most_common()) or "no node computes float32"
 
 
@@ -353,10 +350,6 @@ def float_model_of(plan: Model, context: Context) -> tuple[ModelProto, tuple[Enc
     tensors = model.graph.tensors()
     found = [(q.tensor, q.params) for q in model.quantizers.values() if q.params is not None]
     return _signed(model), tuple(encoding_of(n, params, isinstance(tensors[n], gs.Constant)) for n, params in found)
-
-
-def not_run(step: Pass, reason: str) -> Step:
-    return without(step, f"not run: {reason}")
 
 
 def _signed(model: Model) -> ModelProto:

@@ -41,7 +41,7 @@ def run_passes(
     feed = next((f.arrays for f in context.feeds), None) if any(p.preserves for p in passes) else None
     expected = {} if feed is None else Session(original or model.to_proto()).run(feed)
     for index, step in enumerate(passes):
-        context.services.progress(step_name(step), index, len(passes))
+        context.services.progress(step.title, index, len(passes))
         start = time.perf_counter()
         untouched = model.clone() if step.preserves and feed is not None else None
         outcome = step.apply(model, context)
@@ -49,7 +49,7 @@ def run_passes(
         if untouched is not None and feed is not None and outcome.changed:
             fault = _difference(model, feed, expected)
             if fault is not None:
-                model, record = untouched, without(step, f"undone: {fault}; the model may be numerically unstable")
+                model, record = untouched, _undone(step, f"{fault}; the model may be numerically unstable")
         steps.append(replace(record, seconds=time.perf_counter() - start))
     return model, tuple(steps)
 
@@ -72,17 +72,29 @@ def _difference(model: Model, feed: Mapping[str, np.ndarray], expected: Mapping[
     return None
 
 
-def step_name(step: Pass) -> str:
-    return type(step).__name__
-
-
 def step_record(step: Pass, outcome: Outcome, seconds: float) -> Step:
     """What is reported of a pass that was applied."""
     options = repr(step).partition("(")[2].removesuffix(")")
     skips = tuple((skip.where, skip.reason) for skip in outcome.skips)
-    return Step(step_name(step), options, outcome.changed, seconds, outcome.notes, skips, rounded=outcome.rounded)
+    return Step(
+        type(step).__name__,
+        step.title,
+        options,
+        outcome.changed,
+        seconds,
+        outcome.notes,
+        skips,
+        status="done" if outcome.changed else "nothing to do",
+        rounded=outcome.rounded,
+        warnings=outcome.warnings,
+    )
 
 
-def without(step: Pass, note: str) -> Step:
-    """What is reported of a pass that was not run, or undone, as the note says."""
-    return replace(step_record(step, Outcome(notes=(note,)), 0.0), kept=False)
+def not_run(step: Pass, reason: str) -> Step:
+    """What is reported of a pass that there was a reason not to run."""
+    return replace(step_record(step, Outcome(notes=(f"not run: {reason}",)), 0.0), status="not run")
+
+
+def _undone(step: Pass, fault: str) -> Step:
+    record = step_record(step, Outcome(notes=(f"undone: {fault}",)), 0.0)
+    return replace(record, status="undone", warnings=(f"{step.title} was left out: {fault}",))

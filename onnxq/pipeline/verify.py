@@ -7,13 +7,13 @@ The full ONNX checker; loading in ONNX Runtime; running with its optimisations o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 
 from ..data import Feed
 from ..errors import EngineError, VerificationError
@@ -30,11 +30,18 @@ _BROKEN = "of the float model itself holds infinity or not-a-number: only its fi
 
 @dataclass(frozen=True)
 class Verdict:
-    """quality: of each output that can be compared.  operators: how many nodes of which ONNX Runtime runs."""
+    """quality: of each output that can be compared.  runtime: the graph that ONNX Runtime runs; None where it runs the
+    model without its optimisations only."""
 
     quality: tuple[OutputQuality, ...]
-    operators: Mapping[str, int]
+    runtime: GraphProto | None
     warnings: tuple[str, ...]
+
+    @property
+    def operators(self) -> dict[str, int]:
+        """How many nodes of which ONNX Runtime runs."""
+        nodes = () if self.runtime is None else self.runtime.node
+        return dict(Counter(node.op_type for node in nodes).most_common())
 
 
 @dataclass
@@ -81,7 +88,7 @@ def verify(
     reference = Session(original)
     try:
         plain = Session(proto if proto is not None and large.references(proto) else written)
-        optimised, operators, troubles = _optimised(written, runs_here)
+        optimised, runtime, troubles = _optimised(written, runs_here)
         comparisons = _compare((reference, plain, optimised), feeds, threads)
     except EngineError as error:
         raise VerificationError(f"the quantized model does not run, and was not written: {error}") from None
@@ -89,24 +96,24 @@ def verify(
         _refuse_damage(name, comparison, runs_here)
     quality = tuple(comparison.record(name) for name, comparison in comparisons.items())
     broken = [f"output {name!r} {_BROKEN}" for name, comparison in comparisons.items() if not comparison.is_finite]
-    return Verdict(quality, operators, (*troubles, *_warnings(reference.outputs, quality), *broken))
+    return Verdict(quality, runtime, (*troubles, *_warnings(reference.outputs, quality), *broken))
 
 
-def _optimised(written: Path, needed: bool) -> tuple[Session, dict[str, int], tuple[str, ...]]:
-    """ONNX Runtime with its optimisations, the operators that it runs, and what is to be said of it.
+def _optimised(written: Path, needed: bool) -> tuple[Session, GraphProto | None, tuple[str, ...]]:
+    """ONNX Runtime with its optimisations, the graph that it then runs, and what is to be said of it.
 
     Where another tool-chain will run the model, it may go without them if they fail: 1.32 fails on data movement
     between signed grids at operator set 21 and up. Raises EngineError.
     """
     try:
-        operators = Counter(node.op_type for node in optimized_graph(written).node)  # first: it holds the model, too
+        runtime = optimized_graph(written)  # first: it holds the model, too
         session = Session(written, optimize=True)
     except EngineError as error:
         if needed:
             raise
         trouble = f"ONNX Runtime runs the model with its optimisations switched off only ({error})"
-        return Session(written), {}, (trouble,)
-    return session, dict(operators.most_common()), ()
+        return Session(written), None, (trouble,)
+    return session, runtime, ()
 
 
 def _check(written: Path, original: ModelProto) -> None:

@@ -283,7 +283,7 @@ def _step(training: Training, seconds: float) -> Step:
         f" {len(training.held_out)} held out",
     )
     options = repr(training.recipe).partition("(")[2].removesuffix(")")
-    return Step("Train", options, last.step, seconds, notes, kept=best.step > 0)
+    return Step("Train", "Training", options, last.step, seconds, notes, status="kept" if best.step > 0 else "dropped")
 
 
 def _completed(report: Report, training: Training, recipe: Recipe, written: WrittenModel) -> Report:

@@ -14,12 +14,14 @@ from .records import (
     ParetoFront,
     ParetoPoint,
     QuantizedTensor,
-    Report,
+    Reason,
+    ReportData,
     RoundedLayer,
     Sensitivity,
     SensitivityRanking,
     Step,
 )
+from .report import Report
 from .text import printable
 
 __all__ = [
@@ -35,7 +37,9 @@ __all__ = [
     "ParetoFront",
     "ParetoPoint",
     "QuantizedTensor",
+    "Reason",
     "Report",
+    "ReportData",
     "RoundedLayer",
     "Sensitivity",
     "SensitivityRanking",

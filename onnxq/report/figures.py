@@ -20,7 +20,7 @@ from .markup import (
     table,
     tag,
 )
-from .records import Box, Distribution, Layer, Report
+from .records import Box, Distribution, Layer, ReportData
 from .svg import Series, boxplots, histogram, lines
 
 OPEN = 12
@@ -40,12 +40,12 @@ def scrolled(chart: Markup) -> Markup:
     return tag("div", chart, class_="wide", tabindex="0", role="region", aria_label="chart")
 
 
-def layers(report: Report) -> list[Section]:
+def layers(report: ReportData) -> list[Section]:
     """SQNR along the network, the table of layers, the ranges of their weights."""
     return [_along(report.layers), _table(report.layers), _weights(report)]
 
 
-def activations(report: Report) -> Section:
+def activations(report: ReportData) -> Section:
     """Histograms with the range that was chosen."""
     seen = report.distributions
     worst = sorted(seen, key=lambda d: 1e9 if d.sqnr_db is None else d.sqnr_db)
@@ -121,7 +121,7 @@ def _shape(layer: Layer) -> str:
     return "×".join(map(str, layer.shape))
 
 
-def _weights(report: Report) -> Section:
+def _weights(report: ReportData) -> Section:
     adjusted = any(x.ranges.after for x in report.layers)
     ordered = sorted(report.layers, key=lambda x: (not x.ranges.after, -_spread(x.ranges.before)))
     lead = (

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from .markup import Markup, Section, join, name, tag
-from .records import Report
+from .records import ReportData
 from .sections import heading, sections
 
 POLICY = (
@@ -19,7 +19,7 @@ POLICY = (
 """What the browser allows the page: its own style and script, and no requests at all."""
 
 
-def to_html(report: Report, extra: Sequence[Section] = ()) -> str:
+def to_html(report: ReportData, extra: Sequence[Section] = ()) -> str:
     """The whole report as one file. extra: further sections, shown behind the summary."""
     first, *rest = sections(report)
     return page(f"{report.source.path or 'model'}: quantization report", heading(report), [first, *extra, *rest])

@@ -8,10 +8,10 @@ import math
 import re
 from typing import Any
 
-from .records import Report
+from .records import ReportData
 
 
-def to_json(report: Report) -> str:
+def to_json(report: ReportData) -> str:
     """Strict JSON (no NaN or Infinity), keys as the records' fields."""
     text = json.dumps(plain(dataclasses.asdict(report)), indent=2, allow_nan=False)
     return _NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n"

@@ -6,21 +6,21 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from .markup import count, decibels, name, number, percent
-from .records import Report, Step
-from .text import size
+from .records import ReportData, Step
+from .text import node_counts, size, was_compared
 
 ROWS = 50
 """Of a table; the JSON report has all."""
 
 
-def to_markdown(report: Report) -> str:
+def to_markdown(report: ReportData) -> str:
     """Headings, lists and tables that GitHub and others show; names are escaped."""
     parts = [_summary(report), _steps(report), _layers(report), _activations(report), _sensitivity(report)]
     parts += [_pareto(report), _log(report), _in_float(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _summary(report: Report) -> str:
+def _summary(report: ReportData) -> str:
     facts = [
         f"{m.name}: {number(m.result, 4)} {m.unit} (float: {number(m.reference, 4)} {m.unit})" for m in report.measures
     ]
@@ -30,8 +30,7 @@ def _summary(report: Report) -> str:
     ratio = report.source.bytes / max(report.result.bytes, 1)
     facts += [
         f"size {size(report.source.bytes)} → {size(report.result.bytes)}, {ratio:.2f} times smaller",
-        f"{report.integer_nodes} nodes in integers, {len(report.float_nodes)} in float;"
-        f" {len(report.tensors)} tensors on grids",
+        f"{node_counts(report)}; {len(report.tensors)} tensors quantized",
         f"{report.samples} calibration samples, {report.compared_samples} compared; {report.seconds:.1f} s;"
         f" onnxq {report.onnxq}, ONNX Runtime {report.onnxruntime}",
         f"preset {_text(str(report.options.get('preset')))}, target {_text(str(report.options.get('target')))}"
@@ -43,14 +42,14 @@ def _summary(report: Report) -> str:
     )
 
 
-def _steps(report: Report) -> str:
+def _steps(report: ReportData) -> str:
     rows = [
         [
-            s.name,
+            s.title,
             _effect(s),
-            str(s.changed),
+            str(s.changed) if s.status in ("done", "kept", "dropped") else s.status,
             f"{s.seconds:.2f}",
-            "; ".join(map(_text, s.notes[s.before_db is not None :][:2])),
+            "; ".join(map(_text, s.notes[was_compared(s) :][:2])),
         ]
         for s in report.steps
     ]
@@ -58,12 +57,12 @@ def _steps(report: Report) -> str:
 
 
 def _effect(step: Step) -> str:
-    if step.before_db is None:
+    if not was_compared(step):
         return ""
-    return f"{decibels(step.before_db)} → {decibels(step.after_db)}{'' if step.kept else ', dropped'}"
+    return f"{decibels(step.before_db)} → {decibels(step.after_db)}{', dropped' if step.status == 'dropped' else ''}"
 
 
-def _layers(report: Report) -> str:
+def _layers(report: ReportData) -> str:
     head = ("#", "layer", "shape", "weight grid", "input grid", "weight dB", "output dB", "clipped", "MACs")
     rows = [
         [
@@ -82,7 +81,7 @@ def _layers(report: Report) -> str:
     return _table("Layers", head, "rllllrrrr", rows)
 
 
-def _activations(report: Report) -> str:
+def _activations(report: ReportData) -> str:
     head = ("tensor", "grid", "from", "to", "smallest", "largest", "clipped", "dB")
     seen = sorted(report.distributions, key=lambda d: 1e9 if d.sqnr_db is None else d.sqnr_db)
     rows = [
@@ -98,7 +97,7 @@ def _activations(report: Report) -> str:
     return _table("Activations, the noisiest first", head, "llrrrrrr", rows)
 
 
-def _sensitivity(report: Report) -> str:
+def _sensitivity(report: ReportData) -> str:
     found = report.sensitivity
     if found is None:
         return ""
@@ -107,7 +106,7 @@ def _sensitivity(report: Report) -> str:
     return _table(f"Sensitivity by {found.metric}", head, "llrr", rows)
 
 
-def _pareto(report: Report) -> str:
+def _pareto(report: ReportData) -> str:
     if report.pareto is None:
         return ""
     rows = [
@@ -117,12 +116,12 @@ def _pareto(report: Report) -> str:
     return _table("Accuracy against size", ("choice", "KiB", "bit operations", report.pareto.score, ""), "lrrrl", rows)
 
 
-def _log(report: Report) -> str:
+def _log(report: ReportData) -> str:
     entries = [f"{i}. **{_text(entry.title)}** {_text(entry.text)}" for i, entry in enumerate(report.log, 1)]
     return "## Log\n\n" + "\n".join(entries) if entries else ""
 
 
-def _in_float(report: Report) -> str:
+def _in_float(report: ReportData) -> str:
     groups = Counter((n.op, n.reason) for n in report.float_nodes)
     rows = [[_text(op), str(held), _text(reason)] for (op, reason), held in groups.most_common()]
     return _table("Left in float", ("operator", "nodes", "reason"), "lrl", rows)

@@ -1,18 +1,51 @@
-"""What happened, as frozen records: plain data, which the other files of this package write out."""
+"""What happened, as frozen records: plain data, and nothing that writes it out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+ReasonKind = Literal[
+    "excluded", "not included", "override", "preset", "target", "slow", "inputs", "output", "constant", "type", "part",
+    "range", "encodings", "runtime",
+]  # fmt: skip
+"""Who or what keeps a node or a tensor in float:
+
+    excluded, not included, override    the user, by --exclude, --include or an override
+    preset                              the preset leaves its weights or activations in float
+    target                              the target has no integer kernel for it
+    slow                                the target has one that is slower than the float kernel
+    inputs                              what it reads is in float, because of the node `cause`
+    output, constant, type, part        it computes an output of the model; reads a constant that has no range, or a
+                                        type that is not float32; or is a part of an operator that is quantized whole
+    range, encodings                    nothing sets a range, or the given encodings say so
+    runtime                             ONNX Runtime computes it in float all the same
+"""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a node or a tensor stays in float. cause: the other node, or tensor, that it stays in float for, if any."""
+
+    kind: ReasonKind
+    text: str
+    cause: str | None = None
+
+    @property
+    def is_the_users(self) -> bool:
+        """Whether the user asked for it."""
+        return self.kind in ("excluded", "not included", "override")
 
 
 @dataclass(frozen=True)
 class FloatNode:
-    """A node that stayed in float, and why."""
+    """A node that computes in float. reason, kind, cause: as in `Reason`."""
 
     node: str
     op: str
     reason: str
+    kind: ReasonKind
+    cause: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,16 +73,21 @@ class RoundedLayer:
     kept_nearest_because: str | None = None
 
 
+StepStatus = Literal["done", "kept", "nothing to do", "dropped", "not run", "undone"]
+
+
 @dataclass(frozen=True)
 class Step:
     """One pass: its options as text, what it changed, what it declined (where, why), what is worth knowing.
 
+    name: of the pass in Python; title: what people call it.
     before_db, after_db: SQNR of the quantized model's outputs without and with it, where that was measured.
-    kept: False where it made the result worse, and was taken back, or where there was a reason not to run it.
-    rounded: weights whose rounding it optimised.
+    status: what became of it; `dropped` where it made the result worse, `undone` where it changed the float function.
+    rounded: weights whose rounding it optimised.  warnings: what the user must not miss.
     """
 
     name: str
+    title: str
     options: str
     changed: int
     seconds: float
@@ -57,13 +95,19 @@ class Step:
     skips: tuple[tuple[str, str], ...] = ()
     before_db: float | None = None
     after_db: float | None = None
-    kept: bool = True
+    status: StepStatus = "done"
     rounded: tuple[RoundedLayer, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> bool:
+        """Whether the result has what it did."""
+        return self.status in ("done", "kept", "nothing to do")
 
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """A tensor on a grid. scale, zero_point: one value, or one a channel along `axis`."""
+    """A quantized tensor. scale, zero_point: one value, or one a channel along `axis`."""
 
     tensor: str
     kind: str
@@ -223,8 +267,12 @@ class LogEntry:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Everything there is to tell. `options` reproduce the run; `seconds` are wall time.
+class ReportData:
+    """Everything about a run. `options` reproduce it; `seconds` are wall time.
+
+    integer_nodes: that compute in integers, as far as is known: for ONNX Runtime from the graph that it runs, for other
+    targets from the plan.  simulated_nodes: of which all tensors are quantized, and which ONNX Runtime computes in
+    float.  weights_only_nodes: of which only the weights are quantized.  float_nodes: all others.
 
     layers, distributions: only where details were asked for. measures, sensitivity, pareto, log: of the commands
     that find them out. requirements: of the target, each with its id; the result was checked and keeps to them.
@@ -238,6 +286,8 @@ class Report:
     samples: int
     steps: tuple[Step, ...]
     integer_nodes: int
+    simulated_nodes: int
+    weights_only_nodes: int
     float_nodes: tuple[FloatNode, ...]
     tensors: tuple[QuantizedTensor, ...]
     quality: tuple[OutputQuality, ...]
@@ -252,27 +302,3 @@ class Report:
     pareto: ParetoFront | None = None
     log: tuple[LogEntry, ...] = ()
     requirements: tuple[str, ...] = ()
-
-    def to_json(self) -> str:
-        """Strict JSON (no NaN or Infinity), keys as the fields here."""
-        from .json_format import to_json
-
-        return to_json(self)
-
-    def to_text(self, verbose: bool = False) -> str:
-        """The summary for a terminal, a few lines; with `verbose` each step and each node left in float."""
-        from .text import to_text
-
-        return to_text(self, verbose)
-
-    def to_markdown(self) -> str:
-        """The same facts in short, as Markdown."""
-        from .markdown import to_markdown
-
-        return to_markdown(self)
-
-    def to_html(self) -> str:
-        """One HTML file that needs nothing else, with charts and sortable tables."""
-        from .html import to_html
-
-        return to_html(self)

@@ -21,9 +21,9 @@ from .markup import (
     table,
     tag,
 )
-from .records import LogEntry, ParetoFront, Report, SensitivityRanking, Step
+from .records import LogEntry, ParetoFront, ReportData, SensitivityRanking, Step
 from .svg import dumbbell, pareto
-from .text import size
+from .text import because, size, was_compared
 
 SHOWN = 1000
 """Rows of the longest tables: beyond, the JSON report has them all."""
@@ -32,7 +32,7 @@ DECLINED = 200
 """Places that a step declined to change, likewise."""
 
 
-def sections(report: Report) -> list[Section]:
+def sections(report: ReportData) -> list[Section]:
     """All that the report has something for, the summary first."""
     found = [_summary(report)]
     if report.log:
@@ -53,7 +53,7 @@ def sections(report: Report) -> list[Section]:
     return [*found, _grids(report), _run(report)]
 
 
-def heading(report: Report) -> Markup:
+def heading(report: ReportData) -> Markup:
     """Title and verdict."""
     options = report.options
     granularity = "per-channel" if options.get("per_channel") else "per-tensor"
@@ -68,7 +68,7 @@ def heading(report: Report) -> Markup:
     )
 
 
-def _summary(report: Report) -> Section:
+def _summary(report: ReportData) -> Section:
     ratio = report.source.bytes / max(report.result.bytes, 1)
     cards = [
         _card(m.name, f"{number(m.result, 4)} {m.unit}", f"float {number(m.reference, 4)} {m.unit}")
@@ -87,7 +87,8 @@ def _summary(report: Report) -> Section:
                     output.top1_agreement,
                 )
             )
-    nodes = report.integer_nodes + len(report.float_nodes)
+    in_float = report.simulated_nodes + report.weights_only_nodes + len(report.float_nodes)
+    nodes = report.integer_nodes + in_float
     cards += [
         _card(
             "Size",
@@ -98,13 +99,13 @@ def _summary(report: Report) -> Section:
         _card(
             "Nodes in integers",
             f"{report.integer_nodes} of {nodes}",
-            f"{len(report.float_nodes)} stay in float",
+            _in_float_words(report, in_float),
             report.integer_nodes / max(nodes, 1),
         ),
         _card(
             "Calibration",
             f"{report.samples} samples" if report.samples else "no data",
-            f"{len(report.tensors)} tensors on grids, {report.seconds:.1f} s",
+            f"{len(report.tensors)} tensors quantized, {report.seconds:.1f} s",
         ),
     ]
     warnings = [tag("p", warning, class_="warning") for warning in report.warnings]
@@ -113,6 +114,18 @@ def _summary(report: Report) -> Section:
         f" float model on {report.compared_samples} samples."
     )
     return Section("summary", "Summary", lead, join(*warnings, tag("div", *cards, class_="cards")))
+
+
+def _in_float_words(report: ReportData, in_float: int) -> str:
+    parts = [
+        f"{count_} {words}"
+        for count_, words in (
+            (report.weights_only_nodes, "with quantized weights"),
+            (report.simulated_nodes, "with all tensors quantized"),
+        )
+        if count_
+    ]
+    return f"{in_float} compute in float" + (f": {', '.join(parts)}" if parts else "")
 
 
 def _card(title: str, value: str, note: str, share: float | None = None) -> Markup:
@@ -136,7 +149,7 @@ def _entry(entry: LogEntry) -> Markup:
     return tag("li", *body)
 
 
-def _steps(report: Report) -> Section:
+def _steps(report: ReportData) -> Section:
     judged = [v for s in report.steps if s.before_db is not None for v in (s.before_db, s.after_db) if v is not None]
     finite = [v for v in judged if abs(v) < DRAWN_DB]
     lo, hi = (min(finite) - 0.5, max(finite) + 0.5) if finite else (0.0, 1.0)
@@ -150,11 +163,9 @@ def _steps(report: Report) -> Section:
 
 
 def _step(step: Step, lo: float, hi: float) -> Markup:
-    measured = step.before_db is not None
-    if step.kept:
-        state, what = ("kept", f"{step.changed} changed") if step.changed else ("idle", "nothing to do")
-    else:
-        state, what = ("dropped", "dropped") if measured else ("idle", "not run")
+    measured = was_compared(step)
+    state = {"done": "kept", "kept": "kept", "dropped": "dropped", "undone": "dropped"}.get(step.status, "idle")
+    what = f"{step.changed} changed" if state == "kept" else step.status
     notes = step.notes[measured:]  # the first one says in words what is drawn
     facts = [tag("li", note) for note in (f"options: {step.options}",) * bool(step.options) + notes[:DECLINED]]
     facts += [tag("li", tag("code", name(where)), f": left: {reason}") for where, reason in step.skips[:DECLINED]]
@@ -165,7 +176,7 @@ def _step(step: Step, lo: float, hi: float) -> Markup:
     more = tag("details", tag("summary", text), tag("ul", *facts)) if facts else Markup("")
     return tag(
         "li",
-        tag("div", tag("strong", _words(step.name)), class_="name"),
+        tag("div", tag("strong", step.title), class_="name"),
         tag("div", _effect(step, lo, hi), class_="effect"),
         tag("div", what, class_=f"state {state}"),
         tag("div", f"{step.seconds:.2f} s", class_="time"),
@@ -176,22 +187,12 @@ def _step(step: Step, lo: float, hi: float) -> Markup:
 
 def _effect(step: Step, lo: float, hi: float) -> Markup:
     """SQNR without and with the step, drawn on [lo, hi] dB."""
-    if step.before_db is None or step.after_db is None:
+    if not was_compared(step) or step.before_db is None or step.after_db is None:
         return Markup("")
     ends = tag("span", f"{decibels(step.before_db)} → {decibels(step.after_db)} dB", class_="ends")
     if not (abs(step.before_db) < DRAWN_DB and abs(step.after_db) < DRAWN_DB):
         return ends
     return join(dumbbell(step.before_db, step.after_db, lo, hi), ends)
-
-
-def _words(camel: str) -> str:
-    """SetWeightRanges -> Set weight ranges."""
-    text = "".join(
-        f" {c.lower()}" if c.isupper() and i and not camel[i - 1].isupper() else c for i, c in enumerate(camel)
-    )
-    return {"Ada round": "RoundWeights", "Fold batch norm": "Fold BatchNorm", "Lower to qdq": "Lower to QDQ"}.get(
-        text, text
-    )
 
 
 def _sensitivity(found: SensitivityRanking) -> Section:
@@ -249,17 +250,17 @@ def _pareto(front: ParetoFront) -> Section:
     return Section("pareto", "Accuracy against size", lead, body)
 
 
-def _in_float(report: Report) -> Section:
+def _in_float(report: ReportData) -> Section:
     groups = Counter((n.op, n.reason) for n in report.float_nodes)
     rows = [[Cell(op), Cell(str(held), held), Cell(reason)] for (op, reason), held in groups.most_common(SHOWN)]
-    nodes = [[Cell(tag("code", name(n.node))), Cell(n.op), Cell(n.reason)] for n in report.float_nodes[:SHOWN]]
+    nodes = [[Cell(tag("code", name(n.node))), Cell(n.op), Cell(because(n))] for n in report.float_nodes[:SHOWN]]
     every = table("Every node in float", [Column("Node"), Column("Operator"), Column("Reason")], nodes)
     summary = table("Nodes in float, by reason", [Column("Operator"), Column("Nodes", True), Column("Reason")], rows)
     body = join(summary, _folded(f"All {len(report.float_nodes)} nodes", every))
     return Section("float", "Left in float", "Nodes that compute in float, and why.", body)
 
 
-def _grids(report: Report) -> Section:
+def _grids(report: ReportData) -> Section:
     columns = [
         Column("Tensor"),
         Column("Kind"),
@@ -283,9 +284,9 @@ def _grids(report: Report) -> Section:
         ]
         for t in report.tensors[:SHOWN]
     ]
-    lead = f"{len(report.tensors)} tensors lie on integer grids: real value = scale × (integer − zero point)."
+    lead = f"{len(report.tensors)} tensors are quantized: real value = scale × (integer − zero point)."
     return Section(
-        "grids", "Grids", lead, _folded(f"All {len(rows)} tensors", table("Tensors on grids", columns, rows))
+        "grids", "Grids", lead, _folded(f"All {len(rows)} tensors", table("Quantized tensors", columns, rows))
     )
 
 
@@ -295,7 +296,7 @@ def _range(values: Iterable[int]) -> str:
     return text.replace("-", "−")
 
 
-def _run(report: Report) -> Section:
+def _run(report: ReportData) -> Section:
     facts = [
         ("onnxq", report.onnxq),
         ("ONNX Runtime", report.onnxruntime),

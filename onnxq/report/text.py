@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
-from .records import OutputQuality, Report, RoundedLayer, Step
+from .records import FloatNode, OutputQuality, ReportData, RoundedLayer, Step
 
 
-def to_text(report: Report, verbose: bool = False) -> str:
+def to_text(report: ReportData, verbose: bool = False) -> str:
     """The summary, a few lines; with `verbose` each step and each node left in float."""
     lines = [
-        f"{report.integer_nodes} nodes in integers, {len(report.float_nodes)} in float;"
-        f" {len(report.tensors)} tensors on grids; {report.samples} calibration samples; {report.seconds:.1f} s",
+        f"{node_counts(report)}; {len(report.tensors)} tensors quantized; {report.samples} calibration samples;"
+        f" {report.seconds:.1f} s",
         f"size {size(report.source.bytes)} -> {size(report.result.bytes)}"
         f" ({report.source.bytes / max(report.result.bytes, 1):.2f} times smaller), opset {report.result.opset}",
     ]
@@ -25,11 +25,28 @@ def to_text(report: Report, verbose: bool = False) -> str:
     return "\n".join(lines)
 
 
-def _left_in_float(report: Report, verbose: bool) -> list[str]:
+def node_counts(report: ReportData) -> str:
+    """How many nodes compute how."""
+    text = f"{report.integer_nodes} nodes in integers, {len(report.float_nodes)} in float"
+    if report.simulated_nodes:
+        text += f", {report.simulated_nodes} quantized but computed in float"
+    if report.weights_only_nodes:
+        text += f", {report.weights_only_nodes} in float with quantized weights only"
+    return text
+
+
+def _left_in_float(report: ReportData, verbose: bool) -> list[str]:
     if verbose:
-        return [f"in float: {printable(n.node)} ({printable(n.op)}): {printable(n.reason)}" for n in report.float_nodes]
+        return [
+            f"in float: {printable(n.node)} ({printable(n.op)}): {printable(because(n))}" for n in report.float_nodes
+        ]
     groups = Counter((n.op, n.reason) for n in report.float_nodes)
     return [f"in float: {count} {printable(op)}: {printable(reason)}" for (op, reason), count in groups.most_common()]
+
+
+def because(node: FloatNode) -> str:
+    """The reason, with the node that it stays in float for."""
+    return node.reason if node.cause is None else f"{node.reason} (because of {node.cause!r})"
 
 
 def _quality(quality: OutputQuality) -> str:
@@ -48,13 +65,24 @@ def size(count: int) -> str:
 
 
 def _step_lines(step: Step) -> list[str]:
-    head = f"{step.name}: {step.changed} changed, {step.seconds:.2f} s"
+    head = f"{step.title}: {status(step)}, {step.seconds:.2f} s"
     return [
         head,
         *(f"  {printable(note)}" for note in step.notes),
         *(f"  {printable(rounded(layer))}" for layer in step.rounded),
         *(f"  left: {printable(w)}: {printable(r)}" for w, r in step.skips),
     ]
+
+
+def status(step: Step) -> str:
+    """What became of a step, and how much it changed."""
+    changed = f"{step.changed} changed"
+    return {"done": changed, "kept": f"{changed}, kept"}.get(step.status, step.status)
+
+
+def was_compared(step: Step) -> bool:
+    """Whether the result was measured without and with it; its first note then says so in words."""
+    return step.before_db is not None and step.status in ("kept", "dropped")
 
 
 def rounded(layer: RoundedLayer) -> str:

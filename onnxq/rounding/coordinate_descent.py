@@ -40,7 +40,7 @@ class CoordinateDescent:
     block: int = 64
     start: Gptq = field(default_factory=Gptq)
 
-    title: ClassVar[str] = "coordinate descent"
+    title: ClassVar[str] = "Coordinate descent"
     tries_dampings: ClassVar[bool] = True
     reads_columns: ClassVar[bool] = False
 

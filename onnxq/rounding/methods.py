@@ -48,7 +48,7 @@ class RoundingMethod(Protocol):
 class Nearest:
     """q = clip(round(W / s), low, high), whatever the data says; scale and bias still follow it."""
 
-    title: ClassVar[str] = "rounding to nearest"
+    title: ClassVar[str] = "Rounding to nearest"
     tries_dampings: ClassVar[bool] = False
     reads_columns: ClassVar[bool] = False
 

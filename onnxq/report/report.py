@@ -1,0 +1,26 @@
+"""The report that users hold: the record of a run, and the forms that it can be written in."""
+
+from __future__ import annotations
+
+from . import html, json_format, markdown, text
+from .records import ReportData
+
+
+class Report(ReportData):
+    """A run's record, with a method for each form."""
+
+    def to_json(self) -> str:
+        """Strict JSON (no NaN or Infinity), keys as the fields here."""
+        return json_format.to_json(self)
+
+    def to_text(self, verbose: bool = False) -> str:
+        """The summary for a terminal, a few lines; with `verbose` each step and each node left in float."""
+        return text.to_text(self, verbose)
+
+    def to_markdown(self) -> str:
+        """The same facts in short, as Markdown."""
+        return markdown.to_markdown(self)
+
+    def to_html(self) -> str:
+        """One HTML file that needs nothing else, with charts and sortable tables."""
+        return html.to_html(self)
