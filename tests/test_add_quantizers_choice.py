@@ -57,7 +57,7 @@ def test_exclude_wins_over_include():
 
 @pytest.mark.parametrize("option", ["include", "exclude"])
 def test_a_pattern_that_matches_nothing_is_refused(option):
-    with pytest.raises(UsageError, match=f"--{option} 'conv_\\*' matches no node name and no operator type"):
+    with pytest.raises(UsageError, match=f"`{option}` 'conv_\\*' matches no node name and no operator type"):
         plan(conv(TWO), **{option: ("Conv", "conv_*")})
 
 

@@ -134,9 +134,9 @@ TANH = NET.replace("y = Conv(p, u)", "z = Conv(p, u) y = Tanh(z)")
 @pytest.mark.parametrize(
     ("options", "warning"),
     [
-        ({"tie": ("Concat",)}, "--tie Concat did nothing"),
-        ({"smoothquant": 0.5}, "--smoothquant 0.5 did nothing"),
-        ({"exclude": ("Tanh",)}, "--exclude 'Tanh' did nothing"),
+        ({"tie": ("Concat",)}, "`tie` Concat did nothing"),
+        ({"smoothquant": 0.5}, "`smoothquant` 0.5 did nothing"),
+        ({"exclude": ("Tanh",)}, "`exclude` 'Tanh' did nothing"),
         ({"overrides": (Override(node="Tanh_y", keep_float=True),)}, "the override of node 'Tanh_y' (keep-float) did"),
         ({"exclude": ("Relu", "MaxPool_p"), "tie": ("Add",)}, None),
     ],
