@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..calibration.checkpoint import Checkpoint, key_of
+from ..errors import UsageError
 from ..execution.layerwise import isolate, planned_layers, visit_layers
 from ..graph.model import Model
 from ..graph.shapes import tensor_bytes
@@ -53,6 +54,11 @@ class RoundWeights:
     seed: int = 0
     checkpoint: Path | None = None
     preserves: ClassVar[bool | None] = False
+
+    def __post_init__(self) -> None:
+        for option, value, known in (("rounding", self.rounding, ROUNDINGS), ("effort", self.effort, EFFORTS)):
+            if value not in known:
+                raise UsageError(f"`{option}` {value!r} is unknown; expected one of {', '.join(known)}")
 
     @property
     def title(self) -> str:
