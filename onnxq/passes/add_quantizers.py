@@ -13,7 +13,7 @@ A tensor has one quantizer, however many nodes read it. What was decided of each
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
