@@ -59,7 +59,7 @@ def test_the_tensor_with_outliers_gets_16_bits() -> None:
     model, outcome = widened(a=500.0)
     assert bits(model) == {"a": 16, "b": 8, "t": 8}
     assert outcome.changed == 1
-    assert outcome.notes[0].endswith("1 of 3 grids widened")
+    assert outcome.notes[0].endswith("1 of 3 activations widened")
     assert outcome.notes[1].startswith("a: largest value ")
     assert outcome.notes[1].endswith("with it alone on 8 bits; now uint16")
     assert {skip.where for skip in outcome.skips} == {"b", "t"}

@@ -57,7 +57,7 @@ class Checkpoint:
 
 
 def key_of(*parts: bytes) -> str:
-    """SHA-256, in hex, of some bytes and where they are parted."""
+    """SHA-256, in hex, of some byte strings, and of where each of them ends."""
     sha = hashlib.sha256()
     for part in parts:
         sha.update(len(part).to_bytes(8, "little"))

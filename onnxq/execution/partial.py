@@ -91,7 +91,7 @@ def extract(proto: ModelProto, outputs: Iterable[str]) -> ModelProto:
 
 
 def parts_that_fit(
-    proto: ModelProto, names: Iterable[str], feed: Mapping[str, np.ndarray], limit: int, label: str
+    proto: ModelProto, names: Iterable[str], feed: Mapping[str, np.ndarray], limit: int, label: str = ""
 ) -> Iterator[tuple[str, list[str]]]:
     """Tensors of a model in parts, each for a pass over the data of its own, and what progress calls that pass.
 

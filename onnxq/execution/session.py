@@ -31,14 +31,14 @@ from ..graph.scratch import scratch_folder
 Arrays = Mapping[str, np.ndarray]
 Source: TypeAlias = ModelProto | str | os.PathLike[str]
 LEAN_WEIGHTS = 1 << 27
-"""Models of more weights run one sample at a time, one model at a time, and give memory back after each operator."""
+"""Models of more weights run one sample at a time, one model at a time, and free memory after each operator."""
 
-_TURN = threading.Lock()
+_ONE_AT_A_TIME = threading.Lock()
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-ort.set_default_logger_severity(4)  # errors reach the user as exceptions, with our words around them
+ort.set_default_logger_severity(4)  # errors are raised as exceptions instead
 
 
 def default_threads() -> int:
@@ -58,12 +58,12 @@ def saturates() -> bool:
 
 
 def instruction_sets() -> list[str]:
-    """What kernels are chosen by, and so the last bits of what they compute, where Linux says so."""
+    """What ONNX Runtime chooses kernels by, on which the last bits of results depend, where Linux says so."""
     return sorted(f for f in _processor_flags() if f.startswith(("avx", "fma", "amx", "asimd", "sve", "i8mm", "bf16")))
 
 
 def _processor_flags() -> list[str]:
-    """As Linux names them, on x86 and on ARM."""
+    """By Linux's names, on x86 and on ARM."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -79,7 +79,7 @@ class Session:
 
     def __init__(self, model: Source, *, optimize: bool = False, optimized_path: Path | None = None) -> None:
         options = ort.SessionOptions()
-        self._turn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        self._lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self._weights: list[tuple[np.ndarray, Any]] = []
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         levels = ort.GraphOptimizationLevel
@@ -99,10 +99,10 @@ class Session:
         self.outputs = [output.name for output in self._session.get_outputs()]
 
     def _load_large(self, model: ModelProto, options: Any, optimize: bool) -> Any:
-        """A session that reads weights where they are: mapped from their files, shared with it, packed into no copies.
+        """A session that shares the weights mapped from their files, without copies.
 
-        ONNX Runtime wants to see external data, and uses what it is given instead: a file full of holes will do. Not so
-        for its optimiser, which computes with what the file holds: that gets a copy.
+        ONNX Runtime requires a file of external data even where it is given the weights: an empty, sparse one is
+        enough. Its optimiser, however, computes with what the file holds: it gets a copy of the weights.
         """
         self._make_lean(options, model)
         with scratch_folder() as folder:
@@ -110,11 +110,11 @@ class Session:
             if optimize:
                 storage.write(model, path)
             else:
-                path.write_bytes(self._shared(model, options, folder / "holes.bin").SerializeToString())
+                path.write_bytes(self._shared(model, options, folder / "sparse.bin").SerializeToString())
             return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def _shared(self, model: ModelProto, options: Any, holes: Path) -> ModelProto:
-        """A copy whose references lead to holes; the session is given what they stand for, mapped."""
+    def _shared(self, model: ModelProto, options: Any, sparse: Path) -> ModelProto:
+        """A copy whose references lead to a sparse file; the session is given the weights that they stand for."""
         model = ModelProto.FromString(model.SerializeToString())
         for tensor in large.references(model):
             values = large.array(tensor)
@@ -122,21 +122,22 @@ class Session:
             options.add_initializer(tensor.name, shared)
             self._weights.append((values, shared))
             del tensor.external_data[:]
-            tensor.external_data.add(key="location", value=holes.name)
-        with open(holes, "wb") as file:
+            tensor.external_data.add(key="location", value=sparse.name)
+        with open(sparse, "wb") as file:
             file.truncate(max(values.nbytes for values, _ in self._weights))
         return model
 
     def _make_lean(self, options: Any, model: ModelProto) -> None:
-        """A large model computes one tensor after the other where it is read, such as a layer's float weight from its
-        integers, gives it back at once, and runs while no other one does. What lies in files is packed into no copy.
+        """Save memory: no weights of external files are packed into copies. A large model computes each tensor just
+        before it is read, such as a layer's float weight from its integers, frees it at once, and runs while no other
+        model does.
         """
         if external_data.locations(model):
             options.add_session_config_entry("session.disable_prepacking", "1")
         if sum(math.prod(tensor.dims) for tensor in model.graph.initializer) > LEAN_WEIGHTS:
             options.enable_cpu_mem_arena = options.enable_mem_pattern = False
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-            self._turn = _TURN
+            self._lock = _ONE_AT_A_TIME
 
     def output_types(self) -> dict[str, str]:
         """Output name -> ONNX Runtime's name of its type, such as `tensor(float)`."""
@@ -145,7 +146,7 @@ class Session:
     def run(self, feed: Arrays) -> dict[str, Any]:
         """All outputs for one feed: arrays, or lists of them for sequences."""
         try:
-            with self._turn:
+            with self._lock:
                 found = self._session.run(None, dict(feed))
                 for mapped, _ in self._weights:  # else this model and the next one count as memory together
                     large.forget(mapped)

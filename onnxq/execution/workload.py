@@ -1,4 +1,4 @@
-"""What one run of a network computes and moves: products and bytes, counted from the shapes that a run really has.
+"""What one run of a network computes and moves: multiplications and bytes, by the shapes that a run really has.
 
 Linear operators say themselves how many multiplications they take (`LinearForm.products`); everything else multiplies
 nothing worth counting.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
 from ..data import Feed
 from ..operators.registry import linear_form
-from .partial import extract
+from .partial import extract, parts_that_fit
 from .session import Session
 
 
@@ -37,16 +38,26 @@ class Workload:
         return self.arrays.get(name, (0, 0))[1]
 
 
-def workload(proto: ModelProto, feed: Feed) -> Workload:
-    """Runs the model once and holds all its tensors while it does. Raises EngineError."""
+def workload(proto: ModelProto, feed: Feed, max_memory: int = 512 << 20) -> Workload:
+    """Runs the model on one feed, more than once where its tensors take more than `max_memory` bytes together.
+
+    Raises EngineError.
+    """
     names = [name for node in proto.graph.node for name in node.output if name]
-    found = {**feed.arrays, **Session(extract(proto, names)).run(feed.arrays)}
-    arrays = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
-    shapes = {name: value.shape for name, value in arrays.items()}
-    shapes |= {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    shapes = {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    arrays: dict[str, tuple[int, int]] = {}
+
+    def look_at(values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            if isinstance(value, np.ndarray):
+                shapes[name], arrays[name] = value.shape, (value.size, value.nbytes)
+
+    look_at(feed.arrays)
+    for _, part in parts_that_fit(proto, names, feed.arrays, max_memory):
+        look_at(Session(extract(proto, part)).run(feed.arrays))
     return Workload(
         {node.name: count for node in proto.graph.node if (count := _products(node, shapes))},
-        {name: (value.size, value.nbytes) for name, value in arrays.items()},
+        arrays,
         1 if feed.rows is None else next(iter(feed.arrays.values())).shape[0],
     )
 

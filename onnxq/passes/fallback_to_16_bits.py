@@ -69,7 +69,7 @@ class FallbackTo16Bits:
         count = self._count(curve, len(ranked))
         chosen = [(name, alone[group]) for group in ranked[:count] for name in group]
         known = _statistics(model, [name for name, _ in chosen], context)
-        widened = f"{len(chosen)} of {len(candidates)} grids widened"
+        widened = f"{len(chosen)} of {len(candidates)} activations widened"
         notes = [f"outputs at {curve[0]:.1f} dB, then {curve[count]:.1f} dB; {widened}"]
         for name, db in chosen:
             made = _widen(model, name, known[name], context.target)

@@ -79,7 +79,7 @@ def verify(
 ) -> Verdict:
     """Check the model file `written` against the float model on some feeds.
 
-    proto: what was written, if it is at hand: the weights that it maps can be let go between runs.
+    proto: what was written, if it is in memory: the weights that it maps can be freed between runs.
     runs_here: whether ONNX Runtime's integer kernels are what will run the model, so that they must agree with it.
     Raises VerificationError where the model is invalid, does not load or run, gives infinity or not-a-number where
     the float model does not, or where ONNX Runtime's rewriting changes its outputs by more than quantization did.
