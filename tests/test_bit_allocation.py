@@ -30,7 +30,9 @@ def test_products_are_counted_from_real_shapes() -> None:
     )
     for i, node in enumerate(proto.graph.node):
         node.name = f"n{i}"
-    work = workload(proto, Feed(graphs.feeds(proto, free=1), 1, "here"))
+    feed = Feed(graphs.feeds(proto, free=1), 1, "here")
+    work = workload(proto, feed)
+    assert workload(proto, feed, max_memory=1) == work, "in several runs it is the same"
     conv, depthwise = 6 * 7 * 9 * 27, 6 * 5 * 7 * 9
     assert work.products == {"n0": conv, "n1": depthwise, "n2": 6 * 7 * 9 * 2 * 4, "n5": 24}
     assert (work.elements("h"), work.bytes("h")) == (6 * 7 * 9, 4 * 6 * 7 * 9)

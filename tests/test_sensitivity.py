@@ -104,6 +104,15 @@ def test_a_budget_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found.measured) == 3
 
 
+@pytest.mark.parametrize(("preset", "units"), [("w8", {"w"}), ("w8a8", {"w", "x"})])
+def test_weights_alone_and_the_input_alone_can_be_ranked(preset: str, units: set[str]) -> None:
+    """No tensor that a node computes has a quantizer."""
+    proto = graphs.model("(float[N,3] x) => (float[N,4] y) <float[3,4] w> { y = MatMul(x, w) }")
+    found = analysis(proto, options=replace(PLAIN, preset=preset)).measured
+    assert {effect.unit for effect in found} == units
+    assert all(20 < effect.own_db < 80 for effect in found)
+
+
 def test_labels_count() -> None:
     proto = uneven()
     data = samples(proto, 40)

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from ..evaluation.sensitivity import Unit
 from ..execution.layerwise import planned_layers
-from ..execution.partial import extract
-from ..execution.session import Session
+from ..execution.partial import tensor_values
 from ..numeric.distribution import grid_ends
 from ..numeric.metrics import sqnr
 from ..numeric.quant import QuantParams
@@ -63,10 +62,8 @@ def find_causes(candidate: Candidate, unit: Unit) -> tuple[Cause, ...]:
 def activation(candidate: Candidate, name: str) -> NDArray[np.float64]:
     """Values of a tensor of the float network on a few samples, all in a row."""
     feeds = candidate.evaluator.feeds[:ROOT_CAUSE_SAMPLES]
-    if all(name in feed.arrays for feed in feeds):
-        return np.concatenate([np.ravel(feed.arrays[name]) for feed in feeds]).astype(np.float64)
-    session = Session(extract(candidate.base.to_proto(), [name]))
-    return np.concatenate([np.ravel(session.run(feed.arrays)[name]) for feed in feeds]).astype(np.float64)
+    found = tensor_values(candidate.base.to_proto(), [name], feeds)
+    return np.concatenate([np.ravel(values[name]) for values in found]).astype(np.float64)
 
 
 def _channels(layer: LinearLayer, params: QuantParams) -> Cause | None:

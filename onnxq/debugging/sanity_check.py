@@ -11,8 +11,7 @@ from ..data import Feed
 from ..errors import DataError, VerificationError
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.metric import AccuracyMetric, SqnrMetric, measure
-from ..execution.partial import extract
-from ..execution.session import Session
+from ..execution.partial import tensor_values
 from ..numeric.metrics import class_scores
 from ..thresholds import EVALUATION_SAMPLES, PRESERVED_DB
 from .candidate import Candidate
@@ -77,7 +76,7 @@ def _holds_nan(value: object) -> bool:
 def _first_nan(proto: ModelProto, feed: Feed) -> str:
     """The first node that makes not-a-number of numbers."""
     names = [name for node in proto.graph.node for name in node.output if name]
-    found = {**feed.arrays, **Session(extract(proto, names)).run(feed.arrays)}
+    (found,) = tensor_values(proto, names, [feed])
     fed = next((name for name, value in feed.arrays.items() if _holds_nan(value)), None)
     if fed is not None:
         return f"the input {fed!r}"

@@ -27,9 +27,8 @@ from onnx import ModelProto
 from ..data import Feed, Preprocess
 from ..execution.compare_outputs import Outputs
 from ..execution.layerwise import planned_layers
-from ..execution.partial import extract
+from ..execution.partial import tensor_values
 from ..execution.services import Stage, open_workers
-from ..execution.session import Session
 from ..execution.switches import Switch, Switchboard
 from ..graph import large
 from ..graph.model import Model
@@ -301,10 +300,7 @@ def own_sqnr(evaluator: Evaluator, base: Model, switches: Mapping[str, Switch]) 
         if isinstance(constant, gs.Constant):
             found[name] = _db(np.asarray(constant.values), quantizer.params.fake(constant.values))
     totals = {name: Sqnr() for name in roots if name not in found}
-    fed = {name for name in totals if not tensors[name].inputs}
-    session = Session(extract(base.to_proto(), [name for name in totals if name not in fed]))
-    for feed in evaluator.feeds[:ACTIVATION_SAMPLES]:
-        values = {**feed.arrays, **session.run(feed.arrays)}
+    for values in tensor_values(base.to_proto(), totals, evaluator.feeds[:ACTIVATION_SAMPLES]):
         for name, total in totals.items():
             params = roots[name].params
             assert params is not None

@@ -19,8 +19,10 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from ..data import Feed
 from ..graph.model import captured
 from ..graph.shapes import tensor_bytes
+from .session import Session
 
 
 class Network:
@@ -88,6 +90,12 @@ class Network:
 def extract(proto: ModelProto, outputs: Iterable[str]) -> ModelProto:
     """The part of a model that computes `outputs` from the model's inputs, which all stay; see `Network.part`."""
     return Network(proto).part(outputs)
+
+
+def tensor_values(proto: ModelProto, names: Collection[str], feeds: Iterable[Feed]) -> Iterator[dict[str, Any]]:
+    """Any tensors of a model, its inputs among them, for each feed; padding is not left out. Raises EngineError."""
+    session = Session(extract(proto, names)) if names else None
+    return (session.run(feed.arrays) if session is not None else {} for feed in feeds)
 
 
 def parts_that_fit(

@@ -16,8 +16,7 @@ from onnx import ModelProto, NodeProto, helper
 
 from ..data import Feed
 from ..operators.registry import linear_form
-from .partial import extract, parts_that_fit
-from .session import Session
+from .partial import parts_that_fit, tensor_values
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def workload(proto: ModelProto, feed: Feed, max_memory: int = 512 << 20) -> Work
 
     look_at(feed.arrays)
     for _, part in parts_that_fit(proto, names, feed.arrays, max_memory):
-        look_at(Session(extract(proto, part)).run(feed.arrays))
+        look_at(*tensor_values(proto, part, [feed]))
     return Workload(
         {node.name: count for node in proto.graph.node if (count := _products(node, shapes))},
         arrays,

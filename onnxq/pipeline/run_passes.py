@@ -22,7 +22,7 @@ from ..calibration.context import Context
 from ..errors import EngineError
 from ..execution.session import Session
 from ..graph.model import Model
-from ..numeric.metrics import Sqnr
+from ..numeric.metrics import Sqnr, comparable
 from ..passes.base import Outcome, Pass
 from ..report import Step
 from ..thresholds import PRESERVED_DB
@@ -61,7 +61,7 @@ def _difference(model: Model, feed: Mapping[str, np.ndarray], expected: Mapping[
     except EngineError as error:
         return f"the float model does not run with it ({error})"
     for output, x in expected.items():
-        if output in found and isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.shape == found[output].shape:
+        if comparable(x, found.get(output)):
             distance = Sqnr()
             distance.update(x, found[output])
             if distance.db < PRESERVED_DB and distance.noise > np.finfo(np.float32).tiny:
