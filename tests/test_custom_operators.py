@@ -161,13 +161,13 @@ def test_an_operator_that_moves_data(target: str, move: Any) -> None:
 @pytest.mark.parametrize("op", ["MyLinear", *FORMS])
 def test_registered_linear_operators_can_be_trained(op: str) -> None:
     pytest.importorskip("torch")
-    from onnxq.qat.network import Network
+    from onnxq.qat.network import TorchNetwork
 
     fields, text = FORMS.get(op, ({"bias": 2}, MLP.format(op="com.x.MyLinear")))
     register(op, "com.x", "linear", **fields)
     proto = network(text)
     x = feeds(proto)["x"]
-    found = Network(wrapped(proto), TARGETS["ort"]).run({"x": torch_of(x)})["y"]
+    found = TorchNetwork(wrapped(proto), TARGETS["ort"])(torch_of(x))
     assert_close(found.detach().numpy(), run(proto, {"x": x})["y"], 1e-5)
 
 
