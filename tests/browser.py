@@ -78,10 +78,10 @@ class Browser:
         if self._session is not None:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
-        while (answer := self._next()).get("id") != self._count:
+        while (reply := self._next()).get("id") != self._count:
             pass
-        assert "error" not in answer, (method, answer)
-        return answer["result"]
+        assert "error" not in reply, (method, reply)
+        return reply["result"]
 
     def open(self, path: Path) -> None:
         """LayerSensitivity a file and wait until all of it is there."""
@@ -111,7 +111,7 @@ class Browser:
         deadline = time.monotonic() + patience
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, "Chromium does not answer"
+            assert ready, "Chromium does not respond"
             part = os.read(self._read, 2**16)
             assert part, "Chromium has ended"
             self._buffer += part

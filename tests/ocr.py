@@ -1,6 +1,6 @@
 """Text detectors and recognisers as PaddlePaddle's exporter writes them, with seeded weights; needs no other framework.
 
-Operator set 11 or 12, every weight written by a Constant node, BatchNormalization beside Conv, HardSwish in pieces,
+Operator set 11 or 12, every weight written by a Constant node, BatchNormalization beside Conv, decomposed HardSwish,
 height and width known at run time only, sizes computed by Shape, Slice, Cast and Concat.
 """
 

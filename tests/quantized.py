@@ -58,7 +58,7 @@ def reasons(outcome: Outcome) -> dict[str, str]:
     return {skip.where: skip.reason for skip in outcome.skips}
 
 
-def answered(proto: ModelProto, feeds: Any = None, **options: Any) -> Model:
+def with_ranges(proto: ModelProto, feeds: Any = None, **options: Any) -> Model:
     """The model with quantizers placed and their ranges set."""
     model, _ = planned(proto, **options)
     for step in (SetWeightRanges("minmax"), SetActivationRanges("minmax"), SetBiasScales()):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import graphs
 import numpy as np
 import pytest
-from quantized import answered, samples
+from quantized import samples, with_ranges
 
 from onnxq.data import Feed
 from onnxq.evaluation.bit_allocation import BitCosts, path
@@ -43,7 +43,7 @@ def test_costs_of_a_model() -> None:
         """(float[N,3] x) => (float[N,4] y) <float[3,5] a, float[5,4] b> { h = MatMul(x, a)  r = Relu(h)
            y = MatMul(r, b) }"""
     )
-    model = answered(proto)
+    model = with_ranges(proto)
     work = workload(model.to_proto(), Feed(samples(proto, 1, free=2)[0], 2, "here"))
     assert work.rows == 2
     costs = BitCosts.of(model, model.quantizers, work)

@@ -164,16 +164,16 @@ def test_statistics_collected_before_are_shown(net, data, tmp_path, report):
     assert shown["x"] == next(d for d in report.distributions if d.tensor == "x")
 
 
-def test_a_judged_step_says_what_it_was_worth(report):
-    judged = {s.name: s for s in report.steps if s.before_db is not None}
-    assert {"EqualizeLayers", "CorrectBias"} <= judged.keys()
-    assert all(s.kept for s in judged.values())
-    assert judged["EqualizeLayers"].after_db > judged["EqualizeLayers"].before_db + 1
+def test_a_compared_step_says_what_it_was_worth(report):
+    compared = {s.name: s for s in report.steps if s.before_db is not None}
+    assert {"EqualizeLayers", "CorrectBias"} <= compared.keys()
+    assert all(s.kept for s in compared.values())
+    assert compared["EqualizeLayers"].after_db > compared["EqualizeLayers"].before_db + 1
 
 
 def test_a_step_that_is_dropped_says_so(net, data, monkeypatch):
     worse = itertools.count(-100, -1)
-    monkeypatch.setattr("onnxq.pipeline.keep_if_better.QualityMeasure.db", lambda judge, model: float(next(worse)))
+    monkeypatch.setattr("onnxq.pipeline.keep_if_better.QualityMeasure.db", lambda measure, model: float(next(worse)))
     steps = {s.name: s for s in onnxq.quantize(net, data).report.steps}
     assert not steps["EqualizeLayers"].kept
     assert steps["EqualizeLayers"].after_db < steps["EqualizeLayers"].before_db
@@ -181,10 +181,10 @@ def test_a_step_that_is_dropped_says_so(net, data, monkeypatch):
 
 
 def test_the_reference_stays_as_it_was(net):
-    adjusted, notebook = wrapped(net), ReportCollector()
-    notebook.adjusted(adjusted)
+    adjusted, collector = wrapped(net), ReportCollector()
+    collector.adjusted(adjusted)
     adjusted.graph.nodes.clear()
-    assert len(notebook.reference.graph.nodes) == len(net.graph.node)
+    assert len(collector.reference.graph.nodes) == len(net.graph.node)
 
 
 def weight_of(proto, name):

@@ -215,7 +215,7 @@ def test_a_fixed_batch_needs_samples_of_one_shape():
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        (("N", 3), ("M", 5)),  # named apart
+        (("N", 3), ("M", 5)),  # with other names
         (("N", 3), ()),  # a scalar
         (("N", 3), (2, 5)),  # fixed beside dynamic
         ((2, 3), (7, 5)),

@@ -74,8 +74,8 @@ def test_uint8_arrays_with_channels_first_are_refused():
 def test_uint8_arrays_among_other_inputs():
     data = CalibrationData({"image": pixels(2, 5, 7, 3), "y": batch(2, 7, dtype=np.int64)}, [ANY_IMAGE, Y])
     assert_feeds(data, [as_input(image) for image in pixels(2, 5, 7, 3)], "image")
-    apart = [ANY_IMAGE, InputSpec("y", Y.dtype, ("M", 7))]
-    (feed,) = CalibrationData({"image": pixels(2, 5, 7, 3), "y": batch(4, 7, dtype=np.int64)}, apart)
+    separate = [ANY_IMAGE, InputSpec("y", Y.dtype, ("M", 7))]
+    (feed,) = CalibrationData({"image": pixels(2, 5, 7, 3), "y": batch(4, 7, dtype=np.int64)}, separate)
     assert feed.arrays["image"].shape == (2, 3, 5, 7)
 
 

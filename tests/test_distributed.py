@@ -1,4 +1,4 @@
-"""A Dask cluster gives the bytes that one process gives, whatever becomes of its workers; what fails is told."""
+"""A Dask cluster gives the bytes that one process gives, whatever becomes of its workers; what fails is reported."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def test_sensitivity(place: Path, dask: Any, by: str) -> None:
 
 
 def test_a_metric_of_the_users_own(place: Path, dask: Any) -> None:
-    (place / "judge.py").write_text("def score(outputs, labels):\n    return float(outputs['y'][:, 0].mean())\n")
-    command = ["sensitivity", "net.onnx", "--calib", "calib.npy", "--metric", "judge:score", "--json"]
+    (place / "scores.py").write_text("def score(outputs, labels):\n    return float(outputs['y'][:, 0].mean())\n")
+    command = ["sensitivity", "net.onnx", "--calib", "calib.npy", "--metric", "scores:score", "--json"]
     alone, spread = (
         json.loads(invoke(*command, *more).stdout) for more in ([], ["--scheduler", dask.scheduler_address])
     )
@@ -145,7 +145,7 @@ def test_histograms_travel_as_their_filled_bins() -> None:
 # --- how work is spread
 
 
-def test_all_workers_work_and_answers_come_in_order(dask: Any) -> None:
+def test_all_workers_work_and_results_come_in_order(dask: Any) -> None:
     found = each(lambda i: (i, os.getpid(), time.sleep(0.02)), range(60), dask.scheduler_address)
     assert [i for i, *_ in found] == list(range(60))
     assert len({pid for _, pid, _ in found} - {os.getpid()}) == 3
@@ -193,12 +193,12 @@ def test_parts_are_bounded_in_items_and_bytes(monkeypatch: pytest.MonkeyPatch) -
     assert list(cluster._parts([], 32)) == []
 
 
-def test_progress_is_told(place: Path, dask: Any) -> None:
+def test_progress_is_reported(place: Path, dask: Any) -> None:
     seen: list[tuple[str, int, int]] = []
     onnxq.calibrate(
-        "net.onnx", "calib.npy", "out.npz", progress=lambda *told: seen.append(told), scheduler=dask.scheduler_address
+        "net.onnx", "calib.npy", "out.npz", progress=lambda *call: seen.append(call), scheduler=dask.scheduler_address
     )
-    assert [told for told in seen if told[0] == "calibrating"][-1] == ("calibrating", SAMPLES, SAMPLES)
+    assert [call for call in seen if call[0] == "calibrating"][-1] == ("calibrating", SAMPLES, SAMPLES)
 
 
 # --- what goes wrong
@@ -296,9 +296,9 @@ def test_a_sample_that_the_model_fails_on(place: Path, dask: Any) -> None:
 def test_what_no_one_foresaw_keeps_its_type_and_place(dask: Any) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         each(lambda i: 1 // (i - 3), range(6), dask.scheduler_address)
-    told = str(caught.value.__cause__)  # the place, whatever name the function's file has on the worker
-    assert "on a worker" in told
-    assert "in <lambda>" in told
+    text = str(caught.value.__cause__)  # the place, whatever name the function's file has on the worker
+    assert "on a worker" in text
+    assert "in <lambda>" in text
 
 
 def test_other_versions(place: Path, dask: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,10 +107,10 @@ def test_clip_keeps_what_reaches_its_bound(method: Literal["range", "noise"]) ->
 def test_without_data_or_moments_clip_keeps_all() -> None:
     proto = pair("Clip(a, lo, hi)", ", float lo = {0.0}, float hi = {6.0}")
     assert EqualizeLayers().apply(wrapped(proto), Context()).changed == 0
-    foretold = wrapped(proto)
-    foretold.moments["a"] = Moments(np.array([0.0, 1.0, 5.0, 9.0]), np.array([1.0, 1.0, 1.0, 0.1]))
-    EqualizeLayers().apply(foretold, Context())
-    ratio = wrapped(proto).graph.tensors()["w"].values[:, 0, 0, 0] / foretold.graph.tensors()["w"].values[:, 0, 0, 0]
+    known = wrapped(proto)
+    known.moments["a"] = Moments(np.array([0.0, 1.0, 5.0, 9.0]), np.array([1.0, 1.0, 1.0, 0.1]))
+    EqualizeLayers().apply(known, Context())
+    ratio = wrapped(proto).graph.tensors()["w"].values[:, 0, 0, 0] / known.graph.tensors()["w"].values[:, 0, 0, 0]
     assert (ratio[:2] != 1).all()
     assert (ratio[2:] == 1).all()
 

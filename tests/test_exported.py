@@ -33,7 +33,7 @@ WHOLE = {
     "dynamo-18-rms-tanh": {"RMSNormalization": 2, "Gelu": 1},
     "dynamo-20": {},
 }
-"""What each exporter writes in pieces."""
+"""What each exporter decomposes."""
 
 
 def written(name: str) -> ModelProto:

@@ -8,7 +8,7 @@ import graphs
 import numpy as np
 import pytest
 from onnx import ModelProto
-from quantized import answered, context, quantized
+from quantized import context, quantized, with_ranges
 
 import onnxq
 from onnxq.graph.model import Model
@@ -47,7 +47,7 @@ def feeds(a: float = 1.0, b: float = 1.0, count: int = 6) -> list[dict[str, np.n
 
 def widened(a: float = 1.0, b: float = 1.0, **settings: object) -> tuple[Model, Outcome]:
     proto, data = network(a > 1, b > 1), feeds(a, b)
-    model = answered(proto, data, force_int_kernels=False)
+    model = with_ranges(proto, data, force_int_kernels=False)
     return model, FallbackTo16Bits().apply(model, context(proto, data, **settings))
 
 
@@ -103,7 +103,7 @@ def test_inputs_of_an_operator_go_together_where_widths_must_not_mix(target: str
     }"""
     loud = weight(False) * np.where(np.arange(16) == 0, 500.0, 1.0)
     proto, data = graphs.model(text, v=loud, w=weight(False), u=weight(True)), feeds()
-    model = answered(proto, data)
+    model = with_ranges(proto, data)
     FallbackTo16Bits().apply(model, context(proto, data, target=TARGETS[target]))
     assert bits(model) == {"a": 8, "b": 8, "c": 16, "d": width, "e": 16}
 
@@ -112,7 +112,7 @@ def test_what_keeps_the_grid_follows() -> None:
     text = "(float[N,2,8] a) => (float[N,16] y) <float[16,16] v, int64[2] to> { r = Reshape(a, to)  y = MatMul(r, v) }"
     proto = graphs.model(text, v=weight(True), to=np.array([-1, 16]))
     data = [{"a": feed["a"].reshape(1, 2, 8)} for feed in feeds(500.0)]
-    model = answered(proto, data, force_int_kernels=False)
+    model = with_ranges(proto, data, force_int_kernels=False)
     FallbackTo16Bits(worth=10.0).apply(model, context(proto, data))
     assert bits(model) == {"a": 16, "r": 16}
     assert model.quantizers["r"].params is model.quantizers["a"].params
@@ -120,14 +120,14 @@ def test_what_keeps_the_grid_follows() -> None:
 
 def test_grids_that_were_given_stay() -> None:
     proto, data = network(True, False), feeds(500.0)
-    model = answered(proto, data, force_int_kernels=False)
+    model = with_ranges(proto, data, force_int_kernels=False)
     model.quantizers["a"] = replace(model.quantizers["a"], given=True)
     FallbackTo16Bits().apply(model, context(proto, data))
     assert bits(model)["a"] == 8
 
 
 def test_without_data_nothing_is_tried() -> None:
-    model = answered(network(True, False), feeds(500.0))
+    model = with_ranges(network(True, False), feeds(500.0))
     assert FallbackTo16Bits().apply(model, Context()).notes == ("not run: there are no calibration data",)
 
 
@@ -135,7 +135,7 @@ def test_threads_and_repetition_change_nothing() -> None:
     proto, data = network(True, True), feeds(300.0, 40.0)
     found = []
     for threads in (1, 3):
-        model = answered(proto, data, force_int_kernels=False)
+        model = with_ranges(proto, data, force_int_kernels=False)
         found.append((FallbackTo16Bits().apply(model, context(proto, data, threads=threads)), bits(model)))
     assert found[0] == found[1]
 

@@ -159,15 +159,15 @@ def test_file_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_rounding_goes_on_from_its_checkpoint(place: Path) -> None:
-    told = killed_runs(place, "resumed")
-    whole_run, first, second, last = told["runs"]
-    assert [run["code"] for run in told["runs"]] == [0, -9, -9, 0]
+    outcome = killed_runs(place, "resumed")
+    whole_run, first, second, last = outcome["runs"]
+    assert [run["code"] for run in outcome["runs"]] == [0, -9, -9, 0]
     assert first["outputs"]["out.onnx"] is second["outputs"]["out.onnx"] is None
     assert last["outputs"]["out.onnx"] == whole_run["outputs"]["out.onnx"]
-    kept = [{tuple(f) for f in files if not f[0].startswith(".")} for files in told["files"]]
+    kept = [{tuple(f) for f in files if not f[0].startswith(".")} for files in outcome["files"]]
     assert [len(files) for files in kept] == [1, 2, 3]
     assert kept[0] < kept[1] < kept[2], "what was saved is not made again"
-    assert not [f for f in told["files"][-1] if f[0].startswith(".")]
+    assert not [f for f in outcome["files"][-1] if f[0].startswith(".")]
 
 
 # --- disks ------------------------------------------------------------------------------------------------------
@@ -309,10 +309,10 @@ def test_a_bug(place: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None
     assert done.stderr.startswith("onnxq: internal error: TypeError: \\x1b[2Junsupported operand; please report it")
     assert (done.stdout, len(done.stderr.splitlines())) == ("", 1)
     for arguments, environment in (["--traceback"], {}), ([], {"ONNXQ_TRACEBACK": "1"}):
-        told = CliRunner().invoke(main, [*arguments, *command], env=environment)
-        assert told.exit_code == INTERNAL_ERROR
-        assert "in stumble" in told.stderr
-        assert told.stderr.endswith(done.stderr)
+        outcome = CliRunner().invoke(main, [*arguments, *command], env=environment)
+        assert outcome.exit_code == INTERNAL_ERROR
+        assert "in stumble" in outcome.stderr
+        assert outcome.stderr.endswith(done.stderr)
     assert sorted(os.listdir(place)) == before
 
 

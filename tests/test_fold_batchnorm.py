@@ -1,4 +1,4 @@
-"""Folding keeps the function to rounding; where it would not, the model stays as it is and the reason is told."""
+"""Folding keeps the function to rounding; where it would not, the model stays as it is and the reason is reported."""
 
 from __future__ import annotations
 

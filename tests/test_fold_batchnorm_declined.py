@@ -1,4 +1,4 @@
-"""Where folding would change the function, the model stays as it is and the reason is told."""
+"""Where folding would change the function, the model stays as it is and the reason is reported."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from graphs import model, ops, run
-from quantized import answered, planned
+from quantized import planned, with_ranges
 
 from onnxq.numeric.quant import Grid, QuantParams, QuantSpec
 from onnxq.passes.base import Context
@@ -19,7 +19,7 @@ def layer(activation, **values):
 
 
 def fused(proto, **options):
-    model_ = answered(proto, **options)
+    model_ = with_ranges(proto, **options)
     return model_, FuseActivation().apply(model_, Context())
 
 
@@ -42,7 +42,7 @@ def test_clip_falls_away_where_calibration_stayed_inside():
 
 
 def test_clip_stays_where_its_grid_reaches_beyond():
-    model_ = answered(layer("Clip(a, lo, hi)", lo=0, hi=6))
+    model_ = with_ranges(layer("Clip(a, lo, hi)", lo=0, hi=6))
     wide = QuantParams.from_range(np.float64(0), np.float64(7), QuantSpec(Grid(8, signed=False), symmetric=False))
     model_.quantizers["b"] = model_.quantizers["b"].with_params(wide)
     assert FuseActivation().apply(model_, Context()).changed == 0
@@ -53,7 +53,7 @@ def test_a_clip_with_a_negative_bound(bounds):
     """Its own range is the whole grid, zero point inside, if the data reached both bounds."""
     proto = layer("Clip(a, lo, hi)", lo=bounds[0], hi=bounds[1])
     feeds = [{"x": np.full((1, 3), value, np.float32)} for value in (-100, 100)]
-    model_ = answered(proto, feeds)
+    model_ = with_ranges(proto, feeds)
     assert FuseActivation().apply(model_, Context()).changed == 1
 
 
@@ -129,6 +129,6 @@ def test_an_activation_falls_away_exactly_where_no_float_tells(bounds, spec):
         same = np.array_equal(np.clip(found["p"], low, high), np.clip(found["q"], low, high))
 
         chosen = layer("Relu(a)" if hi is None else "Clip(a, lo, hi)", lo=lo, hi=hi or 0)
-        model_ = answered(chosen)
+        model_ = with_ranges(chosen)
         model_.quantizers["b"] = model_.quantizers["b"].with_params(params)
         assert (FuseActivation().apply(model_, Context()).changed == 1) == same, (bounds, span)

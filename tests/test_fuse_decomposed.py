@@ -1,4 +1,4 @@
-"""Operators that exporters wrote in pieces are put back, in every form, and nothing else is touched."""
+"""Operators that exporters decomposed are fused again, in every form, and nothing else is touched."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HARD_SWISH = {
     "gate first": f"{RAMP}  g = Div(c, six)  y = Mul(x, g)",
     "gate by product": f"{RAMP}  g = Mul(c, sixth)  y = Mul(g, x)",
     "tensorflow": "b = Add(x, three)  r = Relu(b)  c = Min(r, six)  g = Mul(c, sixth)  y = Mul(x, g)",
-    "bounds apart": "b = Add(three, x)  r = Max(b, zero)  c = Min(r, six)  m = Mul(x, c)  y = Div(m, six)",
+    "separate bounds": "b = Add(three, x)  r = Max(b, zero)  c = Min(r, six)  m = Mul(x, c)  y = Div(m, six)",
     "hard sigmoid": "g = HardSigmoid<alpha=0.1666667>(x)  y = Mul(x, g)",
 }
 HARD_SIGMOID = {"quotient": f"{RAMP}  y = Div(c, six)", "product": f"{RAMP}  y = Mul(c, sixth)"}
@@ -108,7 +108,7 @@ def test_one_slope_for_all_channels_is_leaky_relu() -> None:
     assert_same_function(proto, made.to_proto(), 1e-6)
 
 
-def test_what_is_read_inside_stays_in_pieces() -> None:
+def test_what_is_read_inside_stays_decomposed() -> None:
     proto = written(HARD_SWISH["gate first"], outputs="float[N,?,?,?] y, float[N,?,?,?] c")
     assert Counter(ops(restored(proto)[0])) == Counter(["Add", "Clip", "Div", "Mul"])
 

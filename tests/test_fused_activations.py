@@ -1,4 +1,4 @@
-"""No grid stands between an operator and the activation that the target runs as its end, whole or in pieces; and grids
+"""No grid stands between an operator and the activation that the target runs as its end, decomposed or not; and grids
 stay away from where they would only cost."""
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ HEAD = "(float[1,3,8,8] x) => ({}) <float[5,3,3,3] w, float[5,5,1,1] v, float th
 ACTIVATIONS = {
     "Swish": "s = Sigmoid(a)  r = Mul(a, s)",
     "HardSwish": "r = HardSwish(a)",
-    "HardSwish in pieces": "b = Add(a, three)  c = Clip(b, zero, six)  m = Mul(a, c)  r = Div(m, six)",
-    "HardSwish, half in pieces": "h = HardSigmoid<alpha=0.16666667>(a)  r = Mul(a, h)",
+    "decomposed HardSwish": "b = Add(a, three)  c = Clip(b, zero, six)  m = Mul(a, c)  r = Div(m, six)",
+    "half decomposed HardSwish": "h = HardSigmoid<alpha=0.16666667>(a)  r = Mul(a, h)",
     "Sigmoid": "r = Sigmoid(a)",
     "LeakyRelu": "r = LeakyRelu(a)",
     "Tanh": "r = Tanh(a)",
@@ -76,8 +76,8 @@ def test_targets_with_kernels_for_the_pieces_of_swish_quantize_them(target: str)
 
 
 @pytest.mark.parametrize("target", ["qnn", "vitis-ai", "generic-int8"])
-def test_hard_swish_in_pieces_is_one_operator(target: str) -> None:
-    made, outcome = placed(network(ACTIVATIONS["HardSwish in pieces"]), target)
+def test_decomposed_hard_swish_is_one_operator(target: str) -> None:
+    made, outcome = placed(network(ACTIVATIONS["decomposed HardSwish"]), target)
     assert {"a", "r"} <= set(made.quantizers)
     assert not {"b", "c", "m"} & set(made.quantizers)
     assert not reasons(outcome)
@@ -113,7 +113,7 @@ def test_what_computes_goes_on_behind_such_a_concat_is_quantized() -> None:
 
 @pytest.mark.parametrize("target", ["qnn", "generic-int8"])
 def test_movement_behind_a_float_operator(target: str) -> None:
-    """Where all of the network is on grids, quantization comes in front of it, not behind."""
+    """Where all of the network is quantized, quantization comes in front of it, not behind."""
     proto = network("i = Softplus(a)  r = Transpose<perm=[0,1,3,2]>(i)")
     made, _ = placed(proto, target)
     assert ("i" in made.quantizers) == (target == "qnn")

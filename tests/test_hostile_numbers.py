@@ -10,7 +10,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import onnxq
 from onnxq.errors import DataError, ModelError, NothingToQuantizeError, OnnxqError
-from onnxq.graph import import_model as intake
+from onnxq.graph import import_model
 
 NET = "(float[N,3,4,4] x) => (float[N,5,4,4] y) <float[5,3,1,1] w, float[5] b> { a = Conv(x, w, b) y = Relu(a) }"
 DENSE = "(float[N,4] x) => (float[N,3] y) <float[4,3] w> { y = MatMul(x, w) }"
@@ -258,11 +258,11 @@ def test_optional_inputs_that_are_left_out_by_an_empty_name() -> None:
 def test_required_inputs_keep_their_empty_names() -> None:
     """Loop must have two, which may be empty both."""
     proto, loop = model(DENSE), helper.make_node("Loop", ["", ""], [], "loop")
-    assert intake._inputs_to_drop(loop, proto) == 0
+    assert import_model._inputs_to_drop(loop, proto) == 0
     loop.input.append("")
-    assert intake._inputs_to_drop(loop, proto) == 1
+    assert import_model._inputs_to_drop(loop, proto) == 1
     loop.input[2] = "x"
-    assert intake._inputs_to_drop(loop, proto) == 0
+    assert import_model._inputs_to_drop(loop, proto) == 0
 
 
 def test_tensors_that_share_a_name() -> None:

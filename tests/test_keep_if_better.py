@@ -40,14 +40,14 @@ def rounded(copy: Model) -> object:
 
 def test_a_step_that_hurts_is_dropped() -> None:
     proto = model("(float[N,5] x) => (float[N,3] y) <float[5,3] w> { y = Gemm(x, w) }")
-    judge = QualityMeasure(proto, [Feed(feeds(proto, seed=i), None, "") for i in range(3)])
+    quality = QualityMeasure(proto, [Feed(feeds(proto, seed=i), None, "") for i in range(3)])
     start = wrapped(proto)
-    result, tried = keep_if_better([Perturb(0.0), Perturb(1.0)], start, Context(), rounded, judge)  # type: ignore[arg-type]
+    result, tried = keep_if_better([Perturb(0.0), Perturb(1.0)], start, Context(), rounded, quality)  # type: ignore[arg-type]
     assert [step.kept for step in tried] == [True, False]
     assert tried[0].before_db == tried[0].after_db == tried[1].before_db > tried[1].after_db  # type: ignore[operator]
     assert "dropped" in tried[1].notes[0]
     assert result is not start
-    assert judge.db(proto) == np.inf
+    assert quality.db(proto) == np.inf
 
 
 def test_where_nothing_is_comparable_steps_are_not_measured() -> None:
@@ -82,7 +82,7 @@ def steps(**options: Any) -> dict[str, Step]:
 
 
 @pytest.mark.parametrize(("clear", "rounded"), [(1000.0, True), (-1000.0, False)])
-def test_at_8_bits_rounding_is_optimised_where_nearest_is_heard(
+def test_at_8_bits_rounding_is_optimised_where_nearest_is_not_clear(
     clear: float, rounded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "CLEAR_DB", clear)
@@ -93,12 +93,12 @@ def test_at_8_bits_rounding_is_optimised_where_nearest_is_heard(
     assert "RoundWeights" not in steps(rounding="nearest")
 
 
-def test_where_nearest_drowns_the_signal_steps_are_compared_with_optimised_rounding(
+def test_where_nearest_is_below_the_noise_floor_steps_are_compared_with_optimised_rounding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compared = []
-    for drowned in (-1000.0, 1000.0):
-        monkeypatch.setattr(pipeline, "NOISE_FLOOR_DB", drowned)
+    for floor in (-1000.0, 1000.0):
+        monkeypatch.setattr(pipeline, "NOISE_FLOOR_DB", floor)
         compared.append(steps(preset="w3a8")["RemoveDeadChannels"].before_db)
         assert steps(preset="w3a8", rounding="nearest")["RemoveDeadChannels"].before_db == compared[0]
     assert compared[1] != compared[0]

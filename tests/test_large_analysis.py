@@ -80,14 +80,14 @@ def test_the_same_findings(
     nets: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, look: Callable[[Path, Path], list[Any]]
 ) -> None:
     """But for the last bits, as for `quantize`; and nothing stays behind in the temporary folder."""
-    expected, embedded, aside = look(*nets), [0], [0]
+    expected, embedded, spilled = look(*nets), [0], [0]
     load = Session.__init__
 
     def watched(self: Session, source: Any, **options: Any) -> None:
         if isinstance(source, onnx.ModelProto):
             sizes = [len(t.raw_data) for t in source.graph.initializer if t.data_type != PACKED]
             embedded.append(max(sizes, default=0))
-            aside.append(len(large.references(source)))
+            spilled.append(len(large.references(source)))
         load(self, source, **options)
 
     monkeypatch.setattr(large, "LARGE", SMALL)
@@ -95,7 +95,7 @@ def test_the_same_findings(
     monkeypatch.setattr(Session, "__init__", watched)
     found = look(*nets)
     assert max(embedded) < SMALL
-    assert max(aside) >= 3
+    assert max(spilled) >= 3
     assert large._STORE.folder is None
     assert len(found) == len(expected)
     for one, other in zip(expected, found, strict=True):

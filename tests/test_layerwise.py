@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import graphs
 import numpy as np
 import pytest
-from quantized import answered, context, samples
+from quantized import context, samples, with_ranges
 
 from onnxq.errors import DataError
 from onnxq.execution.layerwise import isolate, planned_layers, visit_layers
@@ -65,7 +65,7 @@ class Recorder:
 
 def visited(proto, halve=False, feeds=None, **fields):
     """The recorder; the model before the visit; and after it."""
-    model = answered(proto, feeds)
+    model = with_ranges(proto, feeds)
     isolate(model)
     before, recorder = model.clone(), Recorder(model, halve)
     given = context(proto, feeds, **fields)
@@ -146,7 +146,7 @@ def test_isolated_layers_have_biases_of_their_own():
     text = """(float[N,4] x) => (float[N,4] y) <float[4,4] w, float[4] b, float[4,4] v> { a = Gemm(x, w, b)
               c = Gemm(a, v, b)  d = MatMul(c, w)  y = Mul(d, w) }"""
     proto = graphs.model(text.replace("float[N,4]", "float[4,4]"))
-    model = answered(proto, exclude=("Mul",))
+    model = with_ranges(proto, exclude=("Mul",))
     isolate(model)
     layers = planned_layers(model)
     assert len({id(layer.bias) for layer in layers}) == 3
@@ -167,7 +167,7 @@ def test_progress_tells_the_layer_and_counts_its_cost():
 
 
 def test_no_data():
-    model = answered(graphs.model(CHAIN))
+    model = with_ranges(graphs.model(CHAIN))
     isolate(model)
     with pytest.raises(DataError, match="at least one sample"):
         visit_layers(model, (), Services(), Recorder(model), "visiting")

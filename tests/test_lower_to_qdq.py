@@ -4,7 +4,7 @@ import pytest
 from graphs import interface, model, run, shape, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantized import answered, planned, quantized, samples
+from quantized import planned, quantized, samples, with_ranges
 
 from onnxq.errors import EngineError
 from onnxq.execution.session import Session
@@ -21,7 +21,7 @@ MLP = """(float[N,3] x) => (float[N,?] y) <float[3,5] w, float[5] b, float[5,7] 
 
 def lowered(proto, **options):
     """The model with its quantizers written into the graph, checked."""
-    model_ = answered(proto, **options)
+    model_ = with_ranges(proto, **options)
     outcome = LowerToQdq().apply(model_, Context())
     written = model_.to_proto()
     onnx.checker.check_model(written, full_check=True)
@@ -81,12 +81,12 @@ def test_per_tensor_weights_have_scalars():
 
 
 def test_quantizers_are_consumed():
-    model_ = answered(model(MLP))
+    model_ = with_ranges(model(MLP))
     LowerToQdq().apply(model_, Context())
     assert model_.quantizers == {}
 
 
-def test_a_quantizer_without_an_answer_is_a_bug():
+def test_a_quantizer_without_params_is_a_bug():
     model_, _ = planned(model(MLP))
     with pytest.raises(ValueError, match="has no range yet"):
         LowerToQdq().apply(model_, Context())
@@ -181,7 +181,7 @@ def test_every_operator_set_from_7_to_the_newest(opset):
 
 
 def reference(proto, x):
-    """MLP as the integers define it, in numpy, after FuseActivation; float32 sums in ONNX Runtime's order aside."""
+    """MLP as the integers define it, in numpy, after FuseActivation; float32 sums but for ONNX Runtime's order."""
     found = weights(proto)
 
     def params(name):
@@ -218,7 +218,7 @@ def test_the_model_computes_what_its_integers_say(seed):
         v=eighths(5, 7),
     )
     feeds = [{"x": np.float32([[0, 255 / 4, 1]])}]
-    model_ = answered(proto, feeds)
+    model_ = with_ranges(proto, feeds)
     for name in ("x", "r"):
         exact = QuantParams(Grid(8, signed=False), np.float32(0.25), np.uint8(0))
         model_.quantizers[name] = model_.quantizers[name].with_params(exact)
@@ -232,7 +232,7 @@ def test_the_model_computes_what_its_integers_say(seed):
 
 def test_a_small_network_follows_its_integers():
     proto = model(MLP)
-    model_ = answered(proto)
+    model_ = with_ranges(proto)
     written, _ = lower(model_, Context())
     x = np.concatenate([feed["x"] for feed in samples(proto, 8)])
     found = weights(written)
@@ -256,7 +256,7 @@ def test_the_simulation_is_one_lowering_away(bits):
         opset=21,
         ir_version=10,
     )
-    model_ = answered(proto, activation=QuantSpec(Grid(bits, signed=False), symmetric=False))
+    model_ = with_ranges(proto, activation=QuantSpec(Grid(bits, signed=False), symmetric=False))
     simulation, params = simulated(model_), {name: q.params for name, q in model_.quantizers.items()}
     w, v = (params[name].fake(weights(proto)[name]) for name in ("w", "v"))
     LowerToQdq().apply(model_, Context())

@@ -37,7 +37,7 @@ def classes(proto, given):
     return tuple(int(c) for outputs in float_outputs(proto, given, 1) for c in outputs["y"].argmax(1))
 
 
-def test_sqnr_is_what_steps_are_judged_by():
+def test_sqnr_is_what_steps_are_compared_by():
     proto = model(MLP)
     given, other = feeds(proto), quantized(proto, samples(proto, 6))
     value = measure(other, given, SqnrMetric(), float_outputs(proto, given, 1), 2)
@@ -90,7 +90,7 @@ def test_labels_that_do_not_fit_are_refused():
         measure(proto, given, AccuracyMetric((7,) * 6), None, 1)
 
 
-def test_several_outputs_of_scores_must_be_told_apart():
+def test_several_outputs_of_scores_must_be_named():
     proto = model("(float[N,3] x) => (float[N,5] y, float[N,7] z) <float[3,5] w, float[3,7] v> "
                   "{ y = MatMul(x, w) z = MatMul(x, v) }")  # fmt: skip
     given = feeds(proto)

@@ -1,4 +1,4 @@
-"""Operators in pieces are found whole, in every form that exporters write, and quantizers stay out of them."""
+"""Decomposed operators are found whole, in every form that exporters write, and quantizers stay out of them."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_constants_may_come_from_nodes() -> None:
     assert [whole.operator for whole in found(written(nodes))] == ["LayerNormalization"]
 
 
-def test_gamma_and_beta_are_told_apart() -> None:
+def test_gamma_and_beta_are_distinguished() -> None:
     (whole,) = found(written(FORMS["LayerNormalization"]["torch"]))
     assert {name: whole.bound[name].name for name in ("gamma", "beta", "epsilon")} == {
         "gamma": "g", "beta": "b", "epsilon": "eps"
@@ -148,7 +148,7 @@ def test_scores_of_attention_are_known_by_the_softmax_behind(case: str) -> None:
     assert feeds_softmax(mask.outputs[0]) is expected
 
 
-def test_the_output_of_a_softmax_in_pieces_is_known_to_be_a_share() -> None:
+def test_the_output_of_a_decomposed_softmax_is_known_to_be_a_share() -> None:
     made, _ = planned(written(FORMS["Softmax"]["stable"]))
     assert made.quantizers["y"].fixed == (0.0, 1.0)
 
@@ -173,7 +173,7 @@ def test_masks_do_not_widen_the_range_of_scores(mask: float, method: str) -> Non
         for _ in range(8)
     ]
     made, _ = planned(proto)
-    made.quantizers = {"c": Quantizer("c", Options().activation)}  # as a target does that runs all on grids
+    made.quantizers = {"c": Quantizer("c", Options().activation)}  # as a target does that quantizes all of them
     SetActivationRanges(method).apply(made, context(proto, feeds))
     params = made.quantizers["c"].params
     real = np.concatenate([run(extract(proto, ["s"]), feed)["s"][feed["m"] == 0] for feed in feeds])

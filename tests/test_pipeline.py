@@ -83,7 +83,7 @@ def test_how_data_is_stored_does_not_change_a_byte(net, data, tmp_path):
 
 
 def test_ranges_do_not_depend_on_the_order_of_samples(net, data):
-    """Steps that are judged do: which samples judge depends on their places."""
+    """Steps that are compared do: which samples they are compared on depends on their places."""
     expected = written_bytes(net, data, **PLAIN)
     assert written_bytes(net, data[::-1], **PLAIN) == expected
     assert written_bytes(net, data[np.random.default_rng(1).permutation(10)], **PLAIN) == expected

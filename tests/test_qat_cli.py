@@ -79,10 +79,10 @@ def test_the_command_trains_and_reports(files: Path, arguments: tuple[str, ...])
     assert result.exit_code == 0, result.output
     assert "trained network and written model on 6 held-out samples" in result.output
     onnx.checker.check_model(onnx.load(files / "out.onnx"), full_check=True)
-    told = json.loads(report.read_text())
-    assert told["options"]["training"]["steps"] == 4
-    assert told["options"]["training"]["augment"] == []
-    assert any(step["name"] == "Train" for step in told["steps"])
+    written = json.loads(report.read_text())
+    assert written["options"]["training"]["steps"] == 4
+    assert written["options"]["training"]["augment"] == []
+    assert any(step["name"] == "Train" for step in written["steps"])
 
 
 def test_options_may_stand_in_a_file(files: Path) -> None:

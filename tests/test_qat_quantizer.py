@@ -109,7 +109,7 @@ def test_the_zero_point_is_learned_where_zero_lies_inside_the_grid() -> None:
     assert not LearnedQuantizer(both_sides, spec, (9,), False).growth.requires_grad
 
 
-def test_a_moved_grid_is_answered_as_it_is_used() -> None:
+def test_a_trained_grid_is_returned_as_it_is_used() -> None:
     spec = QuantSpec(Grid(4, False), symmetric=False)
     params = QuantParams.from_range(np.asarray(-1.0), np.asarray(2.0), spec)
     quantizer = LearnedQuantizer(params, spec, (9,), True)

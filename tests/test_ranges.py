@@ -109,7 +109,7 @@ def test_cross_entropy_needs_vectors() -> None:
         cross_entropy(Samples.of_weights(np.ones(3, np.float32), None), ASYMMETRIC[8])
 
 
-def test_percentile_leaves_out_the_share_it_was_told() -> None:
+def test_percentile_leaves_out_the_share_that_is_given() -> None:
     samples = Samples.of_weights(np.float32(np.arange(-500, 500)), None)
     lo, hi = percentile(samples, ASYMMETRIC[8], percent=99)
     assert lo[0] == pytest.approx(-495, abs=1)

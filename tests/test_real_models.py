@@ -46,10 +46,10 @@ def result(tmp_path_factory):
             data, options = CALIBRATION[name]
             path = tmp_path_factory.mktemp(name) / "int8.onnx"
             options = {**options, "samples": 50 if name == ULTRAFACE else 200}
-            answer = onnxq.quantize(
+            result = onnxq.quantize(
                 REAL / name / "model.onnx", data, output=path, preprocess=PREPROCESS[name], **options
             )
-            done[name] = path, answer.report
+            done[name] = path, result.report
         return done[name]
 
     return quantize
@@ -74,8 +74,8 @@ def test_every_linear_layer_runs_in_integers_but_for_named_exceptions(result, na
 def test_with_every_kernel_there_are_no_exceptions(name):
     data, options = CALIBRATION[name]
     options = {**options, "samples": 20, "force_int_kernels": True, "activation_range": "minmax"}
-    answer = onnxq.quantize(REAL / name / "model.onnx", data, preprocess=PREPROCESS[name], **options)
-    assert not linear_in_float(answer.report.runtime_operators)
+    result = onnxq.quantize(REAL / name / "model.onnx", data, preprocess=PREPROCESS[name], **options)
+    assert not linear_in_float(result.report.runtime_operators)
 
 
 @pytest.mark.parametrize("name", CALIBRATION)
@@ -117,8 +117,8 @@ def test_the_result_does_not_depend_on_threads(result, tmp_path):
     data, options = CALIBRATION[RESNET]
     outputs = []
     for threads in (1, 2):
-        answer = onnxq.quantize(
+        result = onnxq.quantize(
             REAL / RESNET / "model.onnx", data, preprocess=PREPROCESS[RESNET], samples=20, threads=threads, **options
         )
-        outputs.append(answer.model.SerializeToString(deterministic=True))
+        outputs.append(result.model.SerializeToString(deterministic=True))
     assert outputs[0] == outputs[1]

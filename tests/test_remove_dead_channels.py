@@ -107,7 +107,7 @@ def stack(layers: int, **values: np.ndarray) -> onnx.ModelProto:
 
 
 def test_constants_run_through_any_number_of_layers_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the network is foretold once, not for each layer: in deep networks that takes long."""
+    """And BatchNorm statistics are propagated once, not for each layer: in deep networks that takes long."""
     calls = []
     monkeypatch.setattr(
         remove_dead_channels,

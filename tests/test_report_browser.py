@@ -110,7 +110,7 @@ def test_light_and_dark_follow_the_system_until_somebody_chooses(shown):
     dark = shown.evaluate(color)
     shown.evaluate(
         "new Promise(done => requestAnimationFrame(() => setTimeout(done)))"
-    )  # the page is told a frame later
+    )  # the page gets the event a frame later
     assert brightness(light) > 200 > 50 > brightness(dark)
     assert shown.evaluate("document.getElementById('theme').textContent") == "Light"
     shown.evaluate("document.getElementById('theme').click()")

@@ -6,7 +6,7 @@ from typing import ClassVar
 import graphs
 import numpy as np
 import pytest
-from quantized import answered, context
+from quantized import context, with_ranges
 
 from onnxq.errors import UsageError
 from onnxq.execution.layerwise import planned_layers
@@ -51,8 +51,8 @@ def correlated(proto, count):
 
 
 def prepared(proto, feeds, **fields):
-    """A model whose weights are on grids, those of ConvTranspose too, which the target leaves in float."""
-    model = answered(proto, feeds, weight=spec(**fields))
+    """A model whose weights are quantized, those of ConvTranspose too, which the target leaves in float."""
+    model = with_ranges(proto, feeds, weight=spec(**fields))
     layer = linear_layer(model.graph.nodes[0])
     if layer.weight.name not in model.quantizers:
         axis = layer.axis if spec(**fields).per_channel else None
@@ -113,7 +113,7 @@ def test_a_new_method_is_one_class_and_one_entry(monkeypatch):
     monkeypatch.setitem(ROUNDINGS, "down", Down)
     proto = graphs.model(LAYERS["gemm"])
     feeds = correlated(proto, 60)
-    model = answered(proto, feeds, activation=None, weight=spec())
+    model = with_ranges(proto, feeds, activation=None, weight=spec())
     monkeypatch.setattr(choice.Choice, "is_better", True)
     pass_ = RoundWeights("down")
     before = linear_layer(model.graph.nodes[0]).weight.values
@@ -161,7 +161,7 @@ def test_nearest_stays_where_nothing_is_better():
     weight = np.float32(np.eye(4))
     proto = graphs.model("(float[N,4] x) => (float[N,4] y) <float[4,4] w> { y = MatMul(x, w) }", w=weight)
     feeds = correlated(proto, 20)
-    model = answered(proto, feeds, activation=None, weight=spec())
+    model = with_ranges(proto, feeds, activation=None, weight=spec())
     outcome = RoundWeights().apply(model, context(proto, feeds))
     assert outcome.changed == 0
     (record,) = outcome.rounded
@@ -173,7 +173,7 @@ def test_nearest_stays_where_nothing_is_better():
 def test_samples_held_out_join_the_fit_once_lambda_is_chosen():
     proto = graphs.model(LAYERS["gemm"])
     feeds = correlated(proto, 20)
-    model = answered(proto, feeds, activation=None, weight=spec())
+    model = with_ranges(proto, feeds, activation=None, weight=spec())
     RoundWeights().apply(model, context(proto, feeds))
     outputs = [np.mean([graphs.run(p, feed)["y"] for feed in feeds], axis=0) for p in (proto, simulated(model))]
     np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5)  # the bias takes the mean error of all samples
@@ -182,7 +182,7 @@ def test_samples_held_out_join_the_fit_once_lambda_is_chosen():
 def test_a_shared_weight_stays_one():
     proto = graphs.model(TIED, seed=2)
     feeds = correlated(proto, 60)
-    model = answered(proto, feeds, weight=spec())
+    model = with_ranges(proto, feeds, weight=spec())
     before = quality(proto, model, feeds)
     outcome = RoundWeights().apply(model, context(proto, feeds))
     first, _, last = planned_layers(model)
@@ -196,7 +196,7 @@ def test_a_weight_that_is_read_in_two_ways_keeps_nearest():
     text = "(float[N,4] x) => (float[N,4] y) <float[4,4] w> { a = Gemm(x, w)  b = Relu(a)  y = Gemm<transB=1>(b, w) }"
     proto = graphs.model(text)
     feeds = correlated(proto, 20)
-    model = answered(proto, feeds, weight=spec())
+    model = with_ranges(proto, feeds, weight=spec())
     outcome = RoundWeights().apply(model, context(proto, feeds))
     assert outcome.changed == 0
     assert "different ways" in outcome.skips[0].reason
@@ -228,7 +228,7 @@ def test_bias_correction_takes_the_mean_error(text):
 def test_an_interrupted_run_goes_on(tmp_path):
     proto = graphs.model(TIED, seed=2)
     feeds = correlated(proto, 30)
-    expected, model = answered(proto, feeds, weight=spec()), answered(proto, feeds, weight=spec())
+    expected, model = with_ranges(proto, feeds, weight=spec()), with_ranges(proto, feeds, weight=spec())
     reference = RoundWeights().apply(expected, context(proto, feeds))
 
     def interrupt(label, done, total):
@@ -238,11 +238,11 @@ def test_an_interrupted_run_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         RoundWeights(checkpoint=tmp_path).apply(model, context(proto, feeds, progress=interrupt))
     assert len(list(tmp_path.iterdir())) == 1
-    model = answered(proto, feeds, weight=spec())
+    model = with_ranges(proto, feeds, weight=spec())
     outcome = RoundWeights(checkpoint=tmp_path).apply(model, context(proto, feeds))
     assert outcome.rounded == reference.rounded
     assert model.to_proto() == expected.to_proto()
-    other = answered(proto, feeds, weight=spec())
+    other = with_ranges(proto, feeds, weight=spec())
     RoundWeights(checkpoint=tmp_path, effort="low").apply(other, context(proto, feeds))
     assert len(list(tmp_path.iterdir())) == 4  # results of another effort are of no use
 
@@ -254,7 +254,7 @@ def test_no_scale_is_raised_after_its_weights_were_rounded():
     proto = graphs.model(text, w=weight, b=np.float32([0.5, 100]))
     feeds = correlated(proto, 60)
     for power_of_two in (False, True):
-        model = answered(proto, feeds, weight=spec(power_of_two=power_of_two))
+        model = with_ranges(proto, feeds, weight=spec(power_of_two=power_of_two))
         RoundWeights().apply(model, context(proto, feeds))
         (layer,) = planned_layers(model)
         before = quality(proto, model, feeds)

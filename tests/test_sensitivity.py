@@ -77,7 +77,7 @@ def test_layers_are_switched_as_a_whole() -> None:
     assert [t for e in found.values() for t in e.tensors].count("r") == 1
 
 
-def test_a_budget_takes_the_most_suspicious_and_changes_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_takes_the_worst_first_and_changes_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = {e.unit: e for e in analysis(uneven()).measured}
     monkeypatch.setattr(module, "_fits", lambda budget, start, durations: len(durations) < 4)
     some = analysis(uneven(), budget=1.0)

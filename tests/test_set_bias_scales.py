@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from graphs import model, run, weights
-from quantized import answered, planned, quantized, samples
+from quantized import planned, quantized, samples, with_ranges
 
 from onnxq.execution.session import Session
 from onnxq.passes.base import Context
@@ -78,8 +78,8 @@ def test_where_a_bias_would_overflow_the_weight_scale_is_raised(body, weight):
 
 def test_only_the_channels_that_need_it_are_raised_and_the_step_says_so():
     proto = layer(w=np.float32([[1, 1e-12]] * 3), b=np.float32([0.5, 100]))
-    untouched = answered(layer(w=np.float32([[1, 1e-12]] * 3), b=np.float32([0.5, 0])))
-    model_ = answered(proto)
+    untouched = with_ranges(layer(w=np.float32([[1, 1e-12]] * 3), b=np.float32([0.5, 0])))
+    model_ = with_ranges(proto)
     before, after = (m.quantizers["w"].params.scale for m in (untouched, model_))
     assert (before[0] == after[0], before[1] < after[1]) == (True, True)
     np.testing.assert_allclose(after[1] * model_.quantizers["x"].params.scale, 100 / LARGEST_BIAS, rtol=1e-6)
@@ -93,7 +93,7 @@ def test_a_layer_in_float_raises_nothing_for_those_it_shares_its_weight_with():
         b=0,
         c=100,
     )
-    assert answered(proto, exclude=("Gemm_d",)).quantizers["w"].params.scale.max() < 1e-13
+    assert with_ranges(proto, exclude=("Gemm_d",)).quantizers["w"].params.scale.max() < 1e-13
 
 
 def test_the_scale_of_a_bias_is_never_too_small_for_float32():

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from graphs import model, wrapped
-from quantized import answered, context, planned, quantized, reasons, samples
+from quantized import context, planned, quantized, reasons, samples, with_ranges
 
 from onnxq.data import CalibrationData
 from onnxq.errors import DataError, ModelError
@@ -33,7 +33,7 @@ def rows(values, width=3):
 def test_scales_of_weights_per_channel():
     weight = np.float32([[1, -2, 0], [4, 0.5, 0]])
     proto = model("(float[1,2] x) => (float[1,3] y) <float[2,3] w> { y = MatMul(x, w) }", w=weight)
-    params = answered(proto).quantizers["w"].params
+    params = with_ranges(proto).quantizers["w"].params
     np.testing.assert_array_equal(params.scale, np.float32([4 / 127, 2 / 127, 4 / 127]))  # nothing in channel 2
     assert (params.axis, params.zero_point.tolist()) == (1, [0, 0, 0])
 
@@ -41,7 +41,7 @@ def test_scales_of_weights_per_channel():
 def test_scale_of_weights_per_tensor():
     weight = np.float32([[1, -2, 0], [4, 0.5, 0]])
     proto = model("(float[1,2] x) => (float[1,3] y) <float[2,3] w> { y = MatMul(x, w) }", w=weight)
-    params = answered(proto, weight=WEIGHT).quantizers["w"].params
+    params = with_ranges(proto, weight=WEIGHT).quantizers["w"].params
     assert (params.axis, params.scale) == (None, np.float32(4 / 127))
 
 
@@ -74,7 +74,7 @@ def test_constants_of_elementwise_operators_are_not_symmetric():
         " { a = Gemm(x, w) s = Sigmoid(a) b = Mul(s, k) y = Gemm(b, w) }",
         k=np.float32([1, 2, 3]),
     )
-    params = answered(proto).quantizers["k"].params
+    params = with_ranges(proto).quantizers["k"].params
     assert (params.zero_point, params.scale) == (0, np.float32(3 / 255))
 
 
@@ -82,14 +82,14 @@ def test_constants_of_elementwise_operators_are_not_symmetric():
 
 
 def test_ranges_are_the_extremes_over_all_data_with_zero_among_them():
-    params = answered(model(TWO_LAYERS), rows([2, -1, 3])).quantizers["x"].params
+    params = with_ranges(model(TWO_LAYERS), rows([2, -1, 3])).quantizers["x"].params
     assert (params.scale, params.zero_point) == (np.float32(4 / 255), 64)
-    positive = answered(model(TWO_LAYERS), rows([2, 3])).quantizers["x"].params
+    positive = with_ranges(model(TWO_LAYERS), rows([2, 3])).quantizers["x"].params
     assert (positive.scale, positive.zero_point) == (np.float32(3 / 255), 0)
 
 
 def test_a_tensor_that_is_always_zero_gets_a_scale():
-    assert answered(model(TWO_LAYERS), rows([0])).quantizers["x"].params.scale == 1
+    assert with_ranges(model(TWO_LAYERS), rows([0])).quantizers["x"].params.scale == 1
 
 
 def test_the_grid_of_another_tensor_is_the_very_same():
@@ -98,13 +98,13 @@ def test_the_grid_of_another_tensor_is_the_very_same():
         " b = MaxPool<kernel_shape=[2,2]>(a) c = Transpose(b) y = Conv(c, w) }",
         check=False,
     )
-    found = answered(proto).quantizers
+    found = with_ranges(proto).quantizers
     assert found["a"].params is found["b"].params is found["c"].params
 
 
 def test_known_ranges_are_not_measured():
     proto = model("(float[1,3] x) => (float[?,?] y) <float[3,3] w> { a = Gemm(x, w) s = Sigmoid(a) y = Gemm(s, w) }")
-    params = answered(proto).quantizers["s"].params
+    params = with_ranges(proto).quantizers["s"].params
     assert (params.scale, params.zero_point) == (np.float32(1 / 255), 0)
 
 
@@ -115,7 +115,7 @@ def test_tied_tensors_have_a_grid_wide_enough_for_all():
         w=1,
         v=-2,
     )
-    found = answered(proto, rows([1, 2], 1), tie=("Add",)).quantizers
+    found = with_ranges(proto, rows([1, 2], 1), tie=("Add",)).quantizers
     assert found["a"].params is found["b"].params is found["c"].params
     assert (found["a"].params.scale, found["a"].params.zero_point) == (np.float32(6 / 255), 170)  # [-4, 2]
 
@@ -145,7 +145,7 @@ def test_an_attention_mask_of_infinities_goes_through():
         low=-np.inf,
     )
     feeds = [{**feed, "m": np.tril(np.ones((1, 4, 4), bool))} for feed in samples(proto)]
-    assert "p" in answered(proto, feeds).quantizers
+    assert "p" in with_ranges(proto, feeds).quantizers
     quantized(proto, feeds)
 
 
@@ -182,7 +182,7 @@ def test_no_data_is_refused():
 
 def test_passes_that_only_plan_leave_the_graph_alone():
     before = wrapped(model(TWO_LAYERS)).to_proto().graph
-    after = answered(model(TWO_LAYERS)).to_proto().graph
+    after = with_ranges(model(TWO_LAYERS)).to_proto().graph
     assert [n.op_type for n in before.node] == [n.op_type for n in after.node]
     assert [t.raw_data for t in before.initializer] == [t.raw_data for t in after.initializer]
     for step in (SetWeightRanges, SetActivationRanges, SetBiasScales):

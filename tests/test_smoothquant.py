@@ -9,6 +9,7 @@ from onnx import ModelProto
 from quantized import context, quantized
 
 import onnxq
+from onnxq.execution.partial import extract
 from onnxq.passes.base import Outcome
 from onnxq.passes.smoothquant import SmoothQuant
 
@@ -16,7 +17,7 @@ GAMMA = np.where(np.arange(8) == 3, 50.0, 1.0)
 NORMS = {
     "whole": "y = LayerNormalization<axis=-1>(x, g, b)",
     "without beta": "y = LayerNormalization<axis=-1>(x, g)",
-    "in pieces": "m = ReduceMean<axes=[-1]>(x)  d = Sub(x, m)  p = Pow(d, two)  v = ReduceMean<axes=[-1]>(p)"
+    "decomposed": "m = ReduceMean<axes=[-1]>(x)  d = Sub(x, m)  p = Pow(d, two)  v = ReduceMean<axes=[-1]>(p)"
     "  e = Add(v, eps)  s = Sqrt(e)  n = Div(d, s)  h = Mul(n, g)  y = Add(h, b)",
     "tensorflow": "m = ReduceMean<axes=[-1]>(x)  d = Sub(x, m)  p = Pow(d, two)  v = ReduceMean<axes=[-1]>(p)"
     "  e = Add(v, eps)  s = Sqrt(e)  r = Reciprocal(s)  f = Mul(r, g)  h = Mul(x, f)  i = Mul(m, f)  l = Sub(b, i)"
@@ -43,7 +44,7 @@ def migrated(proto: ModelProto, alpha: float = 0.5) -> tuple[ModelProto, Outcome
 
 def largest(proto: ModelProto, tensor: str = "y") -> np.ndarray:
     """Of each channel of a tensor, over the samples that `context` calibrates with."""
-    copy = onnxq.graph.model.extract(proto, [tensor])
+    copy = extract(proto, [tensor])
     runs = [graphs.run(copy, graphs.feeds(proto, seed=seed, free=1))[tensor] for seed in range(1, 5)]
     return np.abs(np.concatenate(runs)).max(axis=(0, 1))
 
@@ -103,7 +104,7 @@ def test_dead_channels_keep_their_scale() -> None:
     graphs.assert_same_function(proto, after, 1e-5)
 
 
-def test_the_quantized_model_gains_and_the_judge_says_so() -> None:
+def test_the_quantized_model_gains_and_the_comparison_says_so() -> None:
     proto = network("whole")
     data = [graphs.feeds(proto, seed=seed) for seed in range(1, 9)]
     result = onnxq.quantize(proto, data, force_int_kernels=True, smoothquant=0.5)
@@ -117,5 +118,5 @@ def test_the_quantized_model_gains_and_the_judge_says_so() -> None:
 
 
 def test_alpha_is_a_share() -> None:
-    with pytest.raises(onnxq.OnnxqError, match="smoothquant must be from 0 to 1, got 2"):
+    with pytest.raises(onnxq.OnnxqError, match="`smoothquant` must be 0 to 1, got 2"):
         onnxq.Options(smoothquant=2.0)

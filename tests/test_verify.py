@@ -96,7 +96,7 @@ def test_a_model_that_does_not_load_is_refused(pair, tmp_path):
         verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
 
 
-def test_a_float_model_that_does_not_load_is_not_blamed_on_the_result(pair, tmp_path):
+def test_a_float_model_that_does_not_load_is_not_a_fault_of_the_result(pair, tmp_path):
     proto, result = pair
     proto.graph.node[0].domain = "unheard.of"
     with pytest.raises(EngineError):
