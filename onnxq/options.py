@@ -164,7 +164,7 @@ class Options:
     )  # fmt: skip
     weight_range: str = option(
         "auto",
-        f"How weight ranges are set: {usage('weights')}; weighted: mse weighted by what channels contribute, which auto"
+        f"How weight ranges are set: {usage('weights')}; weighted: mse weighted by output sensitivity, which auto"
         " takes per tensor, and mse per channel.",
         RANGES, metavar="METHOD",
     )  # fmt: skip
@@ -259,7 +259,7 @@ class Options:
 
     @property
     def weighs_weights(self) -> bool:
-        """Whether the weights' squared error is weighted by what their input channels contribute."""
+        """Whether the weights' squared error is weighted by input power and output sensitivity."""
         auto = self.weight_range == "auto" and not self.per_channel and self.from_encodings is None
         return auto or self.weight_range == "weighted"
 

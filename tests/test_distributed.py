@@ -45,7 +45,7 @@ PICKY = "(float[N,1] x) => (float[N,1,2] y) <float[3,2] w> { i = Cast<to=7>(x) y
 SAMPLES = 100
 """Thirteen parts."""
 
-Answer = Callable[[Any], Any]
+Function = Callable[[Any], Any]
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +78,10 @@ def calibrated(name: str, *arguments: str) -> bytes:
     return Path(name).read_bytes()
 
 
-def each(answer: Answer, items: Iterable[Any], scheduler: str, most: int = 1) -> list[Any]:
-    """`answer` of each item, by workers."""
+def each(function: Function, items: Iterable[Any], scheduler: str, most: int = 1) -> list[Any]:
+    """`function` of each item, by workers."""
     with open_workers(scheduler) as workers:
-        return list(workers.run(lambda threads: lambda part: map(answer, part), items, 1, most))
+        return list(workers.run(lambda threads: lambda part: map(function, part), items, 1, most))
 
 
 # --- the same bytes

@@ -26,7 +26,7 @@ from .base import Context, Outcome, Skip
 
 @dataclass(frozen=True)
 class ApplyEncodings:
-    """Answer planned quantizers, and plan those that are missing.
+    """Set the params of planned quantizers, and plan those that are missing.
 
     activation, weight: how the target stores integers.  complete: whether tensors that the file does not name keep
     their planned quantizers, to be ranged later.

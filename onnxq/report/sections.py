@@ -150,11 +150,11 @@ def _entry(entry: LogEntry) -> Markup:
 
 
 def _steps(report: ReportData) -> Section:
-    judged = [v for s in report.steps if s.before_db is not None for v in (s.before_db, s.after_db) if v is not None]
-    finite = [v for v in judged if abs(v) < DRAWN_DB]
+    compared = [v for s in report.steps if s.before_db is not None for v in (s.before_db, s.after_db) if v is not None]
+    finite = [v for v in compared if abs(v) < DRAWN_DB]
     lo, hi = (min(finite) - 0.5, max(finite) + 0.5) if finite else (0.0, 1.0)
     lead = "Figure 8 of the white paper from top to bottom."
-    if judged:
+    if compared:
         lead += (
             " Steps that are meant to help were each tried: hollow is the signal to noise ratio of the quantized"
             " model's outputs without the step, full with it. Those that made it worse were dropped."
