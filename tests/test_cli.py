@@ -153,6 +153,17 @@ def test_tie(place):
     assert {tied[n] for n in ("r", "s")} == {"b"}
 
 
+def test_an_option_that_does_nothing_says_so(place):
+    """On the terminal, with its flag, and in the report; this model has no Concat."""
+    result = quantize(place, "--tie", "Concat", "--report", place / "report.json")
+    assert result.exit_code == 0
+    assert "warning: --tie Concat did nothing" in result.stdout
+    assert any(
+        "`tie` Concat did nothing" in text for text in json.loads((place / "report.json").read_text())["warnings"]
+    )
+    assert "did nothing" not in quantize(place, "--tie", "Add").stdout
+
+
 def test_samples_and_seed(place):
     assert report_of(place, "--samples", 2)["samples"] == 2
     seeds = {str(grids(report_of(place, "--samples", 1, "--seed", seed))) for seed in range(5)}

@@ -32,26 +32,15 @@ from .progress import Progress
 @quiet_option
 @verbose_option("")
 @config_option
-def calibrate_command(
-    model: str, output: str, calib: str, scheduler: str | None, quiet: bool, verbose: bool, **given: Any
-) -> None:
+def calibrate_command(model: str, output: str, calib: str, quiet: bool, verbose: bool, **given: Any) -> None:
     """Collect statistics of MODEL's activations and write them to OUTPUT, an .npz file for `quantize --stats`.
 
     Parts of the calibration data may be collected separately, on several machines.
     """
-    preprocess, keys, options = parse(given)
+    arguments = parse(given)
     refuse_overwriting("OUTPUT", output, calib)
     with Progress(enabled=not quiet) as progress:
-        found = calibrate(
-            model,
-            calib,
-            output,
-            options=options,
-            preprocess=preprocess,
-            input_keys=keys,
-            progress=progress,
-            scheduler=scheduler,
-        )
+        found = calibrate(model, calib, output, **arguments, **given, progress=progress)
     if not quiet:
         click.echo(
             f"{output}: {len(found.tensors)} tensors over {len(found.samples)} samples, digest {found.digest[:16]}"

@@ -34,26 +34,10 @@ from .progress import Progress
 @quiet_option
 @config_option
 def compare_command(
-    float_model: str,
-    quantized: str,
-    calib: str,
-    scheduler: str | None,
-    as_json: bool,
-    verbose: bool,
-    quiet: bool,
-    **given: Any,
+    float_model: str, quantized: str, calib: str, as_json: bool, verbose: bool, quiet: bool, **given: Any
 ) -> None:
     """Compare QUANTIZED, by any tool, with the FLOAT model, tensor by tensor and layer by layer."""
-    preprocess, keys, options = parse(given)
+    arguments = parse(given)
     with Progress(enabled=not quiet) as progress:
-        found = compare(
-            float_model,
-            quantized,
-            calib,
-            options=options,
-            preprocess=preprocess,
-            input_keys=keys,
-            progress=progress,
-            scheduler=scheduler,
-        )
+        found = compare(float_model, quantized, calib, **arguments, **given, progress=progress)
     click.echo(found.to_json().rstrip() if as_json else found.to_text(verbose))

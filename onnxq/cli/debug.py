@@ -123,7 +123,7 @@ def debug_command(
     The other options set what to start from. The log says what was found, tried and kept, and why. Exit code 5: the
     target was not reached, and nothing was written.
     """
-    preprocess, keys, options = parse(dict(given))
+    arguments = parse(dict(given))
     refuse_overwriting("--output", output, calib, evaluation)
     refuse_overwriting(
         "--write-config", write_config, model, output, calib, evaluation, labels, evaluation_labels, *reports
@@ -146,9 +146,7 @@ def debug_command(
             without=without,
             budget=budget,
             closest=closest,
-            options=options,
-            preprocess=preprocess,
-            input_keys=keys,
+            **arguments,
             progress=progress,
             on_entry=None if quiet else _say,
         )
@@ -157,9 +155,7 @@ def debug_command(
                 model,
                 calib,
                 output=output,
-                options=found.options,
-                preprocess=preprocess,
-                input_keys=keys,
+                **{**arguments, "options": found.options},
                 progress=progress,
                 details=bool(reports),
                 before_writing=lambda result: write_report(_with_log(result.report, found)),

@@ -41,6 +41,7 @@ from .progress import Progress
 @grouped(
     MEASURING,
     "--metric",
+    "metrics",
     multiple=True,
     metavar="NAME|MODULE:FUNCTION",
     help="sqnr, agreement, kl, top1, top5, or a function (outputs, labels) -> number, higher is better; repeatable"
@@ -55,36 +56,12 @@ from .progress import Progress
 @quiet_option
 @verbose_option("")
 @config_option
-def evaluate_command(
-    model: str,
-    data: str,
-    labels: str | None,
-    metric: tuple[str, ...],
-    reference: str | None,
-    output: str | None,
-    optimized: bool,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-    **given: Any,
-) -> None:
+def evaluate_command(model: str, data: str, as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
     """Measure MODEL, float or quantized by any tool, on data: accuracy with --labels, distance with --reference.
 
     The model runs as it is written; --optimized lets ONNX Runtime rewrite it first.
     """
-    preprocess, keys, options = parse(given)
+    arguments = parse(given)
     with Progress(enabled=not quiet) as progress:
-        found = evaluate(
-            model,
-            data,
-            labels=labels,
-            metrics=metric,
-            reference=reference,
-            output=output,
-            optimized=optimized,
-            options=options,
-            preprocess=preprocess,
-            input_keys=keys,
-            progress=progress,
-        )
+        found = evaluate(model, data, **arguments, **given, progress=progress)
     click.echo(found.to_json().rstrip() if as_json else found.to_text())

@@ -288,16 +288,17 @@ json_option = grouped(OUTPUT, "--json", "as_json", is_flag=True, help="Print JSO
 # --- from parsed options to records -------------------------------------------------------------------------------
 
 
-def parse(given: dict[str, Any]) -> tuple[Preprocess, dict[str, str], Options]:
-    """Parsed options as the records that the Python API takes; they are taken out of `given`."""
-    preprocess = Preprocess(**take(given, Preprocess))
+def parse(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments `options`, `preprocess` and `input_keys` of the Python API, which are taken out of parsed options;
+    what is left has the names of a function's own arguments."""
     keys = {}
     for pair in given.pop("input_keys"):
         name, equals, key = pair.partition("=")
         if not (name and equals and key):
             raise UsageError(f"`input_keys` {pair!r} is not of the form INPUT=KEY")
         keys[name] = key
-    return preprocess, keys, parse_options(given)
+    preprocess = Preprocess(**take(given, Preprocess))
+    return {"options": parse_options(given), "preprocess": preprocess, "input_keys": keys}
 
 
 def parse_options(given: dict[str, Any]) -> Options:

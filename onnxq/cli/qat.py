@@ -65,8 +65,8 @@ def qat_command(
     from ..qat import train  # torch is slow to import, and need not be there
 
     chosen = take(given, Recipe)
-    preprocess, keys, options = parse(given)
-    recipe = Recipe(**chosen, seed=options.seed)
+    arguments = parse(given)
+    recipe = Recipe(**chosen, seed=arguments["options"].seed)
     refuse_overwriting("OUTPUT", output, data, labels)
     with ExitStack() as stack:
         write_report = stack.enter_context(writing(reports, model, output, data, labels))
@@ -77,9 +77,7 @@ def qat_command(
             labels=labels,
             output=output,
             recipe=recipe,
-            options=options,
-            preprocess=preprocess,
-            input_keys=keys,
+            **arguments,
             progress=progress,
             details=bool(reports),
         )

@@ -70,19 +70,20 @@ def quantize_command(
     if calib is None and not stats and not given["data_free"] and given["from_encodings"] is None:
         raise click.UsageError("Missing option '--calib' (or '--stats', '--data-free', '--from-encodings').")
     search, config = take_search(given, calib, stats)
-    preprocess, keys, options = parse(dict(given))
+    arguments = parse(dict(given))
+    source = arguments["options"].from_encodings
     refuse_overwriting("OUTPUT", output, calib, *stats)
-    refuse_overwriting("--encodings", encodings, model, output, calib, options.from_encodings, *stats)
-    refuse_overwriting("--write-config", config, model, output, encodings, calib, options.from_encodings, *reports)
+    refuse_overwriting("--encodings", encodings, model, output, calib, source, *stats)
+    refuse_overwriting("--write-config", config, model, output, encodings, calib, source, *reports)
     with ExitStack() as stack:
-        files = (model, output, encodings, calib, options.from_encodings, *stats)
+        files = (model, output, encodings, calib, source, *stats)
         write_report = stack.enter_context(writing(reports, *files))
         config_file = None if config is None else stack.enter_context(replacing(config))
         progress = stack.enter_context(Progress(enabled=not quiet))
         found = None
         if search is not None:
-            found = search(model, calib, options=options, preprocess=preprocess, input_keys=keys, progress=progress)
-        options = options if found is None else found.options
+            found = search(model, calib, **arguments, progress=progress)
+            arguments["options"] = found.options
 
         def finish(result: Result) -> None:
             """The report and the configuration are written first: no model without them."""
@@ -96,9 +97,7 @@ def quantize_command(
             output=output,
             encodings=encodings,
             statistics=stats,
-            options=options,
-            preprocess=preprocess,
-            input_keys=keys,
+            **arguments,
             progress=progress,
             details=bool(reports),
             before_writing=finish,

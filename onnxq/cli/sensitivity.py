@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import click
 
@@ -53,35 +53,10 @@ from .progress import Progress
 @verbose_option("")
 @config_option
 def sensitivity_command(
-    model: str,
-    calib: str,
-    labels: str | None,
-    metric: str | None,
-    evaluation_samples: int | None,
-    by: Literal["quantizer", "layer"],
-    budget: float | None,
-    scheduler: str | None,
-    top: int | None,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-    **given: Any,
+    model: str, calib: str, top: int | None, as_json: bool, quiet: bool, verbose: bool, **given: Any
 ) -> None:
     """Rank what would be quantized in MODEL by what it costs: each alone on its grid, and each alone in float."""
-    preprocess, keys, options = parse(given)
+    arguments = parse(given)
     with Progress(enabled=not quiet) as progress:
-        found = sensitivity(
-            model,
-            calib,
-            labels=labels,
-            metric=metric,
-            by=by,
-            budget=budget,
-            evaluation_samples=evaluation_samples,
-            options=options,
-            preprocess=preprocess,
-            input_keys=keys,
-            progress=progress,
-            scheduler=scheduler,
-        )
+        found = sensitivity(model, calib, **arguments, **given, progress=progress)
     click.echo(found.to_json().rstrip() if as_json else found.to_text(top))
