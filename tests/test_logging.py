@@ -32,7 +32,7 @@ def test_steps_placement_warnings_and_files_are_logged(place: Path, caplog: pyte
     result = onnxq.quantize(place / "in.onnx", place / "calib.npy", output=place / "out.onnx")
     assert {record.name for record in caplog.records} == {"onnxq"}
     for step in result.report.steps:
-        assert any(text.startswith(f"{step.name}: ") for text in caplog.messages), step.name
+        assert any(text.startswith(f"{step.title}: ") for text in caplog.messages), step.title
         assert all(any(note in text for text in caplog.messages) for note in step.notes)
     assert any(re.match(r"\d+ nodes in integers, \d+ in float", text) for text in caplog.messages)
     assert any(text.startswith("in float: 1 Neg: ") for text in caplog.messages)
