@@ -73,13 +73,8 @@ class Traffic:
 
 def planned_layers(model: Model) -> list[LinearLayer]:
     """The linear layers whose weight has a quantizer with parameters, in graph order."""
-    layers = linear_layers(model.graph.nodes)
-    quantizers = [model.quantizers.get(layer.weight.name) for layer in layers]
-    return [
-        layer
-        for layer, q in zip(layers, quantizers, strict=True)
-        if q is not None and q.params is not None and layer.node.name in q.readers
-    ]
+    planned = ((layer, model.weight_quantizer(layer)) for layer in linear_layers(model.graph.nodes))
+    return [layer for layer, quantizer in planned if quantizer is not None and quantizer.params is not None]
 
 
 def isolate(model: Model) -> None:

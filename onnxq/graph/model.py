@@ -13,6 +13,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from ..errors import ModelError
 from ..numeric.quant import QuantParams, QuantSpec
+from ..operators.linear import LinearLayer
 from ..operators.node import in_subgraph
 from ..report import Reason
 from . import large
@@ -191,6 +192,11 @@ class Model:
         if len(tensor.outputs) == 1 and not self.is_output(tensor) and not in_subgraph(tensor.outputs[0]):
             return tensor.outputs[0]
         return None
+
+    def weight_quantizer(self, layer: LinearLayer) -> Quantizer | None:
+        """The quantizer through which a layer reads its weight; None where it reads the weight in float."""
+        quantizer = self.quantizers.get(layer.weight.name)
+        return quantizer if quantizer is not None and layer.node.name in quantizer.readers else None
 
     def initializers(self) -> Iterator[gs.Constant]:
         """Constants that the main graph reads, each once."""

@@ -63,8 +63,8 @@ class CorrectBias:
 
 
 def _is_quantized(model: Model, layer: LinearLayer) -> bool:
-    quantizer = model.quantizers.get(layer.weight.name)
-    return quantizer is not None and quantizer.params is not None and layer.node.name in quantizer.readers
+    quantizer = model.weight_quantizer(layer)
+    return quantizer is not None and quantizer.params is not None
 
 
 def _input_axes(model: Model, layers: list[LinearLayer]) -> dict[str, int]:

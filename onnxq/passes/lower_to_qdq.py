@@ -68,9 +68,9 @@ class _Lowering:
         self.model, self.target, self.biases = model, target, 0
         self.writer = QdqWriter(model)
         self.nodes = {id(node) for node in model.graph.nodes}
-        self.float_layers, self.blocks = frozenset[int](), frozenset[int]()
+        self.float_layers, self.blocks = set[int](), set[int]()
         if target.quantizes_float_weights:
-            self.float_layers, self.blocks = _ends_of_float_layers(model), _readers_of_blocks(model)
+            self.float_layers, self.blocks = _nodes_to_shield(model)
 
     def activation(self, tensor: gs.Tensor, quantizer: Quantizer) -> None:
         self.writer.activation(
@@ -92,20 +92,14 @@ class _Lowering:
         self.writer.constant(tensor, params, integers, readers, shielded=shielded)
 
     def bias(self, layer: LinearLayer) -> None:
-        x, weight = (self.model.quantizers.get(t.name) for t in (layer.input, layer.weight))
-        if self.target.adds_biases and weight is not None and layer.node.name in weight.readers:
+        x, weight = self.model.quantizers.get(layer.input.name), self.model.weight_quantizer(layer)
+        if self.target.adds_biases and weight is not None:
             self._add_behind(layer)
             return
         if self.target.added_bias == "operator" and layer.bias_node is not layer.node:
             self._operand(layer)
             return
-        if (
-            self.target.bias == "float"
-            or layer.bias is None
-            or x is None
-            or weight is None
-            or layer.node.name not in weight.readers
-        ):
+        if self.target.bias == "float" or layer.bias is None or x is None or weight is None:
             return
         if weight.spec.block is not None:
             return  # the accumulator has no one scale a channel: the bias stays in float
@@ -177,28 +171,19 @@ class _Lowering:
         return self.model.quantizers.get(tensor.name)
 
 
-def _ends_of_float_layers(model: Model) -> frozenset[int]:
-    """The nodes, by identity, that end layers whose weights stay in float while their input is quantized: between a
-    DequantizeLinear and a QuantizeLinear, ONNX Runtime would quantize the weights too."""
-    ends = set()
+def _nodes_to_shield(model: Model) -> tuple[set[int], set[int]]:
+    """Nodes, by identity, of layers whose input is quantized: those that end layers with float weights, which ONNX
+    Runtime would quantize between a DequantizeLinear and a QuantizeLinear; and those that read 8-bit weights in blocks,
+    for which it would take integer kernels, which compute without blocks."""
+    float_layers, blocks = set(), set()
     for layer in linear_layers(model.graph.nodes):
         if layer.input.name in model.quantizers:
-            weight = model.quantizers.get(layer.weight.name)
-            if weight is None or layer.node.name not in weight.readers:
-                ends.add(id(layer.bias_node or layer.node))
-    return frozenset(ends)
-
-
-def _readers_of_blocks(model: Model) -> frozenset[int]:
-    """The nodes, by identity, whose 8-bit weights come in blocks while their input is quantized: ONNX Runtime would
-    take integer kernels, which compute without blocks."""
-    nodes = set()
-    for layer in linear_layers(model.graph.nodes):
-        if layer.input.name in model.quantizers:
-            weight = model.quantizers.get(layer.weight.name)
-            if weight is not None and weight.spec.block is not None and weight.spec.grid.stored_bits == 8:
-                nodes.add(id(layer.node))
-    return frozenset(nodes)
+            weight = model.weight_quantizer(layer)
+            if weight is None:
+                float_layers.add(id(layer.bias_node or layer.node))
+            elif weight.spec.block is not None and weight.spec.grid.stored_bits == 8:
+                blocks.add(id(layer.node))
+    return float_layers, blocks
 
 
 def _shield_branches(model: Model) -> None:

@@ -46,8 +46,8 @@ class RefineWeightRanges:
         changed, skips = 0, []
         for scaled, sensitivity in zip(groups.layers, sensitivities, strict=True):
             layer = scaled.layer
-            quantizer = model.quantizers.get(layer.weight.name)
-            if quantizer is None or quantizer.given or layer.node.name not in quantizer.readers:
+            quantizer = model.weight_quantizer(layer)
+            if quantizer is None or quantizer.given:
                 continue
             if len(layer.weight.outputs) > 1 or quantizer.spec.block is not None:
                 skips.append(Skip(layer.node.name, "its weight is shared, or quantized in blocks"))

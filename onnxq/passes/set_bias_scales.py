@@ -36,7 +36,7 @@ class SetBiasScales:
 def _fit(model: Model, layer: LinearLayer | str) -> str | None:
     if isinstance(layer, str) or layer.bias is None:
         return None
-    s_x, weight = input_scale(model, layer), model.quantizers.get(layer.weight.name)
+    s_x, weight = input_scale(model, layer), model.weight_quantizer(layer)
     if s_x is None or weight is None or weight.params is None:
         return None
     scale = raised_scale(weight, layer.groups, lowest_scales(layer.bias.values, s_x))

@@ -20,10 +20,8 @@ LARGEST_BIAS = 2.0**30
 
 def input_scale(model: Model, layer: LinearLayer) -> Vector | None:
     """s_x of a layer whose bias becomes integers; None where it stays in float: no grid on the input, or blocks."""
-    x, weight = model.quantizers.get(layer.input.name), model.quantizers.get(layer.weight.name)
-    if x is None or weight is None or x.params is None or weight.params is None:
-        return None
-    if layer.node.name not in weight.readers or weight.spec.block is not None:
+    x, weight = model.quantizers.get(layer.input.name), model.weight_quantizer(layer)
+    if x is None or weight is None or x.params is None or weight.params is None or weight.spec.block is not None:
         return None
     return np.asarray(x.params.scale, np.float64)
 
