@@ -33,6 +33,13 @@ LEAST_DB = 20.0
 """The SQNR that `debug` aims at: noise of a tenth of the outputs' magnitude. By definition: 20 log10(10). Option:
 target_score."""
 
+A16_WORTH_DB = 20.0
+"""What 16 bits for all activations together must bring; for k of n of them, k / n of it. Chosen: an exception costs
+an integer kernel, and as much accuracy as three bits make is worth all of them. Option: a16_fallback."""
+
+A16_LEAST_DB = 1.0
+"""What all exceptions together must bring, or none is made. Chosen: twice `LEAST_GAIN_DB`. Option: a16_fallback."""
+
 LOW_SQNR_DB = 10.0
 """SQNR of an output below which the report warns: accuracy must be measured. Chosen: noise of a third of the signal's
 magnitude."""
@@ -70,6 +77,10 @@ DRAWN_DB = 1000.0
 6000 dB."""
 
 # --- samples and values ------------------------------------------------------------------------------------------
+
+A16_SAMPLES = 16
+"""Samples on which the activations that need 16 bits are searched. Chosen: each activation takes one run over
+them."""
 
 FEW_SAMPLES = 8
 """Calibration samples below which the report warns: the result says little about other data. Chosen: the warning must

@@ -37,6 +37,7 @@ from ..numeric.quant import QuantParams, QuantSpec
 from ..numeric.samples import Samples, Statistic
 from ..report import Reason
 from ..targets import Target
+from ..thresholds import A16_LEAST_DB, A16_SAMPLES, A16_WORTH_DB
 from .base import Context, Outcome, Skip
 
 
@@ -48,9 +49,9 @@ class FallbackTo16Bits:
     All quantizers must have their parameters.
     """
 
-    worth: float = 20.0
-    least: float = 1.0
-    samples: int = 16
+    worth: float = A16_WORTH_DB
+    least: float = A16_LEAST_DB
+    samples: int = A16_SAMPLES
     title: ClassVar[str] = "16-bit fallback"
     preserves: ClassVar[bool | None] = None
 
