@@ -223,7 +223,7 @@ class _Workflow:
         measures = [Measure(evaluator.metric.name, evaluator.metric.unit, evaluator.float_score, whole.value)]
         lines = [f"{evaluator.metric.name} {self.log.score(whole)}, float {self.log.value(evaluator.float_score)}."]
         if self.goal.held_out_check is None:
-            lines.append("This was measured on the samples that chose the remedies: `evaluation` gives held-out ones.")
+            lines.append("This was measured on the samples that chose the remedies, not on held-out ones.")
         else:
             measure, line = _held_out_measure(self.goal.held_out_check, self.candidate)
             measures.append(measure)
