@@ -128,6 +128,34 @@ def test_less_memory_means_fewer_cuts() -> None:
     assert made[2**30] > made[40_000] > made[0] == 0
 
 
+def test_the_memory_of_two_states_is_all_that_is_taken() -> None:
+    given = evaluator()
+    _, switches, board = switchboard(given)
+    board.hold({})
+    one = board._cache.held
+    for name in list(switches)[:3]:
+        board.hold({name: switches[name]})
+    assert 0 < one < board._cache.most <= 2 * one
+
+
+def test_samples_larger_than_the_first_go_to_files() -> None:
+    text = NET.replace("float[N,3,8,8]", "float[N,3,H,W]").replace("float[N,5,8,8]", "float[N,5,H,W]")
+    proto = graphs.model(text)
+    rng = np.random.default_rng(0)
+    data = [{"x": np.float32(rng.standard_normal((1, 3, size, size)))} for size in (4, 24, 24, 24)]
+    given = open_evaluator(proto, data, options=Options(**{**EVERYTHING, **PLAIN}))
+    base, switches = given.planned()
+    found = []
+    for limit in (2**30, 40_000):
+        board = opened(given, base, switches, max_memory=limit)
+        board.hold({})
+        board.hold(switches)
+        found.append([board.score({name: switch}) for name, switch in switches.items()])
+    assert found[0] == found[1]
+    assert board._cache.most <= 40_000
+    assert board._cache.spilled > 0
+
+
 def test_a_held_state_costs_nothing_again() -> None:
     given = evaluator()
     _, switches, board = switchboard(given)
