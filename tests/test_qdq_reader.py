@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from families import FAMILIES
 from graphs import model
 from onnx import ModelProto
-from quantized import quantized, samples
+from quantized import PLAIN, quantized, samples
 
+import onnxq
 from onnxq.check.integer_operators import with_dequantizers
 from onnxq.check.qdq_reader import QdqGraph, without_suffix
 from onnxq.graph.model import Model
@@ -65,6 +67,16 @@ def test_parts_of_a_decomposed_operator_compute_in_float():
     found = {node.name: graph.arithmetic(node) for node in graph.nodes}
     assert (found["first"], found["second"]) == ("integers", "integers")
     assert {kind for name, kind in found.items() if name not in ("first", "second")} == {"float"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_report_counts_in_integers_what_the_file_has_in_integers(family):
+    proto = FAMILIES[family]
+    result = onnxq.quantize(proto, samples(proto), target="qnn", **PLAIN)
+    graph = read(result.model)
+    found = {node.name for node in graph.nodes if graph.arithmetic(node) == "integers"}
+    assert len(found) == result.report.integer_nodes
+    assert not found & {node.node for node in result.report.float_nodes}
 
 
 @pytest.mark.parametrize(

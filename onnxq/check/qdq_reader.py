@@ -23,7 +23,7 @@ from ..graph.patterns import find_composites
 from ..operators.elementwise import clip_bounds
 from ..operators.linear import lacks_bias_input
 from ..operators.node import ONNX_DOMAINS, is_float, is_op
-from ..operators.registry import is_convolution, linear_form, preserves_grid
+from ..operators.registry import linear_form, preserves_grid
 from .integer_operators import SUFFIX, WEIGHT_GRID
 from .tensor_grid import TensorGrid, grid_of, is_dequantize, is_qdq, is_quantize
 
@@ -164,19 +164,16 @@ class QdqGraph:
     def arithmetic(self, node: gs.Node) -> Arithmetic:
         """What a node computes with, as the graph says it: whether a runtime has a kernel for that is not known here.
 
-        Integers: all its float operands are dequantized (a bias may stay in float), and its output is quantized. That
-        is not needed where a linear node ends the model, nor behind products of matrices, whose kernels return floats.
+        Integers: all its float operands are dequantized (a bias may stay in float), and its output is quantized; that
+        of a linear node may stay in float, as its sum is not yet rounded to a grid.
         Weights only: a linear node reads integers as its weight, and computes with floats.
         """
         form = linear_form(node.op, node.domain)
         operands = [i for i in range(len(node.inputs)) if form is None or i != form.bias]
-        finished = self.written(node) is not None
-        if form is not None:
-            finished |= not is_convolution(node) or self.ends_model(node)
-        elif _has_parameters(node):
+        if _has_parameters(node):
             operands = [0]
         quantized = [self.read(node, i) is not None for i in operands if _may_be_float(node.inputs[i])]
-        if quantized and all(quantized) and finished:
+        if quantized and all(quantized) and (form is not None or self.written(node) is not None):
             return "integers"
         weight = None if form is None else self.constant(node, form.weight)
         return "float" if weight is None else "weights only"
