@@ -52,12 +52,13 @@ def test_nothing_is_printed_where_nobody_listens(place: Path) -> None:
 def test_the_command_line_logs_with_v_alone(place: Path) -> None:
     command = ["quantize", str(place / "in.onnx"), str(place / "out.onnx"), "--calib", str(place / "calib.npy")]
     silent = CliRunner().invoke(main, command)
-    verbose = CliRunner().invoke(main, [*command, "-v"])
+    verbose = CliRunner().invoke(main, [*command, "-v", "--tie", "Concat"])
     again = CliRunner().invoke(main, command)
     assert (silent.exit_code, verbose.exit_code) == (0, 0)
     assert silent.stderr == again.stderr == ""
     assert "onnxq: FoldBatchNorm: " in verbose.stderr or "onnxq: Normalize: " in verbose.stderr
     assert "onnxq: warning: 4 calibration samples are few" in verbose.stderr
+    assert "onnxq: warning: --tie Concat did nothing" in verbose.stderr
     assert f"onnxq: {place / 'out.onnx'}: written, " in verbose.stderr
     assert "in float: Neg" in verbose.stdout
 

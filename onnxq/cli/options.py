@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,10 +16,11 @@ from ..data import Preprocess
 from ..data.images import IMAGES
 from ..errors import OutputError, UsageError
 from ..options import DATA, DATA_FREE, ENCODINGS, RANGES, RUNNING, STEPS, TARGET, Options
+from ..report import printable
 from ..schema import Option, options_of
 from ..thresholds import COUNTED_SAMPLES, EVALUATION_SAMPLES
 from .config import overrides_of, read_config
-from .progress import show_log
+from .progress import ERASE_LINE
 
 CALIB = "Calibration data: a folder of images, .npy, .npz or test_data_set_*/*.pb, or one such file."
 
@@ -85,6 +89,33 @@ def flags_of(command: click.Command) -> dict[str, str]:
         if isinstance(p, click.Option)
     }
     return shared | own
+
+
+# --- the log -------------------------------------------------------------------------------------------------------
+
+
+class _Log(logging.Handler):
+    """Prints records on standard error, over a line of progress, with options named as the flags of a command."""
+
+    def __init__(self, flags: dict[str, str]) -> None:
+        super().__init__()
+        self.flags = flags
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        erase = ERASE_LINE if sys.stderr.isatty() else ""
+        click.echo(f"{erase}onnxq: {level}{printable(as_flags(record.getMessage(), self.flags))}", err=True)
+
+
+def show_log(ctx: click.Context, parameter: click.Parameter, verbose: bool) -> bool:
+    """Callback of -v: the log of the package on standard error while the command runs."""
+    if verbose:
+        logger, handler = logging.getLogger("onnxq"), _Log(flags_of(ctx.command))
+        ctx.call_on_close(partial(logger.setLevel, logger.level))
+        ctx.call_on_close(partial(logger.removeHandler, handler))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    return verbose
 
 
 # --- values that are no plain text or number ---------------------------------------------------------------------

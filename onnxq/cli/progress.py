@@ -1,18 +1,14 @@
-"""What standard error shows of a run: a line of progress on a terminal, gone when the work is done; the log with -v."""
+"""One line of progress on a terminal, gone when the work is done; nothing elsewhere."""
 
 from __future__ import annotations
 
-import logging
 import shutil
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from types import TracebackType
 
 import click
-
-from ..report import printable
 
 WIDTH = 30
 ERASE_LINE = "\r\x1b[K"
@@ -65,26 +61,6 @@ class Progress:
         if self.enabled and text != self._shown:
             click.echo(f"{ERASE_LINE}{text}", nl=False, err=True)
             self._shown = text
-
-
-class _Log(logging.Handler):
-    """Prints records on standard error, over a line of progress."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        erase = ERASE_LINE if sys.stderr.isatty() else ""
-        click.echo(f"{erase}onnxq: {level}{printable(record.getMessage())}", err=True)
-
-
-def show_log(ctx: click.Context, parameter: click.Parameter, verbose: bool) -> bool:
-    """Callback of -v: the log of the package on standard error while the command runs."""
-    if verbose:
-        logger, handler = logging.getLogger("onnxq"), _Log()
-        ctx.call_on_close(partial(logger.setLevel, logger.level))
-        ctx.call_on_close(partial(logger.removeHandler, handler))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    return verbose
 
 
 def _duration(seconds: float) -> str:
