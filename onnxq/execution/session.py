@@ -13,7 +13,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -201,6 +201,3 @@ def optimized_graph(model: Source) -> onnx.GraphProto:
         graph = onnx.load(path, load_external_data=False).graph
     del graph.initializer[:]
     return graph
-
-
-__all__: Sequence[str] = ("Session", "default_threads", "optimized_graph", "parallel_map", "without_padding")
