@@ -76,7 +76,7 @@ def test_a_session_counts_what_a_file_keeps_beside_it(net: Path, monkeypatch: py
     """Else a large model would not run one tensor after the other: all its weights would be dequantized at once."""
     for limit, lean in ((30 * 40 + 40 * 50 + 50 * 20, True), (1 << 20, False)):
         monkeypatch.setattr(runtime, "LEAN_WEIGHTS", limit)
-        assert isinstance(Session(net)._turn, contextlib.nullcontext) != lean
+        assert isinstance(Session(net)._lock, contextlib.nullcontext) != lean
 
 
 @pytest.mark.usefixtures("low_limits")
