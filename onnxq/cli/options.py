@@ -311,7 +311,7 @@ def verbose_option(help: str) -> Callable[[F], F]:
     return grouped(OUTPUT, "--verbose", "-v", is_flag=True, callback=show_log, help=text)
 
 
-quiet_option = grouped(OUTPUT, "--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+quiet_option = grouped(OUTPUT, "--quiet", "-q", is_flag=True, help="Print no progress and no summary of the run.")
 
 json_option = grouped(OUTPUT, "--json", "as_json", is_flag=True, help="Print JSON.")
 
