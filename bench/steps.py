@@ -159,10 +159,8 @@ def step_note(name: str, column: str, report: Report | str) -> str:
     verdicts = []
     for step in report.steps:
         if step.name in STEPS:
-            note = next(
-                (n for n in step.notes if re.match(r"not run: |\w+: outputs at ", n)), f"{step.changed} changed"
-            )
-            verdicts.append(f"{step.name}: " + note.removeprefix(f"{step.name}: "))
+            note = next((n for n in step.notes if re.match(r"not run: |outputs at ", n)), f"{step.changed} changed")
+            verdicts.append(f"{step.name}: " + note)
     activations = sum(tensor.kind == "activation" for tensor in report.tensors)
     blind = sum(len(step.skips) for step in report.steps if step.name == "SetDataFreeRanges")
     missing = f", {blind} tensors without moments" if blind else ""

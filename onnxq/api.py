@@ -91,6 +91,7 @@ def quantize(
     input_keys: Mapping[str, str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     details: bool = False,
+    evaluation_samples: int | None = None,
     before_writing: Callable[[Result], None] | None = None,
     **settings: Any,
 ) -> Result:
@@ -110,6 +111,8 @@ def quantize(
     preprocess: how images become inputs. input_keys: input name -> key in .npz files, where they differ.
     progress: called with (label, done, total).
     details: also report on every layer and activation; this costs one more pass over some samples.
+    evaluation_samples: how many of the calibration samples the quality in the report is measured on; None: the first
+        `thresholds.QUALITY_SAMPLES` of the draw.
     before_writing: called with the verified result before any file appears; if it raises, none does.
 
     Returns the quantized model and the report. Raises a subclass of OnnxqError.
@@ -156,7 +159,7 @@ def quantize(
                 if target_path is not None:
                     storage.write(result, target_path)
         seconds = time.perf_counter() - start
-        report = build_report(task, quantized, quantized_path, output, seconds, result, collector)
+        report = build_report(task, quantized, quantized_path, output, seconds, result, evaluation_samples, collector)
         log_result(report)
         verified = Result(result, report)
         if before_writing is not None:

@@ -281,3 +281,16 @@ def test_unknown_remedies_are_refused() -> None:
 def test_changes_are_listed_by_option() -> None:
     after = replace(BARE, cle="noise", overrides=(Override("t", bits=16),))
     assert changes(BARE, after) == "Changed: cle noise; tensor 't': bits 16."
+
+
+def test_one_file_has_one_quality_figure() -> None:
+    """`debug` and the report of the model that it leads to measure on the same samples."""
+    proto = net()
+    x = np.concatenate([feed["x"] for feed in samples(proto, 48)])
+    found = debug(proto, x, metric="sqnr", options=BARE, closest=True)
+    assert found.samples == 48
+    report = onnxq.quantize(proto, x, options=found.options, evaluation_samples=found.samples).report
+    assert (report.compared_samples, report.quality[0].sqnr_db) == (48, pytest.approx(found.score, abs=1e-6))
+    fewer = onnxq.quantize(proto, x, options=found.options).report
+    assert (fewer.compared_samples, fewer.quality[0].sqnr_db) != (48, report.quality[0].sqnr_db)
+    assert "calibration samples, 48 compared" in report.to_text()

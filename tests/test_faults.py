@@ -295,7 +295,7 @@ def test_out_of_memory(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "where", ["onnxq.pipeline.pipeline.correct", "onnxq.api.storage.write", "onnxq.cli.reports.write_text"]
 )
 def test_a_bug(place: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    """Whatever a pass, the account or the report stumbles over: one message, an exit code of its own, no file."""
+    """Whatever a pass, the report builder or a writer stumbles over: one message, an exit code of its own, no file."""
 
     def stumble(*_: object, **__: object) -> None:
         raise TypeError("\x1b[2Junsupported\noperand")

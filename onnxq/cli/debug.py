@@ -158,6 +158,7 @@ def debug_command(
                 **{**arguments, "options": found.options},
                 progress=progress,
                 details=bool(reports),
+                evaluation_samples=found.samples,
                 before_writing=lambda result: write_report(_with_log(result.report, found)),
             )
         if config_file is not None:

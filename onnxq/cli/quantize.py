@@ -100,6 +100,7 @@ def quantize_command(
             **arguments,
             progress=progress,
             details=bool(reports),
+            evaluation_samples=None if found is None else found.samples,
             before_writing=finish,
         )
     if not quiet:

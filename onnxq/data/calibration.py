@@ -118,7 +118,11 @@ class CalibrationData:
 
     def take(self, count: int) -> list[Feed]:
         """`count` feeds drawn from the same source as `samples` are, or all where there are fewer."""
-        fewer, samples = copy(self), count * (self._batch or 1)
+        return self.draw(count * (self._batch or 1))
+
+    def draw(self, samples: int) -> list[Feed]:
+        """The feeds of so many samples, drawn likewise: the same ones as those of `CalibrationData(samples=...)`."""
+        fewer = copy(self)
         fewer.samples = min(samples, self.samples or samples)
         fewer.__dict__.pop("_chosen", None)
         return list(fewer)

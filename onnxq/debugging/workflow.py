@@ -61,6 +61,7 @@ class AccuracyTarget:
 class DebugResult:
     """options: to quantize with.  score, float_score: by `metric`, of what they give and of the float model.
     reached: whether that is within the target, also on held-out data.  sensitive_quantizers: with their causes.
+    samples: that the scores are measured on, of the calibration data.
     ranking: of the model as it was quantized at first; None where there was no need for one.  text: the verdict.
     """
 
@@ -68,6 +69,7 @@ class DebugResult:
     metric: str
     score: float
     float_score: float
+    samples: int
     reached: bool
     sensitive_quantizers: tuple[SensitiveQuantizer, ...]
     log: tuple[LogEntry, ...]
@@ -235,6 +237,7 @@ class _Workflow:
             metric=evaluator.metric.name,
             score=whole.value,
             float_score=evaluator.float_score,
+            samples=samples_of(evaluator),
             reached=reached,
             sensitive_quantizers=tuple(self.sensitive),
             log=tuple(self.log.entries),

@@ -58,11 +58,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class MixedPrecision:
-    """options: to quantize with.  score, drop: of the model that they give.  reached: whether it keeps all limits."""
+    """options: to quantize with.  score, drop: of the model that they give, on `samples` of the calibration data.
+    reached: whether it keeps all limits."""
 
     options: Options
     score: float
     drop: float
+    samples: int
     reached: bool
     front: ParetoFront
     text: str
@@ -209,8 +211,9 @@ class _BitSearch:
             f" {costs.bops(bits) / 1e9:.4g} G bit operations, {metric.name} {score:.2f} {metric.unit}"
             f" (a drop of {drop:.2f} from {self.reference:.2f})"
         )
+        samples = sum(feed.rows or 1 for feed in self.evaluator.feeds)
         reached = self._is_allowed(score) and self._is_cheap(bits)
-        return MixedPrecision(options, score, drop, reached, self._front(place, score), text)
+        return MixedPrecision(options, score, drop, samples, reached, self._front(place, score), text)
 
     def _front(self, chosen: int, score: float) -> ParetoFront:
         """What was measured, without points that others beat in cost and score; the chosen one as it came out."""

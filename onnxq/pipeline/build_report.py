@@ -48,14 +48,17 @@ def build_report(
     output: str | os.PathLike[str] | None,
     seconds: float,
     result: ModelProto | None = None,
+    evaluation_samples: int | None = None,
     collector: ReportCollector | None = None,
 ) -> Report:
     """Verify the quantized model, written to a file, and say everything about it. Raises VerificationError.
 
     output: where the result is to be found, the quantized model, or `result` instead of it.
+    evaluation_samples: how many the outputs are compared on; None: `QUALITY_SAMPLES` runs.
     collector: what a detailed report shows.
     """
-    compared = task.feeds.take(QUALITY_SAMPLES)
+    feeds = task.feeds
+    compared = feeds.take(QUALITY_SAMPLES) if evaluation_samples is None else feeds.draw(evaluation_samples)
     target, planned = task.context.target, quantized.planned
     requirements = check_target(task, quantized)
     verdict = verify(

@@ -10,7 +10,9 @@ What is written is then verified (`verify`). Every function takes a model and re
 the record of each pass.
 
 One box departs from the figure, which sets activation ranges last: here they come before weights are rounded, since
-rounding and bias correction fit what a layer computes on its *quantized* inputs, x^ in sum |W~ x^ + b~ - y|^2.
+rounding and bias correction fit what a layer computes on its *quantized* inputs, x^ in sum |W~ x^ + b~ - y|^2. SQNR of
+a MobileNet's outputs (models/mobilenet_digits, 128 unseen images, coordinate descent), ranges first and rounding first:
+w4a4 8.0 and 6.9 dB, w8a8 29.0 and 28.6 dB, w4a8 25.2 and 25.4 dB. The coarser the activations, the more it matters.
 """
 
 from __future__ import annotations

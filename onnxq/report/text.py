@@ -10,8 +10,8 @@ from .records import FloatNode, OutputQuality, ReportData, RoundedLayer, Step
 def to_text(report: ReportData, verbose: bool = False) -> str:
     """The summary, a few lines; with `verbose` each step and each node left in float."""
     lines = [
-        f"{node_counts(report)}; {len(report.tensors)} tensors quantized; {report.samples} calibration samples;"
-        f" {report.seconds:.1f} s",
+        f"{node_counts(report)}; {len(report.tensors)} tensors quantized; {report.samples} calibration samples,"
+        f" {report.compared_samples} compared; {report.seconds:.1f} s",
         f"size {size(report.source.bytes)} -> {size(report.result.bytes)}"
         f" ({report.source.bytes / max(report.result.bytes, 1):.2f} times smaller), opset {report.result.opset}",
     ]
