@@ -90,6 +90,7 @@ def test_with_quantized_weights_alone_nothing_computes_in_integers() -> None:
     assert "3 with quantized weights" in found.to_html()
     seen = inspect(model(NET), "net", Options(preset="w8"))
     assert (seen.integer_nodes, seen.weights_only_nodes) == (0, 3)
+    assert "could be quantized: 0 nodes and the weights alone of 3" in seen.to_text()
 
 
 def test_nodes_with_float_weights_are_not_integer_nodes() -> None:

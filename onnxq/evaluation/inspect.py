@@ -61,6 +61,10 @@ class Inspection:
         """Strict JSON, keys as the fields here."""
         return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
 
+    @property
+    def _weights_only(self) -> str:
+        return f" and the weights alone of {self.weights_only_nodes}" if self.weights_only_nodes else ""
+
     def to_text(self, verbose: bool = False) -> str:
         """For a terminal; with `verbose` each layer and each node left in float."""
         opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in self.opsets.items())
@@ -72,7 +76,7 @@ class Inspection:
             f"parameters {self.parameters:,}" + (f" ({types})" if types else ""),
             f"operators {_counts(self.operators)}",
             f"after normalizing and folding {_counts(self.normalized_operators)}",
-            f"could be quantized: {self.integer_nodes} nodes, {self.quantized_tensors} tensors,"
+            f"could be quantized: {self.integer_nodes} nodes{self._weights_only}, {self.quantized_tensors} tensors,"
             f" {sum(layer.quantized for layer in self.layers)} of {len(self.layers)} linear layers",
         ]
         if verbose:
