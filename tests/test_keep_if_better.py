@@ -50,13 +50,45 @@ def test_a_step_that_hurts_is_dropped() -> None:
     assert quality.db(proto) == np.inf
 
 
-def test_where_nothing_is_comparable_steps_are_not_measured() -> None:
+@dataclass(frozen=True)
+class Rewrite:
+    """Leaves the function as it is."""
+
+    title: ClassVar[str] = "Rewrite"
+    preserves: ClassVar[bool | None] = True
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        return Outcome(1)
+
+
+@dataclass(frozen=True)
+class Correct(Rewrite):
+    """Says that it changes the function."""
+
+    preserves: ClassVar[bool | None] = False
+
+
+UNKNOWN = """(float[N,5] x) => (int64[?,N] i) <float[5,3] w, int64 n> { i = Loop(n, , ) <body = body (int64 t, bool go)
+    => (bool on, int64[N] k) { on = Identity(go)  y = Gemm(x, w)  k = ArgMax<axis=1,keepdims=0>(y) }> }"""
+
+
+def test_where_nothing_is_comparable_only_steps_that_preserve_the_function_are_kept() -> None:
+    proto = model(UNKNOWN, n=2)
+    quality = QualityMeasure(proto, [Feed(feeds(proto, seed=i), None, "") for i in range(3)])
+    start = wrapped(proto)
+    _, (first, second) = keep_if_better([Correct(), Rewrite()], start, Context(), Model.to_proto, quality)
+    assert quality.db(proto) is None
+    assert (first.before_db, first.after_db, first.kept) == (None, None, False)
+    assert first.notes[0] == "no output can be compared; dropped: whether it makes the result better is unknown"
+    assert (second.kept, second.notes[0]) == (True, "no output can be compared; kept: it preserves the function")
+
+
+def test_steps_are_compared_in_front_of_what_selects() -> None:
     proto = model("(float[N,5] x) => (int64[N,3] i) <float[5,3] w> { y = Gemm(x, w) i = Cast<to=7>(y) }")
     quality = QualityMeasure(proto, [Feed(feeds(proto, seed=i), None, "") for i in range(3)])
-    _, (step,) = keep_if_better([Perturb(1.0)], wrapped(proto), Context(), rounded, quality)  # type: ignore[arg-type]
-    assert quality.db(proto) is None
-    assert (step.before_db, step.after_db, step.kept) == (None, None, True)
-    assert step.notes[0] == "no output can be compared; kept"
+    _, tried = keep_if_better([Perturb(0.0), Perturb(1.0)], wrapped(proto), Context(), rounded, quality)  # type: ignore[arg-type]
+    assert [step.kept for step in tried] == [True, False]
+    assert quality.db(proto) == np.inf
 
 
 def test_ranges_come_from_other_samples_than_those_compared() -> None:

@@ -123,11 +123,27 @@ def test_a_result_far_from_the_float_model_gets_a_warning(pair, tmp_path):
     assert verdict.warnings[0].startswith("output 'y' is far from the float model's (SQNR -6.0 dB)")
 
 
-def test_an_output_without_floats_is_named(tmp_path):
+def test_an_output_without_floats_is_compared_in_front_of_what_selects(tmp_path):
     proto = model("(float[N,3] x) => (int64[N] y) <float[3,5] w> { a = MatMul(x, w) y = ArgMax<keepdims=0,axis=1>(a) }")
     verdict = verify.verify(written(quantized(proto), tmp_path), proto, feeds(proto), 1)
-    assert verdict.quality == ()
-    assert verdict.warnings[0].startswith("output 'y' was not compared")
+    (quality,) = verdict.quality
+    assert (quality.output, quality.compared_at, quality.in_front_of) == ("y", "a", "ArgMax")
+    assert 25 < quality.sqnr_db < 70
+    assert quality.top1_agreement is None
+    assert verdict.warnings == ()
+
+
+def test_an_output_of_which_nothing_can_be_compared_is_unknown(tmp_path):
+    proto = model(
+        "(float[N,3] x) => (float[N,5] y, int64[N,3] i) <float[3,5] w> { y = MatMul(x, w) i = Cast<to=7>(x) }"
+    )
+    verdict = verify.verify(written(quantized(proto), tmp_path), proto, feeds(proto), 1)
+    known, unknown = verdict.quality
+    assert (known.output, known.is_unknown) == ("y", False)
+    assert (unknown.output, unknown.is_unknown, unknown.sqnr_db) == ("i", True, None)
+    (warning,) = verdict.warnings
+    assert warning.startswith("output 'i' was not compared")
+    assert "its quality is unknown" in warning
 
 
 def test_rows_that_fill_up_a_batch_do_not_count_but_an_output_without_batch_counts_in_full(tmp_path):

@@ -11,7 +11,7 @@ from typing import Literal
 from onnx import ModelProto
 
 from ..evaluation.evaluator import Evaluator
-from ..evaluation.metric import SqnrMetric, measure
+from ..evaluation.metric import SqnrMetric
 from ..evaluation.sensitivity import Unit, units_of
 from ..execution.layerwise import isolate
 from ..execution.switches import Switch, Switchboard, switches_of
@@ -105,8 +105,7 @@ class Candidate:
         value = evaluator.measured(self.quantized)
         if isinstance(evaluator.metric, SqnrMetric):
             return Score(value, value)
-        feeds, references = evaluator.feeds[:EVALUATION_SAMPLES], evaluator.references[:EVALUATION_SAMPLES]
-        db = measure(self.quantized, feeds, SqnrMetric(), references, evaluator.task.context.services.threads)
+        db = evaluator.distance(self.quantized, SqnrMetric(), EVALUATION_SAMPLES)
         return Score(value, db)
 
     @cached_property

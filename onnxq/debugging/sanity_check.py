@@ -10,7 +10,7 @@ from onnx import ModelProto
 from ..data import Feed
 from ..errors import DataError, VerificationError
 from ..evaluation.evaluator import Evaluator
-from ..evaluation.metric import AccuracyMetric, SqnrMetric, measure
+from ..evaluation.metric import AccuracyMetric, SqnrMetric
 from ..execution.partial import tensor_values
 from ..numeric.metrics import class_scores
 from ..thresholds import EVALUATION_SAMPLES, PRESERVED_DB
@@ -46,9 +46,8 @@ def check_float(evaluator: Evaluator, log: Log) -> None:
 def check_bypassed(candidate: Candidate, log: Log) -> None:
     """Raise VerificationError where the network with all quantizers bypassed is not the float model."""
     evaluator = candidate.evaluator
-    feeds, references = evaluator.feeds[:EVALUATION_SAMPLES], evaluator.references[:EVALUATION_SAMPLES]
-    proto, threads = candidate.base.to_proto(), evaluator.task.context.services.threads
-    db = measure(proto, feeds, SqnrMetric(), references, threads)
+    proto = candidate.base.to_proto()
+    db = evaluator.distance(proto, SqnrMetric(), EVALUATION_SAMPLES)
     score = db if isinstance(evaluator.metric, SqnrMetric) else evaluator.measured(proto)
     if db < PRESERVED_DB:
         raise VerificationError(

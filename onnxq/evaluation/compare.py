@@ -9,6 +9,7 @@ and the error jumps where drop_t is largest, SQNR_t being replaced by that of th
 better: what they do not have any more did not matter. 40 dB is about what an 8-bit grid leaves of a bell-shaped tensor:
 what is better than that counts as clean, so that the first layers, which read exact inputs, do not always win.
 
+What lies behind a selection (`graph.comparable`) is not compared: one rounding may put other values in its place.
 Both models run on each sample, in several passes over the data where the tensors of one pass would not fit the memory;
 nothing is kept but sums.
 """
@@ -32,6 +33,7 @@ from ..execution.partial import extract, parts_that_fit
 from ..execution.services import Stage, open_workers
 from ..execution.session import Session, Source
 from ..graph import large
+from ..graph.comparable import selected_tensors
 from ..numeric.distance import Distance
 from ..numeric.metrics import comparable, finite, sqnr
 from ..operators.node import is_op
@@ -46,6 +48,8 @@ from .matching import Matching, match
 
 Models = tuple[ModelProto, ModelProto]
 """The float model, and the quantized one with its integer operators made readable."""
+
+_SELECTED = "it lies behind an operator that selects, whose result any rounding may exchange"
 
 Pairs = Mapping[str, str]
 Figures = Mapping[str, tuple[float, bool]]
@@ -80,7 +84,8 @@ def compare(
     feeds = open_data(calibration, inputs, options, preprocess, input_keys)
     readable = with_dequantizers(other)
     found = match(proto, readable)
-    pairs = {t: m.quantized for t, m in found.matches.items() if _compared(found, t)}
+    selected = selected_tensors(proto)
+    pairs = {t: m.quantized for t, m in found.matches.items() if _compared(found, t) and t not in selected}
     if not pairs:
         raise ModelError(f"{other_name}: no tensor or layer of it stands for one of {name}; nothing can be compared")
     with open_workers(scheduler) as workers:
@@ -91,6 +96,7 @@ def compare(
     figures = _figures(distances, before)
     weights = _weights((proto, readable), name, found, next(iter(feeds)).arrays)
     tensors = tuple(_record(found, t, names, distances[t], figures, weights) for t, names in before.items())
+    found.unmatched.update((t, _SELECTED) for t in selected & found.floats)
     unmatched = {t: why for t, why in found.unmatched.items() if _compared(found, t)}
     return Comparison(
         name, other_name, len(feeds.numbers()), tensors, _jump(before, figures), unmatched, dict(found.inside)

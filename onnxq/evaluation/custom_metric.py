@@ -37,10 +37,18 @@ BUILT_IN: dict[str, Metric] = {"sqnr": SqnrMetric(), "agreement": AgreementMetri
 """By the names that the option `metric` takes; beside them top1 and top5, which need labels."""
 
 
-def parse_metric(text: str | None, labels: tuple[int, ...] | None = None) -> Metric:
-    """What the option `metric` names; None: top-1 accuracy where there are labels, else SQNR. Raises UsageError."""
+def parse_metric(
+    text: str | None, labels: tuple[int, ...] | None = None, scores: frozenset[str] | None = None
+) -> Metric:
+    """What the option `metric` names; None: top-1 accuracy where there are labels, else SQNR. Raises UsageError.
+
+    scores: names of the outputs that agreement and KL are measured on; None: by their shape, since the user named the
+    metric, and should know.
+    """
     if text is None:
         return SqnrMetric() if labels is None else AccuracyMetric(labels)
+    if text in ("agreement", "kl") and scores is not None:
+        return AgreementMetric(scores) if text == "agreement" else KlMetric(scores)
     if text in BUILT_IN:
         return BUILT_IN[text]
     if text in ("top1", "top5"):

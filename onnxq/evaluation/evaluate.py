@@ -9,11 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onnx import ModelProto
+
 from ..data import CalibrationData, Preprocess
 from ..errors import ModelError, UsageError
 from ..execution.compare_outputs import run_models
+from ..execution.observe import observed
 from ..execution.session import Session, Source, default_threads
 from ..graph import large
+from ..graph.class_scores import class_score_outputs
+from ..graph.comparable import Comparable, comparables
 from ..numeric.metrics import finite
 from ..options import Options, with_settings
 from ..pipeline.open_inputs import common_inputs, input_specs, open_data, open_model
@@ -105,22 +110,27 @@ def evaluate(
     inputs = input_specs(proto) if other is None else common_inputs(proto, other, (name, str(other_name)))
     feeds = open_data(data, inputs, options, preprocess, input_keys)
     known = None if labels is None else read_labels(labels, feeds)
-    chosen = _chosen(metrics, known, output, other is not None)
-    sessions = [Session(p, optimize=optimized) for p in (proto, other) if p is not None]
-    figures, samples = _measured(sessions, feeds, chosen, options, progress)
+    scores = None if other is None else class_score_outputs(other)
+    chosen = _chosen(metrics, known, output, scores)
+    found = _Models(proto, other, () if other is None else comparables(other))
+    figures, samples = _measured(found, feeds, chosen, options, optimized, progress)
     if not figures:
         raise UsageError(f"{name}: no output is of a kind that {', '.join(m.name for m in chosen)} can measure")
     return Evaluation(name, other_name, _path(data), _path(labels), samples, figures)
 
 
 def _chosen(
-    texts: Sequence[str], labels: tuple[int, ...] | None, output: str | None, referenced: bool
+    texts: Sequence[str], labels: tuple[int, ...] | None, output: str | None, scores: frozenset[str] | None
 ) -> tuple[Metric, ...]:
-    """The metrics to take. Raises UsageError where one lacks what it needs."""
+    """The metrics to take. Raises UsageError where one lacks what it needs.
+
+    scores: outputs that hold class scores, as the reference's graph says; None without a reference.
+    """
+    referenced = scores is not None
     names = texts or (("top1", "top5") * (labels is not None) + tuple(BUILT_IN) * referenced)
     if not names:
         raise UsageError("nothing to measure: give `labels`, a `reference`, or a `metric` of your own")
-    metrics = [parse_metric(text, labels) for text in names]
+    metrics = [parse_metric(text, labels, None if texts else scores) for text in names]
     for metric, text in zip(metrics, names, strict=True):
         if metric.relative and not referenced:
             raise UsageError(f"`metric` {text} compares with another model: give it as `reference`")
@@ -129,17 +139,41 @@ def _chosen(
     return tuple(dataclasses.replace(m, output=output) if isinstance(m, AccuracyMetric) else m for m in metrics)
 
 
+@dataclass(frozen=True)
+class _Models:
+    """compared: what of the reference is comparable (`graph.comparable`)."""
+
+    model: ModelProto
+    reference: ModelProto | None
+    compared: Sequence[Comparable]
+
+    def sessions(self, optimized: bool) -> list[Session]:
+        """Both, with their own outputs and with what is compared. Raises ModelError for different outputs."""
+        models = [m for m in (self.model, self.reference) if m is not None]
+        outputs = [[value.name for value in each.graph.output] for each in models]
+        if set(outputs[0]) != set(outputs[-1]):
+            names = [", ".join(each) for each in outputs]
+            raise ModelError(f"the models have different outputs: {names[0]}; the reference {names[1]}")
+        return [Session(observed(each, self.compared, keep_outputs=True), optimize=optimized) for each in models]
+
+    def shown(self, metric: Metric, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What a metric takes: of relative ones what is comparable, of others the model's own outputs."""
+        wanted = {each.label for each in self.compared}
+        if not metric.relative:
+            wanted = {value.name for value in self.model.graph.output}
+        return {name: value for name, value in outputs.items() if name in wanted}
+
+
 def _measured(
-    sessions: list[Session],
+    models: _Models,
     feeds: CalibrationData,
     metrics: Sequence[Metric],
     options: Options,
+    optimized: bool,
     progress: Progress | None,
 ) -> tuple[tuple[Figure, ...], int]:
     """The figures that there are, and the number of samples."""
-    if len(sessions) > 1 and set(sessions[0].outputs) != set(sessions[1].outputs):
-        names = [", ".join(session.outputs) for session in sessions]
-        raise ModelError(f"the models have different outputs: {names[0]}; the reference {names[1]}")
+    sessions = models.sessions(optimized)
     tallies = [metric.start() for metric in metrics]
     beside: list[Tally | None] = [None if m.relative or len(sessions) < 2 else m.start() for m in metrics]
     threads = options.threads or default_threads()
@@ -147,10 +181,11 @@ def _measured(
     for done, (feed, found) in enumerate(run_models(sessions, feeds, threads, options.batch_size), 1):
         outputs, *rest = (by_sample(each, feed) for each in found)
         reference = rest[0] if rest else {}
-        for tally, other in zip(tallies, beside, strict=True):
-            tally.update(samples, reference, outputs)
+        for metric, tally, other in zip(metrics, tallies, beside, strict=True):
+            mine, theirs = models.shown(metric, outputs), models.shown(metric, reference)
+            tally.update(samples, theirs, mine)
             if other is not None:
-                other.update(samples, {}, reference)
+                other.update(samples, {}, theirs)
         samples += feed.rows or 1
         if progress is not None:
             progress("evaluating", done, len(feeds))

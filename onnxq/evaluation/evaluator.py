@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -14,8 +14,11 @@ from ..data import CalibrationData, Feed, Preprocess
 from ..errors import UsageError
 from ..execution.compare_outputs import Outputs
 from ..execution.layerwise import isolate
+from ..execution.observe import observed
 from ..execution.services import Workers
 from ..execution.switches import Switch, Switchboard, switches_of
+from ..graph.class_scores import class_score_outputs
+from ..graph.comparable import Comparable, comparables
 from ..graph.model import Model
 from ..numeric.metrics import class_scores
 from ..options import Options
@@ -34,17 +37,22 @@ Labels = str | os.PathLike[str] | Sequence[int]
 class Evaluator:
     """Measures models by one metric on the same samples.
 
-    task: the quantization as the options want it.  feeds: the samples that the metric is measured on.  references: the
-    float model's outputs for them.
+    task: the quantization as the options want it.  feeds: the samples that the metric is measured on.  references: what
+    is comparable of the float model's outputs for them (`graph.comparable`), which relative metrics compare with.
     """
 
     task: Task
     metric: Metric
     feeds: Sequence[Feed]
-    references: list[Outputs] = field(init=False)
+    references: Sequence[Outputs] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.references = list(float_outputs(self.task.proto, self.feeds, self.task.context.services.threads))
+        self.references = float_outputs(self.task.proto, self.feeds, self.task.context.services.threads, self.compared)
+
+    @cached_property
+    def compared(self) -> tuple[Comparable, ...]:
+        """The tensors by which models are compared with the float one."""
+        return comparables(self.task.proto)
 
     @cached_property
     def float_score(self) -> float:
@@ -53,7 +61,16 @@ class Evaluator:
 
     def measured(self, proto: ModelProto) -> float:
         """What the metric says of a model."""
-        return measure(proto, self.feeds, self.metric, self.references, self.task.context.services.threads)
+        return self.distance(proto, self.metric, None)
+
+    def distance(self, proto: ModelProto, metric: Metric, most: int | None) -> float:
+        """What another metric says of a model, on the evaluator's samples or at `most` so many of them."""
+        feeds, references = self.feeds[:most], self.references[:most]
+        return measure(self.shown(proto, metric), feeds, metric, references, self.task.context.services.threads)
+
+    def shown(self, proto: ModelProto, metric: Metric) -> ModelProto:
+        """A model, made of the float one, with the outputs that a metric takes."""
+        return observed(proto, self.compared) if metric.relative else proto
 
     @cached_property
     def plan(self) -> Plan:
@@ -73,7 +90,8 @@ class Evaluator:
         metric, feeds, references = metric or self.metric, self.feeds[:most], self.references[:most]
         threads, memory = self.task.context.services.threads, self.task.context.services.max_memory
         score = partial(score_outputs, metric, references)
-        return Switchboard(base.to_proto(), switches, feeds, score, threads=threads, max_memory=memory)
+        proto = self.shown(base.to_proto(), metric)
+        return Switchboard(proto, switches, feeds, score, threads=threads, max_memory=memory)
 
 
 def open_evaluator(
@@ -106,7 +124,8 @@ def open_evaluator(
     feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys)
     where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
     task = Task(proto, origin, feeds, options, where, input_keys or {}, workers=workers, progress=progress)
-    if by_classes and metric is None and labels is None and _classifies(proto, feeds):
+    scores = class_score_outputs(proto) if by_classes and metric is None and labels is None else frozenset()
+    if scores and _classifies(proto, feeds, scores):
         metric = "agreement"
     if evaluation_samples is None:
         distance = labels is None and metric in (None, "sqnr", "kl")
@@ -114,10 +133,12 @@ def open_evaluator(
     fewer = replace(options, samples=min(evaluation_samples, options.samples or evaluation_samples))
     samples = open_data(calibration, input_specs(proto), fewer, preprocess, input_keys)
     known = None if labels is None else read_labels(labels, samples)
-    return Evaluator(task, parse_metric(metric, known), list(samples))
+    return Evaluator(task, parse_metric(metric, known, scores or None), list(samples))
 
 
-def _classifies(proto: ModelProto, feeds: CalibrationData) -> bool:
-    """Whether an output looks like class scores."""
-    outputs = float_outputs(proto, feeds.take(1), 1)[0]
-    return any(class_scores(value) is not None for value in outputs.values())
+def _classifies(proto: ModelProto, feeds: CalibrationData, scores: Collection[str]) -> bool:
+    """Whether outputs that may hold class scores have the shape of them."""
+    (feed,) = feeds.take(1)
+    (outputs,) = float_outputs(proto, (feed,), 1)
+    found = [class_scores(outputs[name]) for name in scores]
+    return any(each is not None and len(each) == (feed.rows or feed.batch) for each in found)

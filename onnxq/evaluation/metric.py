@@ -1,6 +1,6 @@
 """How good a model is: one number, higher is better.
 
-    SQNR                of all float outputs against the float model's, dB
+    SQNR                of all float outputs against the float model's, or of what is comparable in front of them, dB
     top-1 agreement     samples with the float model's best class, %
     KL                  -mean KL(p, p^) of the classes' probabilities, nats: 0 at best
     top-k accuracy      samples whose label is among the k best classes, %; needs labels
@@ -22,6 +22,8 @@ from onnx import ModelProto
 from ..data import Feed
 from ..errors import DataError, UsageError
 from ..execution.compare_outputs import Outputs, run_models
+from ..execution.observe import observed
+from ..graph.comparable import Comparable
 from ..numeric.metrics import OutputSqnr, class_scores, kl_divergence, ranks, same_class
 
 
@@ -73,14 +75,18 @@ class _SqnrTally:
 
 @dataclass(frozen=True)
 class AgreementMetric:
-    """Share of samples for which both models find the same best class, in %, over outputs that hold class scores."""
+    """Share of samples for which both models find the same best class, in %, over outputs that hold class scores.
 
+    scores: names of these outputs (`graph.class_scores`); None: all that have the shape of class scores.
+    """
+
+    scores: frozenset[str] | None = None
     name: ClassVar[str] = "top-1 agreement"
     unit: ClassVar[str] = "%"
     relative: ClassVar[bool] = True
 
     def start(self) -> Tally:
-        return _AgreementTally()
+        return _AgreementTally(self.scores)
 
 
 @dataclass
@@ -101,11 +107,13 @@ class _Mean:
 
 @dataclass
 class _AgreementTally:
+    scores: frozenset[str] | None
     same: _Mean = field(default_factory=_Mean)
 
     def update(self, sample: int, reference: Outputs, outputs: Outputs) -> None:
         for name, value in reference.items():
-            if (same := same_class(value, outputs.get(name))) is not None:
+            same = same_class(value, outputs.get(name)) if self.scores is None or name in self.scores else None
+            if same is not None:
                 self.same.add(same)
 
     def value(self) -> float | None:
@@ -114,24 +122,30 @@ class _AgreementTally:
 
 @dataclass(frozen=True)
 class KlMetric:
-    """Minus the mean KL divergence of the quantized model's class probabilities from the float model's, in nats."""
+    """Minus the mean KL divergence of the quantized model's class probabilities from the float model's, in nats.
 
+    scores: as those of `AgreementMetric`.
+    """
+
+    scores: frozenset[str] | None = None
     name: ClassVar[str] = "KL"
     unit: ClassVar[str] = "nats"
     relative: ClassVar[bool] = True
 
     def start(self) -> Tally:
-        return _KlTally()
+        return _KlTally(self.scores)
 
 
 @dataclass
 class _KlTally:
+    scores: frozenset[str] | None
     divergence: _Mean = field(default_factory=_Mean)
 
     def update(self, sample: int, reference: Outputs, outputs: Outputs) -> None:
         for name, value in reference.items():
             x, y = class_scores(value), class_scores(outputs.get(name))
-            if x is not None and y is not None and x.shape == y.shape:
+            known = self.scores is None or name in self.scores
+            if known and x is not None and y is not None and x.shape == y.shape:
                 self.divergence.add(kl_divergence(x, y))
 
     def value(self) -> float | None:
@@ -211,9 +225,19 @@ def by_sample(outputs: Outputs, feed: Feed) -> dict[str, Any]:
     return {name: samples_first(value) for name, value in outputs.items()}
 
 
-def float_outputs(proto: ModelProto, feeds: Iterable[Feed], threads: int) -> list[dict[str, Any]]:
-    """The outputs of a model for each feed: the reference of relative metrics. All are held in memory."""
-    return [by_sample(outputs, feed) for feed, (outputs,) in run_models((proto,), feeds, threads)]
+def float_outputs(
+    proto: ModelProto, feeds: Iterable[Feed], threads: int, compared: Sequence[Comparable] | None = None
+) -> list[dict[str, Any]]:
+    """The outputs of a model for each feed: the reference of relative metrics. All are held in memory.
+
+    compared: what of it is comparable, instead of its outputs.
+    """
+    shown = proto if compared is None else observed(proto, compared)
+    wanted = None if compared is None else {each.label for each in compared}
+    found = []
+    for feed, (outputs,) in run_models((shown,), feeds, threads):
+        found.append(by_sample({n: v for n, v in outputs.items() if wanted is None or n in wanted}, feed))
+    return found
 
 
 def score_outputs(

@@ -198,8 +198,9 @@ def rank(
             context.services.progress("switching quantizers", done, len(effects))
 
     of = (evaluator.feeds, evaluator.metric, evaluator.references, context.services.max_memory)
+    proto = evaluator.shown(base.to_proto(), evaluator.metric)
     whole, *alone = context.services.workers.run(
-        partial(_scorer, base.to_proto(), switches, *of), due(), context.services.threads, most=1
+        partial(_scorer, proto, switches, *of), due(), context.services.threads, most=1
     )
     measured = [replace(e, only=one.on, all_but=one.off) for e, one in zip(effects, alone, strict=False)]
     passes = [work for one in alone for work in one.passes if work]

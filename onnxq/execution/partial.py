@@ -29,7 +29,8 @@ class Network:
     """A serialized model whose parts are models of their own.
 
     constants: its initializers by name, which may be replaced. nodes: in the order of computation. reads: of each node,
-    its subgraphs included. maker: tensor -> index of the node that computes it. variables: all but constants.
+    its subgraphs included. maker: tensor -> index of the node that computes it. variables: all but constants. readers:
+    of each tensor, in order.
     """
 
     def __init__(self, proto: ModelProto) -> None:
@@ -40,6 +41,10 @@ class Network:
         self.maker = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
         self.inputs = {v.name for v in proto.graph.input}
         self.variables = self.maker.keys() | (self.inputs - self.constants.keys())
+        self.readers: dict[str, list[NodeProto]] = {}
+        for node, names in zip(self.nodes, self.reads, strict=True):
+            for name in names:
+                self.readers.setdefault(name, []).append(node)
 
     def needed(self, outputs: Iterable[str], given: Collection[str] = ()) -> list[int]:
         """Indices of the nodes that compute `outputs` from `given`, the model's inputs and constants, in order."""

@@ -109,10 +109,13 @@ def ranks(scores: FloatArray, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(np.where(np.isnan(scores).any(axis=1), scores.shape[1], before.sum(axis=1)), np.int64)
 
 
-def same_class(reference: Any, other: Any) -> NDArray[np.bool_] | None:
-    """Of each sample whether two outputs have the same best class, (N,); None where they are no class scores."""
+def same_class(reference: Any, other: Any, samples: int | None = None) -> NDArray[np.bool_] | None:
+    """Of each sample whether two outputs have the same best class, (N,); None where they are no class scores.
+
+    samples: how many rows class scores have; None: any number.
+    """
     x, y = class_scores(reference), class_scores(other)
-    if x is None or y is None or x.shape != y.shape:
+    if x is None or y is None or x.shape != y.shape or (samples is not None and len(x) != samples):
         return None
     return np.asarray(ranks(y, x.argmax(axis=1)) == 0)
 

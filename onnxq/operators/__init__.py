@@ -1,6 +1,6 @@
 """What an operator is to quantization: one registry, which users add operators of their own to with `register`."""
 
-from . import conv, elementwise, matmul, movement  # noqa: F401  their entries
+from . import conv, elementwise, matmul, movement, selection  # noqa: F401  their entries
 from .custom import register
 from .registry import Operator
 

@@ -2,11 +2,13 @@
 
     kind        linear: y = W x + b with constant W and b      elementwise: computes new values, element by element
                 pooling: averages or sums over positions       movement: every output value is an input value, or zero
+                selection: chooses by comparing values, see `selection`
     linear      of linear operators: where weight, bias and channels lie, the weight as a matrix, multiplications
     scaling     how channels that are divided by s > 0 come out divided by s, if they do (`graph.scaling_groups`)
     statistics  how mean and standard deviation of channels pass (`graph.batchnorm_statistics`)
     keeps_grid  of data movement: whether this very node moves values only
     move        of data movement: where the elements go
+    selects     what the least change of an input may change: positions, or values at a threshold (`graph.comparable`)
 
 An operator of another domain gets an entry with `register`, from Python or from a target's TOML file.
 """
@@ -26,7 +28,9 @@ from .node import ONNX_DOMAINS
 if TYPE_CHECKING:
     from .linear import LinearForm
 
-Kind = Literal["linear", "elementwise", "pooling", "movement"]
+Kind = Literal["linear", "elementwise", "pooling", "movement", "selection"]
+
+Selects = Literal["positions", "threshold"]
 
 Scaling = Literal[
     "same",  # f(x / s) = f(x) / s in each channel by itself; the axes stay
@@ -68,6 +72,7 @@ class Operator:
     keeps_grid: Callable[[gs.Node], bool] = _always
     move: Move | None = None
     depends_on_values: bool = False
+    selects: Selects | None = None
 
     @property
     def key(self) -> str:

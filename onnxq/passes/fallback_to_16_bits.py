@@ -28,8 +28,10 @@ from onnx import ModelProto
 from ..calibration.collect import collect_tensors
 from ..data import Feed
 from ..execution.compare_outputs import Outputs, output_sqnr, reference_outputs
+from ..execution.observe import observed
 from ..execution.services import Services
 from ..execution.switches import Switch, Switchboard
+from ..graph.comparable import Comparable, comparables
 from ..graph.model import Model, Quantizer, drop_quantizer, grid_root
 from ..graph.simulate import with_quantizers
 from ..numeric.histogram import Histogram
@@ -125,7 +127,8 @@ def _groups(model: Model, candidates: Mapping[str, Quantizer], target: Target) -
 class _Search:
     """Runs the network on the first samples with some of its quantizers on.
 
-    groups: of the candidates. switches: one for each group. others: all other quantizers.
+    groups: of the candidates. switches: one for each group. others: all other quantizers. references: what is
+    comparable of the float model's outputs (`graph.comparable`).
     """
 
     model: Model
@@ -135,6 +138,7 @@ class _Search:
     switches: dict[Together, Switch] = field(init=False)
     others: dict[str, Quantizer] = field(default_factory=dict)
     references: list[dict[str, Any]] = field(init=False)
+    compared: tuple[Comparable, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         tensors, quantizers = self.model.graph.tensors(), self.model.quantizers
@@ -147,7 +151,11 @@ class _Search:
             else:
                 self.others[name] = quantizer
         self.switches = {group: Switch(group[0], tuple(found)) for group, found in members.items()}
-        self.references = reference_outputs(self.model.to_proto(), self.feeds, self.services.threads)
+        proto = self.model.to_proto()
+        self.compared = comparables(proto)
+        found = reference_outputs(observed(proto, self.compared), self.feeds, self.services.threads)
+        wanted = {each.label for each in self.compared}
+        self.references = [{name: value for name, value in each.items() if name in wanted} for each in found]
 
     def alone(self) -> dict[Together, float]:
         """-10 log10 n_i of each group."""
@@ -173,7 +181,7 @@ class _Search:
 
     def _switchboard(self, proto: ModelProto) -> Switchboard:
         return Switchboard(
-            proto, self.switches.values(), self.feeds, self._db,
+            observed(proto, self.compared), self.switches.values(), self.feeds, self._db,
             threads=self.services.threads, max_memory=self.services.max_memory, outputs_quantized=False,
         )  # fmt: skip
 

@@ -22,6 +22,7 @@ from ..options import Options
 from ..report import FloatNode, ModelFacts, QuantizedTensor, Report
 from ..thresholds import FEW_SAMPLES, QUALITY_SAMPLES
 from .collect_report import ReportCollector
+from .keep_if_better import UNKNOWN, WORSE
 from .node_states import NodeState, State, node_states
 from .pipeline import Quantized
 from .task import Task
@@ -158,7 +159,7 @@ def _idle_requests(task: Task, quantized: Quantized) -> Iterator[str]:
             continue
         name, value = f"`{option}`", getattr(task.options, option)
         if step.status == "dropped":
-            yield f"{name} {value} was left out: it makes the result worse"
+            yield f"{name} {value} was left out: {UNKNOWN if step.before_db is None else WORSE}"
         elif step.status == "nothing to do":
             why = f": {step.skips[0][1]}" if step.skips else ""
             yield f"{name} {value} did nothing{why}"

@@ -29,7 +29,8 @@ def log_result(report: Report) -> None:
     for reason, count in reasons.most_common():
         logger.info("in float: %d %s", count, reason)
     for output in report.quality:
-        db = "identical" if output.sqnr_db is None else f"SQNR {output.sqnr_db:.1f} dB"
-        logger.info("output %s: %s against float", output.output, db)
+        if not output.is_unknown:
+            db = "identical" if output.sqnr_db is None else f"SQNR {output.sqnr_db:.1f} dB"
+            logger.info("output %s: %s against float", output.label, db)
     for warning in report.warnings:
         logger.warning("%s", warning)

@@ -20,7 +20,9 @@ from onnx import ModelProto
 
 from ..calibration.context import Context
 from ..errors import EngineError
+from ..execution.observe import observed
 from ..execution.session import Session
+from ..graph.comparable import comparables
 from ..graph.model import Model
 from ..numeric.metrics import Sqnr, comparable
 from ..passes.base import Outcome, Pass
@@ -39,7 +41,12 @@ def run_passes(
     """
     steps: list[Step] = []
     feed = next((f.arrays for f in context.feeds), None) if any(p.preserves for p in passes) else None
-    expected = {} if feed is None else Session(original or model.to_proto()).run(feed)
+    float_model = None if feed is None else original or model.to_proto()
+    compared = () if float_model is None else comparables(float_model)
+    expected: dict[str, Any] = {}
+    if float_model is not None and feed is not None:
+        found = Session(observed(float_model, compared, keep_outputs=True)).run(feed)
+        expected = {each.label: found[each.label] for each in compared}
     for index, step in enumerate(passes):
         context.services.progress(step.title, index, len(passes))
         start = time.perf_counter()
@@ -47,17 +54,17 @@ def run_passes(
         outcome = step.apply(model, context)
         record = step_record(step, outcome, 0.0)
         if untouched is not None and feed is not None and outcome.changed:
-            fault = _difference(model, feed, expected)
+            fault = _difference(observed(model.to_proto(), compared, keep_outputs=True), feed, expected)
             if fault is not None:
                 model, record = untouched, _undone(step, f"{fault}; the model may be numerically unstable")
         steps.append(replace(record, seconds=time.perf_counter() - start))
     return model, tuple(steps)
 
 
-def _difference(model: Model, feed: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> str | None:
+def _difference(proto: ModelProto, feed: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> str | None:
     """How the float model's outputs differ from the expected ones by more than rounding; None where they do not."""
     try:
-        found = Session(model.to_proto()).run(feed)
+        found = Session(proto).run(feed)
     except EngineError as error:
         return f"the float model does not run with it ({error})"
     for output, x in expected.items():

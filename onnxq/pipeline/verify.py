@@ -1,14 +1,15 @@
 """Is the written model what it claims to be? Asked before it replaces anything.
 
 The full ONNX checker; loading in ONNX Runtime; running with its optimisations off (the arithmetic as written) and on
-(integer kernels), which must agree; and the distance of its outputs from the float model's, which must be finite.
+(integer kernels), which must agree; and the distance of its outputs from the float model's, which must be finite. Of an
+output behind a selection, what lies in front of it is compared (`graph.comparable`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,11 @@ from onnx import GraphProto, ModelProto
 from ..data import Feed
 from ..errors import EngineError, VerificationError
 from ..execution.compare_outputs import run_models
+from ..execution.observe import observed
 from ..execution.session import Session, optimized_graph, runtime_version
 from ..graph import large
+from ..graph.class_scores import class_score_outputs
+from ..graph.comparable import Comparable, comparables
 from ..graph.storage import first_line
 from ..numeric.metrics import Sqnr, comparable, finite, same_class
 from ..report import OutputQuality
@@ -30,8 +34,8 @@ _BROKEN = "of the float model itself holds infinity or not-a-number: only its fi
 
 @dataclass(frozen=True)
 class Verdict:
-    """quality: of each output that can be compared.  runtime: the graph that ONNX Runtime runs; None where it runs the
-    model without its optimisations only."""
+    """quality: of each output, or of what stands for it; which are unknown is said there.  runtime: the graph that ONNX
+    Runtime runs; None where it runs the model without its optimisations only."""
 
     quality: tuple[OutputQuality, ...]
     runtime: GraphProto | None
@@ -46,26 +50,33 @@ class Verdict:
 
 @dataclass
 class _Comparison:
-    """One output, streamed: float against written (`quality`), optimisations off against on (`runtime`)."""
+    """One tensor, streamed: float against written (`quality`), optimisations off against on (`runtime`)."""
 
+    place: Comparable
+    has_classes: bool
     quality: Sqnr = field(default_factory=Sqnr)
     runtime: Sqnr = field(default_factory=Sqnr)
     same_class: int = 0
     rows: int = 0
+    samples: int = 0
     is_finite: bool = True
 
-    def update(self, reference: np.ndarray, plain: np.ndarray, optimised: np.ndarray) -> None:
+    def update(self, feed: Feed, reference: np.ndarray, plain: np.ndarray, optimised: np.ndarray) -> None:
+        self.samples += 1
         self.is_finite &= bool(np.isfinite(reference).all())
         self.quality.update(reference, plain)
         self.runtime.update(plain, optimised)
-        same = same_class(reference, optimised)
+        same = same_class(reference, optimised, feed.rows or feed.batch) if self.has_classes else None
         if same is not None:
             self.same_class += int(same.sum())
             self.rows += same.size
 
-    def record(self, name: str) -> OutputQuality:
+    def record(self) -> OutputQuality:
         agreement = self.same_class / self.rows if self.rows else None
-        return OutputQuality(name, finite(self.quality.db), finite(self.runtime.db), agreement)
+        record = OutputQuality(self.place.output, finite(self.quality.db), finite(self.runtime.db), agreement)
+        if self.place.selection is not None:
+            record = replace(record, compared_at=self.place.tensor, in_front_of=self.place.selection)
+        return replace(record, more_outputs=self.place.more)
 
 
 def verify(
@@ -85,21 +96,37 @@ def verify(
     the float model does not, or where ONNX Runtime's rewriting changes its outputs by more than quantization did.
     """
     _check(written, original)
-    reference = Session(original)
+    places, scores = comparables(original), class_score_outputs(original)
+    comparisons = {place.label: _Comparison(place, place.output in scores) for place in places}
+    reference = Session(observed(original, places))
     try:
-        plain = Session(proto if proto is not None and large.references(proto) else written)
-        optimised, runtime, troubles = _optimised(written, runs_here)
-        comparisons = _compare((reference, plain, optimised), feeds, threads)
+        large_proto = proto if proto is not None and large.references(proto) else None
+        plain = _session(written, large_proto, places, optimize=False)
+        optimised, runtime, troubles = _optimised(written, large_proto, places, runs_here)
+        _compare((reference, plain, optimised), feeds, threads, comparisons)
     except EngineError as error:
         raise VerificationError(f"the quantized model does not run, and was not written: {error}") from None
-    for name, comparison in comparisons.items():
+    known = {label: comparison for label, comparison in comparisons.items() if comparison.samples}
+    for name, comparison in known.items():
         _refuse_damage(name, comparison, runs_here)
-    quality = tuple(comparison.record(name) for name, comparison in comparisons.items())
-    broken = [f"output {name!r} {_BROKEN}" for name, comparison in comparisons.items() if not comparison.is_finite]
-    return Verdict(quality, runtime, (*troubles, *_warnings(reference.outputs, quality), *broken))
+    quality = [comparison.record() for comparison in known.values()]
+    judged = {name for q in quality for name in (q.output, *q.more_outputs)}
+    unknown = [value.name for value in original.graph.output if value.name not in judged]
+    quality += [OutputQuality(name, None, None, None, is_unknown=True) for name in unknown]
+    broken = [f"output {name!r} {_BROKEN}" for name, comparison in known.items() if not comparison.is_finite]
+    return Verdict(tuple(quality), runtime, (*troubles, *_warnings(quality), *broken))
 
 
-def _optimised(written: Path, needed: bool) -> tuple[Session, GraphProto | None, tuple[str, ...]]:
+def _session(written: Path, proto: ModelProto | None, places: Sequence[Comparable], *, optimize: bool) -> Session:
+    """The written model, with what is compared as its outputs. proto: the same in memory, if it is to be taken."""
+    if all(place.selection is None for place in places):
+        return Session(written if proto is None or optimize else proto, optimize=optimize)
+    return Session(observed(proto or onnx.load(written), places, keep_outputs=True), optimize=optimize)
+
+
+def _optimised(
+    written: Path, proto: ModelProto | None, places: Sequence[Comparable], needed: bool
+) -> tuple[Session, GraphProto | None, tuple[str, ...]]:
     """ONNX Runtime with its optimisations, the graph that it then runs, and what is to be said of it.
 
     Where another tool-chain will run the model, it may go without them if they fail: 1.32 fails on data movement
@@ -107,12 +134,12 @@ def _optimised(written: Path, needed: bool) -> tuple[Session, GraphProto | None,
     """
     try:
         runtime = optimized_graph(written)  # first: it holds the model, too
-        session = Session(written, optimize=True)
+        session = _session(written, proto, places, optimize=True)
     except EngineError as error:
         if needed:
             raise
         trouble = f"ONNX Runtime runs the model with its optimisations switched off only ({error})"
-        return Session(written), None, (trouble,)
+        return _session(written, proto, places, optimize=False), None, (trouble,)
     return session, runtime, ()
 
 
@@ -138,23 +165,32 @@ def _infers(proto: ModelProto) -> bool:
     return True
 
 
-def _compare(sessions: tuple[Session, Session, Session], feeds: Iterable[Feed], threads: int) -> dict[str, _Comparison]:
-    comparisons: dict[str, _Comparison] = {}
-    for _, (reference, plain, optimised) in run_models(sessions, feeds, threads):
-        for name, x in reference.items():
-            if comparable(x, plain[name]) and comparable(x, optimised[name]):
-                comparisons.setdefault(name, _Comparison()).update(x, plain[name], optimised[name])
-    return comparisons
+def _compare(
+    sessions: tuple[Session, Session, Session],
+    feeds: Iterable[Feed],
+    threads: int,
+    comparisons: Mapping[str, _Comparison],
+) -> None:
+    for feed, (reference, plain, optimised) in run_models(sessions, feeds, threads):
+        for label, comparison in comparisons.items():
+            x, y, z = (outputs.get(label) for outputs in (reference, plain, optimised))
+            if x is not None and y is not None and z is not None and comparable(x, y) and comparable(x, z):
+                comparison.update(feed, x, y, z)
 
 
-def _warnings(outputs: Iterable[str], quality: Iterable[OutputQuality]) -> Iterable[str]:
-    compared = {output.output: output.sqnr_db for output in quality}
-    for name in outputs:
-        if name not in compared:
-            yield f"output {name!r} was not compared: it holds no floats, or another number of them each time"
-    for name, db in compared.items():
-        if db is not None and db < LOW_SQNR_DB:
-            yield f"output {name!r} is far from the float model's (SQNR {db:.1f} dB): measure the accuracy"
+def _warnings(quality: Iterable[OutputQuality]) -> Iterable[str]:
+    for each in quality:
+        if each.is_unknown:
+            yield (
+                f"output {each.output!r} was not compared: it holds no floats, or another number of them each time, and"
+                " nothing in front of it can be compared either; its quality is unknown: measure the accuracy"
+            )
+        elif each.sqnr_db is not None and each.sqnr_db < LOW_SQNR_DB:
+            at = f" at {each.compared_at!r}, in front of {each.in_front_of}" if each.compared_at is not None else ""
+            yield (
+                f"output {each.output!r} is far from the float model's (SQNR {each.sqnr_db:.1f} dB{at}): measure the"
+                " accuracy"
+            )
 
 
 def _refuse_damage(output: str, comparison: _Comparison, runs_here: bool) -> None:

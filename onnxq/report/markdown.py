@@ -26,7 +26,10 @@ def _summary(report: ReportData) -> str:
     ]
     for q in report.quality:
         same = "" if q.top1_agreement is None else f", same top-1 class on {100 * q.top1_agreement:.1f} % of samples"
-        facts.append(f"output {_code(q.output)}: SQNR {_db(q.sqnr_db)} against float{same}")
+        where = f"output {_code(q.output)}"
+        if q.compared_at is not None:
+            where = f"{_code(q.compared_at)} (in front of {_text(str(q.in_front_of))})"
+        facts.append(f"{where}: {'unknown' if q.is_unknown else f'SQNR {_db(q.sqnr_db)} against float{same}'}")
     ratio = report.source.bytes / max(report.result.bytes, 1)
     facts += [
         f"size {size(report.source.bytes)} → {size(report.result.bytes)}, {ratio:.2f} times smaller",

@@ -122,15 +122,27 @@ class QuantizedTensor:
 class OutputQuality:
     """One output of the quantized model beside the float model's, over the samples compared.
 
-    sqnr_db: signal to quantization noise, in dB; None where the two are identical.
+    sqnr_db: signal to quantization noise, in dB; None where the two are identical, or where it `is_unknown`.
     runtime_sqnr_db: the quantized model with ONNX Runtime's optimisations off against on, likewise.
-    top1_agreement: share of samples with the same best class, where the output looks like class scores.
+    top1_agreement: share of samples with the same best class, where the output holds class scores.
+    compared_at: the tensor that stands for the output, in front of the operator `in_front_of`; None: the output itself.
+    more_outputs: further outputs that this tensor stands for.
+    is_unknown: whether nothing of it could be compared.
     """
 
     output: str
     sqnr_db: float | None
     runtime_sqnr_db: float | None
     top1_agreement: float | None
+    compared_at: str | None = None
+    in_front_of: str | None = None
+    more_outputs: tuple[str, ...] = ()
+    is_unknown: bool = False
+
+    @property
+    def label(self) -> str:
+        """What was compared: `scores`, or `boxes (in front of NonMaxSuppression)`."""
+        return self.output if self.compared_at is None else f"{self.compared_at} (in front of {self.in_front_of})"
 
 
 @dataclass(frozen=True)

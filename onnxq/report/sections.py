@@ -75,8 +75,12 @@ def _summary(report: ReportData) -> Section:
         for m in report.measures
     ]
     for output in report.quality[:4]:
-        where = f"output {name(output.output)}" if len(report.quality) > 1 else "of the output, against float"
+        where = "of the output, against float"
+        if len(report.quality) > 1 or output.compared_at is not None:
+            where = f"{'output ' * (output.compared_at is None)}{name(output.label)}"
         worth = "identical" if output.sqnr_db is None else f"{decibels(output.sqnr_db)} dB"
+        if output.is_unknown:
+            worth, where = "unknown", f"nothing of output {name(output.output)} could be compared"
         cards.append(_card("Signal to noise", worth, where))
         if output.top1_agreement is not None:
             cards.append(
@@ -313,10 +317,11 @@ def _run(report: ReportData) -> Section:
     ]
     facts += [
         (
-            f"Output {name(q.output)}",
+            f"{'Output ' * (q.compared_at is None)}{name(q.label)}",
             f"optimised against as written: {decibels(q.runtime_sqnr_db)}{' dB' * (q.runtime_sqnr_db is not None)}",
         )
         for q in report.quality
+        if not q.is_unknown
     ]
     listed = tag("dl", *(join(tag("dt", key), tag("dd", value)) for key, value in facts))
     options = [[Cell(tag("code", key)), Cell(name(str(value)))] for key, value in report.options.items()]

@@ -15,7 +15,7 @@ def to_text(report: ReportData, verbose: bool = False) -> str:
         f"size {size(report.source.bytes)} -> {size(report.result.bytes)}"
         f" ({report.source.bytes / max(report.result.bytes, 1):.2f} times smaller), opset {report.result.opset}",
     ]
-    lines += [f"output {_quality(q)}" for q in report.quality]
+    lines += [f"{'output ' * (q.compared_at is None)}{_quality(q)}" for q in report.quality]
     lines += _left_in_float(report, verbose)
     if verbose:
         lines += [line for step in report.steps for line in _step_lines(step)]
@@ -50,7 +50,9 @@ def because(node: FloatNode) -> str:
 
 
 def _quality(quality: OutputQuality) -> str:
-    text = f"{printable(quality.output)}: SQNR {db(quality.sqnr_db)} against float"
+    if quality.is_unknown:
+        return f"{printable(quality.output)}: quality unknown, nothing of it could be compared"
+    text = f"{printable(quality.label)}: SQNR {db(quality.sqnr_db)} against float"
     if quality.top1_agreement is not None:
         text += f", same top-1 on {100 * quality.top1_agreement:.1f} % of samples"
     return f"{text} (ONNX Runtime optimised against not: {db(quality.runtime_sqnr_db)})"
