@@ -117,3 +117,12 @@ def test_no_top_1_is_printed_for_embeddings_boxes_and_token_states() -> None:
         assert any(q.top1_agreement is not None for q in quality) == printed, graph
         figures = onnxq.evaluate(proto, samples(proto, 8), reference=proto).figures
         assert any(figure.name == "top-1 agreement" for figure in figures) == printed, graph
+
+
+def test_layers_behind_a_selection_of_another_size_each_time_are_left_out_of_the_details() -> None:
+    proto = model("""(float[N,5] x) => (float[?,3] y) <float[5,9] w, float[1,3] v, int64[1] one, float bound>
+        { a = Gemm(x, w)  m = Greater(a, bound)  i = NonZero(m)  t = Transpose(i)  g = GatherND(a, t)
+          u = Unsqueeze(g, one)  y = MatMul(u, v) }""", check=False, one=1, bound=0.05)  # fmt: skip
+    report = onnxq.quantize(proto, samples(proto, 4, 60), details=True, force_int_kernels=True).report
+    assert report.layers[0].node == "Gemm_a"
+    assert [(q.output, q.compared_at) for q in report.quality] == [("y", "a")]

@@ -23,7 +23,7 @@ from ..execution.partial import extract, parts_that_fit
 from ..graph.model import Model, Quantizer, grid_root
 from ..graph.simulate import simulated
 from ..numeric.distribution import bars, clipped, grid_ends, grid_sqnr
-from ..numeric.metrics import Sqnr, finite, sqnr
+from ..numeric.metrics import Sqnr, comparable, finite, sqnr
 from ..numeric.quant import QuantParams
 from ..numeric.samples import Samples
 from ..operators.channels import pairs
@@ -62,7 +62,10 @@ class ReportCollector:
         return tuple(self.seen[name] for name in planned.quantizers if name in self.seen)
 
     def layers(self, planned: Model, context: Context) -> tuple[Layer, ...]:
-        """Every linear layer; noise is measured on the context's feeds. Raises EngineError."""
+        """Every linear layer; noise is measured on the context's feeds. Raises EngineError.
+
+        Left out are layers behind a selection that never compute as many values in both networks.
+        """
         assert self.reference is not None
         planned_layers = {x.node.name: x for x in linear_layers(planned.graph.nodes)}
         float_layers = linear_layers(self.reference.graph.nodes)
@@ -70,7 +73,8 @@ class ReportCollector:
         names = {a.output.name: b.output.name for a, b in layers}
         names |= {a.counted.name: b.counted.name for a, b in layers}
         compared = _compare(self.reference.to_proto(), simulated(planned), names, context)
-        return tuple(self._layer(a, b, planned.quantizers, compared) for a, b in layers)
+        known = ((a, b) for a, b in layers if compared[a.output.name].elements and compared[a.counted.name].elements)
+        return tuple(self._layer(a, b, planned.quantizers, compared) for a, b in known)
 
     def _layer(
         self,
@@ -165,7 +169,7 @@ def _compare(
         models = extract(reference, part), extract(quantized, [names[name] for name in part])
         feeds = context.with_progress(label)
         for feed, (x, y) in run_models(models, feeds, services.threads, services.in_flight):
-            for name in part:
+            for name in (n for n in part if comparable(x[n], y[names[n]])):
                 found[name].elements = x[name].size // min(feed.batch, feed.rows or feed.batch)
                 found[name].noise.update(x[name], y[names[name]])
     return found
