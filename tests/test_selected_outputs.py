@@ -17,8 +17,6 @@ from onnxq.report import text
 from onnxq.report.html import to_html
 from onnxq.report.markdown import to_markdown
 
-LABELS = ("boxes", "scores")
-
 
 @pytest.fixture(scope="module")
 def result() -> Any:
@@ -126,3 +124,16 @@ def test_layers_behind_a_selection_of_another_size_each_time_are_left_out_of_the
     report = onnxq.quantize(proto, samples(proto, 4, 60), details=True, force_int_kernels=True).report
     assert report.layers[0].node == "Gemm_a"
     assert [(q.output, q.compared_at) for q in report.quality] == [("y", "a")]
+
+
+def test_a_rewrite_that_moves_ties_of_a_selection_is_no_damage() -> None:
+    """Two channels are equal but for the last bit, which folding BatchNormalization changes."""
+    once, std = np.random.default_rng(0).standard_normal((1, 4, 1)), np.float64([0.37, 0.11])
+    proto = model("""(float[N,4,64] x) => (float[N,1,64] y) <float[2,4,1] w, float[2,4,1] v, float[2] gamma,
+        float[2] beta, float[2] mean, float[2] var, int64[1] k>
+        { c = Conv(x, w)  s = BatchNormalization<epsilon=0.0>(c, gamma, beta, mean, var)  m, i = TopK<axis=1>(s, k)
+          d = Conv(x, v)  y = GatherElements<axis=1>(d, i) }""",
+        check=False, w=np.repeat(once, 2, 0), gamma=std, var=std**2, mean=0.7, beta=0, k=1)  # fmt: skip
+    report = onnxq.quantize(proto, samples(proto, 16), rounding="nearest").report
+    assert [step.status for step in report.steps if step.name == "FoldBatchNorm"] == ["done"]
+    assert [q.compared_at for q in report.quality] == ["d", "s"]

@@ -16,10 +16,11 @@ shapes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from ..operators.node import ONNX_DOMAINS
 from ..operators.registry import Selects, find, linear_form
@@ -30,6 +31,9 @@ FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, 
 
 _EXACT = FLOATS | {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4}
 """Types of weights, those of quantized models included; other integers are shapes, indices and the like."""
+
+_SMALL = 1024
+"""Elements of constants that may say a shape."""
 
 _SAME_VALUES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout"})
 """Operators whose first output holds exactly the values of the first input."""
@@ -67,7 +71,7 @@ def comparables(proto: ModelProto) -> tuple[Comparable, ...]:
     outputs = [value.name for value in proto.graph.output]
     if all(map(_holds_floats, proto.graph.output)) and not any(map(_may_select, nodes_of(proto.graph))):
         return tuple(Comparable(name, name) for name in outputs)
-    trace = _Trace(infer_shapes(proto).graph)
+    trace = _trace(proto)
     found = {trace.origin(name): Comparable(name, name) for name in outputs if trace.is_comparable(name)}
     for name in outputs:
         if trace.is_comparable(name):
@@ -85,7 +89,7 @@ def selected_tensors(proto: ModelProto) -> frozenset[str]:
     """Names of the tensors behind a selection, which are not compared."""
     if not any(map(_may_select, nodes_of(proto.graph))):
         return frozenset()
-    return frozenset(_Trace(infer_shapes(proto).graph).selected)
+    return frozenset(_trace(proto).selected)
 
 
 @dataclass(frozen=True)
@@ -116,13 +120,17 @@ class _Trace:
             elif value.type.WhichOneof("value") is not None:
                 self.types[value.name] = TensorProto.UNDEFINED  # a sequence: it is not compared itself
         for tensor in graph.initializer:
-            self._constant(tensor.name, tensor)
+            self.constant(tensor.name, tensor)
         self.fixed.update(t.values.name for t in graph.sparse_initializer)
         self.weights.update(t.values.name for t in graph.sparse_initializer)
-        for node in graph.node:
-            self._visit(node)
 
-    def _constant(self, name: str, tensor: TensorProto) -> None:
+    def run(self) -> _Trace:
+        """Itself, with all nodes visited."""
+        for node in self.graph.node:
+            self._visit(node)
+        return self
+
+    def constant(self, name: str, tensor: TensorProto) -> None:
         """Of one element it is a factor or a bound, which no quantization moves."""
         self.fixed.add(name)
         if tensor.data_type in _EXACT and any(length != 1 for length in tensor.dims):
@@ -155,7 +163,7 @@ class _Trace:
             self.weights.update(node.output)
         for attribute in node.attribute:
             if _is(node, "Constant") and attribute.HasField("t"):
-                self._constant(node.output[0], attribute.t)
+                self.constant(node.output[0], attribute.t)
 
     def _is_layer(self, node: NodeProto) -> bool:
         form = linear_form(node.op_type, node.domain)
@@ -185,7 +193,7 @@ class _Trace:
         """A branch or a body, which sees the tensors around it. What a body is given from outside may be rounded."""
         is_rounded = any(name in self.rounded for name in node.input)
         given = {value.name for value in graph.input if is_rounded}
-        return _Trace(graph, dict(self.types), {}, set(self.fixed), set(self.weights), self.rounded | given)
+        return _Trace(graph, dict(self.types), {}, set(self.fixed), set(self.weights), self.rounded | given).run()
 
     def _selects_inside(self, inner: Sequence[_Trace]) -> Selects | None:
         found = [trace.selected[v.name] for trace in inner for v in trace.graph.output if v.name in trace.selected]
@@ -226,6 +234,30 @@ class _Trace:
                     yield self.origin(read), by
                 else:
                     waiting.append(read)
+
+
+def _trace(proto: ModelProto) -> _Trace:
+    """Types are inferred on a copy without the large weights, which would only be copied to and fro."""
+    source, copy = proto.graph, ModelProto(ir_version=proto.ir_version)
+    copy.opset_import.extend(proto.opset_import)
+    copy.functions.extend(proto.functions)
+    graph = copy.graph
+    graph.name = source.name or "types"
+    graph.node.extend(source.node)
+    graph.input.extend(source.input)
+    graph.output.extend(source.output)
+    graph.value_info.extend(source.value_info)
+    graph.sparse_initializer.extend(source.sparse_initializer)
+    known = {value.name for value in source.input}
+    for tensor in source.initializer:
+        if math.prod(tensor.dims) <= _SMALL:
+            graph.initializer.append(tensor)
+        elif tensor.name not in known:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    trace = _Trace(infer_shapes(copy).graph)
+    for tensor in source.initializer:
+        trace.constant(tensor.name, tensor)
+    return trace.run()
 
 
 def _deciding(node: NodeProto) -> Iterable[str]:
