@@ -116,8 +116,8 @@ def test_sensitivity(place: Path, dask: Any, by: str) -> None:
 
 
 def test_a_metric_of_the_users_own(place: Path, dask: Any) -> None:
-    (place / "scores.py").write_text("def score(outputs, labels):\n    return float(outputs['y'][:, 0].mean())\n")
-    command = ["sensitivity", "net.onnx", "--calib", "calib.npy", "--metric", "scores:score", "--json"]
+    (place / "users_scores.py").write_text("def score(outputs, labels):\n    return float(outputs['y'][:, 0].mean())\n")
+    command = ["sensitivity", "net.onnx", "--calib", "calib.npy", "--metric", "users_scores:score", "--json"]
     alone, spread = (
         json.loads(invoke(*command, *more).stdout) for more in ([], ["--scheduler", dask.scheduler_address])
     )
