@@ -146,7 +146,8 @@ class Options:
     rounding: str = option(
         "auto",
         "How weights are rounded, layer after layer, on calibration samples, some of which are held out to choose."
-        f" auto: coordinate-descent below 8 bits, and at 8 bits where nearest leaves less than {CLEAR_DB:g} dB; else"
+        " auto: coordinate-descent below 8 bits, at 8 bits gptq (per tensor coordinate-descent) where"
+        f" nearest leaves less than {CLEAR_DB:g} dB; else"
         " nearest (3.4).",
         STEPS, choices=("auto", *ROUNDINGS),
     )  # fmt: skip
@@ -202,7 +203,9 @@ class Options:
     )
     threads: int = option(0, "Threads; never changes the result. 0: all processors.", RUNNING, least=0)
     max_memory: int = option(
-        512, "Activations held while calibrating; less means more passes over the data, and the same result.", RUNNING,
+        512, "Activations held while calibrating, and statistics of one layer whose rounding is optimised. Less means "
+        "more passes over the data, with the same result, and, for wide layers, rounding fitted to fewer positions.",
+        RUNNING,
         least=1, unit="MiB", metavar="MIB",
     )  # fmt: skip
 

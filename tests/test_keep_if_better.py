@@ -121,7 +121,7 @@ def test_at_8_bits_rounding_is_optimised_where_nearest_is_not_clear(
     found = steps()
     assert ("RoundWeights" in found) == rounded
     assert found["CorrectBias"].kept != rounded
-    assert any("dB: coordinate descent instead" in note for note in found["CorrectBias"].notes) == rounded
+    assert any("dB: GPTQ instead" in note for note in found["CorrectBias"].notes) == rounded
     assert "RoundWeights" not in steps(rounding="nearest")
 
 

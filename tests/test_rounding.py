@@ -9,6 +9,7 @@ import pytest
 from onnxq.numeric.quant import Grid, QuantParams
 from onnxq.rounding.adaround import AdaRound, RectifiedSigmoid, SoftRounding
 from onnxq.rounding.coordinate_descent import CoordinateDescent, best_of_all
+from onnxq.rounding.dual import SampledForm
 from onnxq.rounding.gptq import Gptq
 from onnxq.rounding.grid import WeightGrid
 from onnxq.rounding.methods import ROUNDINGS
@@ -32,7 +33,7 @@ def least_errors(objective, grid):
     """The least error of each row over all roundings up and down, one by one."""
     base = np.floor(objective.W / grid.scale)
     errors = [
-        objective.gram.error(grid.scale * np.clip(base + np.array(up), grid.low, grid.high))
+        objective.form.error(grid.scale * np.clip(base + np.array(up), grid.low, grid.high))
         for up in itertools.product((0, 1), repeat=base.shape[2])
     ]
     return np.min(errors, axis=0)
@@ -44,7 +45,7 @@ SEEDS = range(5)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_enumeration_is_the_optimum(seed):
     objective, grid, *_ = problem(seed)
-    q = best_of_all(objective.gram, grid, objective.W)
+    q = best_of_all(objective.form, grid, objective.W)
     np.testing.assert_allclose(objective.row_errors(grid, q), least_errors(objective, grid))
     assert (q == np.rint(q)).all()
     assert (np.abs(q) <= 3).all()
@@ -54,7 +55,7 @@ def test_enumeration_is_the_optimum(seed):
 def test_coordinate_descent_is_near_the_optimum_and_below_its_start(seed):
     objective, grid, *_ = problem(seed)
     start = Gptq().round(objective, grid)
-    q = CoordinateDescent().descend(objective.gram, grid, start)
+    q = CoordinateDescent().descend(objective.form, grid, start)
     error = objective.row_errors(grid, q)
     assert (error <= objective.row_errors(grid, start) + 1e-9).all()
     assert error.sum() <= 1.3 * least_errors(objective, grid).sum()
@@ -67,7 +68,7 @@ def test_coordinate_descent_is_near_the_optimum_and_below_its_start(seed):
 
 def test_coordinate_descent_over_several_blocks_of_columns_keeps_its_gradient_right():
     objective, grid, *_ = problem(0, groups=1, rows=2, inputs=150, columns=400)
-    gram = objective.gram
+    gram = objective.form
     q = CoordinateDescent(sweeps=100).descend(gram, grid, grid.nearest(objective.W))
     gradient = (grid.scale * q) @ gram.G - gram.B
     best = q - gradient / (np.diagonal(gram.G, axis1=1, axis2=2)[:, None] * grid.scale)
@@ -80,15 +81,15 @@ def test_short_rows_also_start_from_the_best_of_all_their_roundings():
         both, one = (
             objective.row_errors(grid, CoordinateDescent(enumerable=most).round(objective, grid)) for most in (10, 0)
         )
-        best = best_of_all(objective.gram, grid, objective.W)
-        other = objective.row_errors(grid, CoordinateDescent().descend(objective.gram, grid, best))
+        best = best_of_all(objective.form, grid, objective.W)
+        other = objective.row_errors(grid, CoordinateDescent().descend(objective.form, grid, best))
         np.testing.assert_allclose(both, np.minimum(one, other))
 
 
 def test_gptq_is_the_textbook_recursion():
     """After rounding column j, the free columns minimise the error given those fixed: solved anew each time here."""
     objective, grid, *_ = problem(1, groups=1, rows=1, inputs=6)
-    G, B, s = objective.gram.G[0], objective.gram.B[0, 0], grid.scale[0, 0]
+    G, B, s = objective.form.G[0], objective.form.B[0, 0], grid.scale[0, 0]
     q, fixed, order = np.zeros(6), [], np.argsort(-np.diag(G), kind="stable")
     for j in order:
         free = [k for k in range(6) if k not in fixed]
@@ -125,7 +126,7 @@ def test_scales_are_fitted_for_rows_that_share_them():
 
 def test_gptq_measures_what_it_costs():
     objective, grid, *_ = problem(3, inputs=40)
-    gram = objective.gram
+    gram = objective.form
     grids = WeightGrid.stacked([grid, grid.scaled(np.full((2, 3), 0.7))])
     q, excess = Gptq().quantize(objective, grids)
     found = objective.row_errors(grids, q)
@@ -185,3 +186,48 @@ def test_adaround_finds_what_coordinate_descent_finds(activation, seed):
     assert loss.value(grid.scale * q) < 0.7 * loss.value(grid.scale * grid.nearest(W))
     assert (np.abs(q - W / grid.scale) < 1).all()
     np.testing.assert_array_equal(q, method.round(objective, grid))
+
+
+@pytest.mark.parametrize(
+    "method", [Gptq(), CoordinateDescent(), CoordinateDescent(enumerable=0), AdaRound(iterations=500)]
+)
+def test_two_candidates_are_floor_and_ceil(method):
+    objective, grid, *_ = problem(5, rows=6, inputs=9)
+    q = method.round(objective, grid.between(objective.W))
+    quotient = objective.W / grid.scale
+    assert ((q == np.floor(quotient)) | (q == np.ceil(quotient))).all()
+    assert (objective.row_errors(grid, q) <= objective.row_errors(grid, grid.nearest(objective.W))).mean() > 0.5
+
+
+def few_columns(columns, seed=0, rows=5, inputs=300):
+    """Statistics of fewer columns than a row has weights, as columns and as a Gram matrix."""
+    rng = np.random.default_rng(seed)
+    x = np.float32(rng.standard_normal((2, inputs, 8)) @ rng.standard_normal((2, 8, columns)) + 0.3)
+    x += np.float32(rng.standard_normal(x.shape))
+    W = rng.standard_normal((2, rows, inputs))
+    y = np.float32(W @ (x + 0.1 * rng.standard_normal(x.shape)) + 1)
+    top = np.float64(np.float32(np.abs(W).max((1, 2), keepdims=True) / 7))
+    grid = WeightGrid(np.broadcast_to(top, W.shape), np.full(W.shape, -7.0), np.full(W.shape, 7.0))
+    return SampledForm.of(x, y), Gram.of(x, y), W, grid
+
+
+def test_few_columns_are_the_same_error():
+    few, gram, W, grid = few_columns(40)
+    other, bias = grid.scale * grid.nearest(W), np.full(W.shape[:2], 0.2)
+    np.testing.assert_allclose(few.bias(other), gram.bias(other), rtol=1e-4)
+    np.testing.assert_allclose(few.error(other, bias), gram.error(other, bias), rtol=1e-6)
+    few, gram = (form.centred().damped(W, 0.1) for form in (few, gram))
+    np.testing.assert_allclose(few.error(other), gram.error(other), rtol=1e-4)
+    np.testing.assert_allclose(few.yy, gram.yy, rtol=1e-4)
+    np.testing.assert_allclose(few.gradient(other), gram.gradient(other), rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_gptq_by_the_dual_is_gptq(copies):
+    few, gram, W, grid = few_columns(40)
+    grids = WeightGrid.stacked([grid.scaled(np.full(W.shape[:2], 1 - 0.2 * n)) for n in range(copies)])
+    dual, primal = (Objective(form.centred().damped(W, 0.1), W) for form in (few, gram))
+    (q, losses), (expected, same_losses) = (Gptq().quantize(each, grids) for each in (dual, primal))
+    assert (q == expected).mean() > 0.98  # ties, and what follows from them
+    np.testing.assert_allclose(losses, same_losses, rtol=0.05)
+    assert (losses < 0.8 * dual.row_errors(grids, grids.nearest(W))).all()

@@ -1,4 +1,5 @@
-"""How work is run, as opposed to what is computed: none of this changes a result.
+"""How work is run, as opposed to what is computed: none of this changes a result, but that `max_memory` bounds the
+statistics that weights are rounded by.
 
     prepare   threads -> stage, once in each process: it loads the model, say
     stage     items -> results, such that items may be cut anywhere: results of the parts are as good as of the whole
@@ -62,7 +63,7 @@ def open_workers(scheduler: str | None) -> Iterator[Workers]:
 @dataclass(frozen=True)
 class Services:
     """threads, in_flight: how many feeds run at once, and how many are held in memory for that.
-    max_memory: bytes of activations that may be held at once.
+    max_memory: bytes of activations that may be held at once, and of one layer's statistics.
     workers: the processes that collect statistics over the feeds.
     progress: is called during long work.
     """

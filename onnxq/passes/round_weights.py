@@ -27,6 +27,7 @@ from ..errors import UsageError
 from ..execution.layerwise import isolate, planned_layers, visit_layers
 from ..graph.model import Model
 from ..graph.shapes import tensor_bytes
+from ..numeric.blas import one_blas_thread
 from ..operators.linear import LinearLayer
 from ..operators.matrix import LayerMatrix
 from ..report import RoundedLayer
@@ -34,8 +35,17 @@ from ..rounding.bias_scale import input_scale
 from ..rounding.choice import EFFORTS, Choice, WeightChooser
 from ..rounding.layer_statistics import LayerStatistics
 from ..rounding.methods import ROUNDINGS
-from ..thresholds import HELD_OUT_EVERY
+from ..thresholds import HELD_OUT_EVERY, WEIGHT_NOISE
 from .base import Context, Outcome, Skip
+
+GRAM_COPIES = 6
+"""Matrices of a Gram matrix's size that are held at once at most: of both sets, their sums, the inverse factor."""
+
+COLUMN_COPIES = 8
+"""Copies of a layer's columns, float32, that are held at once at most where there are fewer than it has inputs."""
+
+LEAST_DUAL = 64
+"""Inputs of a layer up to which its Gram matrix serves in any case."""
 
 KEPT_BYTES = 128 * 2**20
 """Columns of one layer that are kept for minibatches, for methods that read them."""
@@ -69,14 +79,16 @@ class RoundWeights:
         isolate(model)
         layers = planned_layers(model)
         samples = len(context.feeds) if isinstance(context.feeds, Sized) else HELD_OUT_EVERY
+        memory = context.services.max_memory
         feed = next((feed.arrays for feed in context.feeds), {})
         sizes = tensor_bytes(model.to_proto(), (layer.node.outputs[0].name for layer in layers), feed)
         checkpoint = None if self.checkpoint is None else Checkpoint(self.checkpoint, self._key(model, context))
-        rounder = _Rounder(model, self, samples, sizes, checkpoint)
+        rounder = _Rounder(model, self, samples, sizes, memory, checkpoint)
         for layer in layers:
             rounder.restore([other for other in layers if other.weight is layer.weight])
-        traffic = visit_layers(model, context.feeds, context.services, rounder, "rounding weights")
-        changed = sum(record.kept_nearest_because is None for record in rounder.records)
+        with one_blas_thread():
+            traffic = visit_layers(model, context.feeds, context.services, rounder, "rounding weights")
+        changed = rounder.changed
         return Outcome(changed, tuple(rounder.skips), (*rounder.notes(), str(traffic)), tuple(rounder.records))
 
     def _key(self, model: Model, context: Context) -> str:
@@ -94,18 +106,21 @@ class RoundWeights:
 
 @dataclass
 class _Rounder:
-    """The visitor of all layers. samples: how many there will be.  sizes: of each layer's output for one, in bytes."""
+    """The visitor of all layers. samples: how many there will be.  sizes: of each layer's output for one, in bytes.
+    max_memory: bytes that the statistics of one layer may take."""
 
     model: Model
     options: RoundWeights
     samples: int
     sizes: Mapping[str, int]
+    max_memory: int
     checkpoint: Checkpoint | None = None
     statistics: dict[str, LayerStatistics] = field(default_factory=dict)
     restored: dict[str, Choice] = field(default_factory=dict)
     records: list[RoundedLayer] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     largest: tuple[int, str] = (0, "")
+    changed: int = 0
 
     def __post_init__(self) -> None:
         self.effort = EFFORTS[self.options.effort]
@@ -132,9 +147,30 @@ class _Rounder:
         g, m, k = matrix.groups, matrix.rows, matrix.columns
         if layer.weight.name in self.restored:
             return g * m * k
-        every = self.sizes[layer.node.outputs[0].name] // (4 * g * m)
-        columns = self.samples * min(self.effort.positions(k, self.samples), every)
-        return g * k * (columns * (k + m) + len(self.effort.dampings) * (4 * k * k + m * (70 * k + 3000)))
+        columns = self.samples * self._positions(layer)
+        rank = min(k, columns)
+        return g * k * (columns * (rank + m) + len(self.effort.dampings) * (4 * rank * rank + m * (70 * k + 3000)))
+
+    def _positions(self, layer: LinearLayer) -> int:
+        """Output positions of each sample that statistics are taken of."""
+        matrix = LayerMatrix.of(layer)
+        g, m = matrix.groups, matrix.rows
+        return min(self._limit(matrix), self.sizes[layer.node.outputs[0].name] // (4 * g * m))
+
+    def _limit(self, matrix: LayerMatrix) -> int:
+        """Positions of a sample, at most. Where Gram matrices are larger than the memory allows, so few that columns
+        themselves fit into it."""
+        g, m, k = matrix.groups, matrix.rows, matrix.columns
+        limit = self.effort.positions(k, self.samples)
+        if GRAM_COPIES * 8 * g * k * k > self.max_memory:
+            columns = min(self.max_memory // (COLUMN_COPIES * 4 * g * (k + m)), (k - 1) // 2)
+            limit = min(limit, max(columns // self.samples, 1))
+        return limit
+
+    def _few(self, layer: LinearLayer) -> bool:
+        """Whether columns themselves are kept: they are fewer than half a row's weights, for want of data or memory."""
+        k, uses = LayerMatrix.of(layer).columns, [u for u in planned_layers(self.model) if u.weight is layer.weight]
+        return k > LEAST_DUAL and 2 * self.samples * sum(self._positions(use) for use in uses) < k
 
     def observe(self, layer: LinearLayer, sample: int, x: NDArray[Any], y: NDArray[Any]) -> Any:
         """Columns of the layer's matrices, at some positions."""
@@ -142,21 +178,23 @@ class _Rounder:
             return None
         matrix = LayerMatrix.of(layer)
         rows, chosen = matrix.outputs(y), None
-        every, wanted = rows.shape[2], self.effort.positions(matrix.columns, self.samples)
+        every, wanted = rows.shape[2], self._limit(matrix)
         if wanted < every:
             rng = np.random.default_rng((self.options.seed, sample))
             chosen = np.sort(rng.choice(every, wanted, replace=False))
             rows = rows[..., chosen]
-        return sample, matrix.inputs(x, y.shape[2:], chosen), rows, every
+        return matrix.inputs(x, y.shape[2:], chosen), rows, every
 
     def take(self, layer: LinearLayer, part: Any) -> None:
         """Collect one sample's columns."""
         if part is None:
             return
-        sample, x, y, every = part
-        statistics = self.statistics.setdefault(layer.node.name, LayerStatistics())
-        held_out = self.samples >= HELD_OUT_EVERY and sample % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-        statistics.add(x, y, every, held_out)
+        x, y, every = part
+        statistics = self.statistics.get(layer.node.name)
+        if statistics is None:
+            statistics = LayerStatistics(self._few(layer), self.samples < HELD_OUT_EVERY)
+            self.statistics[layer.node.name] = statistics
+        held_out = statistics.add(x, y, every)
         if self.method.reads_columns and not held_out:
             statistics.keep_columns(x, y, KEPT_BYTES // (self.samples * 4 * (x.shape[0] * (x.shape[1] + y.shape[1]))))
 
@@ -177,6 +215,7 @@ class _Rounder:
         record = self._record(uses, choice)
         self.records.append(record)
         if choice.is_better:
+            self.changed += 1
             self._write_back(uses, choice)
         return f"{record.nearest:.2%} -> {record.objective:.2%}"
 
@@ -189,7 +228,13 @@ class _Rounder:
         ).choose()
 
     def _record(self, uses: Sequence[LinearLayer], choice: Choice) -> RoundedLayer:
-        better = choice.is_better
+        better, reason = choice.is_better, None
+        if choice.noise < WEIGHT_NOISE:
+            reason = f"rounding adds {choice.noise:.1%} to the error that quantized inputs make"
+        elif not choice.held_out_positions:
+            reason = "there are too few columns of data to hold any out"
+        elif not choice.optimised:
+            reason = "on samples held out, no fitted rounding is better"
         return RoundedLayer(
             layer=uses[0].node.name,
             uses=tuple(use.node.name for use in uses),
@@ -201,7 +246,7 @@ class _Rounder:
             held_out=choice.held_out,
             positions=choice.positions,
             of_positions=choice.of_positions,
-            kept_nearest_because=None if better else f"optimised, the error would be {choice.objective:.2%}",
+            kept_nearest_because=reason,
         )
 
     def _write_back(self, uses: Sequence[LinearLayer], choice: Choice) -> None:

@@ -318,7 +318,8 @@ def _fitting_correction(model: Model, task: Task) -> tuple[tuple[Pass, ...], Ste
 
 
 def _optimised_where_needed(model: Model, task: Task, passes: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], Steps]:
-    """At 8 bits, too, `auto` rounds by coordinate descent where nearest leaves outputs below `CLEAR_DB`."""
+    """At 8 bits, too, `auto` rounds optimally where nearest leaves outputs below `CLEAR_DB`: per channel by GPTQ, which
+    has two candidates for each weight there; per tensor by coordinate descent."""
     weight = task.options.weight
     if passes != (CorrectBias(),) or task.options.rounding != "auto" or weight is None:
         return passes, ()
@@ -329,8 +330,9 @@ def _optimised_where_needed(model: Model, task: Task, passes: tuple[Pass, ...]) 
     db = _quality(task).db(_lowered(copy, task))
     if db is None or db >= CLEAR_DB:
         return passes, ()
-    reason = f"rounded to nearest, outputs would be at {db:.1f} dB: coordinate descent instead"
-    return correction(replace(task.options, rounding="coordinate-descent")), (not_run(passes[0], reason),)
+    method, name = ("gptq", "GPTQ") if weight.per_channel else ("coordinate-descent", "coordinate descent")
+    reason = f"rounded to nearest, outputs would be at {db:.1f} dB: {name} instead"
+    return correction(replace(task.options, rounding=method)), (not_run(passes[0], reason),)
 
 
 # --- lower ------------------------------------------------------------------------------------------------------------

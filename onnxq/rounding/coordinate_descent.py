@@ -8,7 +8,8 @@ With the gradient D = W~ G - B (half the derivative of E), the best integer of w
 
 and its move by s_j dq changes the row's gradient by s_j dq G_j. E never rises, and the end is a point where no single
 change helps. It starts from GPTQ's integers. Rows of few weights start from the best of all 2^K ways to round up or
-down, too (depthwise 3 x 3 filters have 512 of them), and keep what ends lower.
+down, too (depthwise 3 x 3 filters have 512 of them), and keep what ends lower. With fewer columns of data than weights
+in a row (`dual`) it stays at GPTQ's integers.
 """
 
 from __future__ import annotations
@@ -51,8 +52,10 @@ class CoordinateDescent:
 
     def round(self, objective: Objective, grid: WeightGrid) -> Array:
         """q (g, M, K)."""
-        gram = objective.gram
-        q = self.descend(gram, grid, self.start.round(objective, grid))
+        q, gram = self.start.round(objective, grid), objective.form
+        if not isinstance(gram, Gram):
+            return q
+        q = self.descend(gram, grid, q)
         if objective.W.shape[2] > self.enumerable:
             return q
         other = self.descend(gram, grid, best_of_all(gram, grid, objective.W))

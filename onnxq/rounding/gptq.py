@@ -2,7 +2,7 @@
 
     E(W~) = tr(W~ H W~') - 2 tr(W~ B') + const        W~ = s q,  low <= q <= high, q integers               (30, 35)
 
-H is the damped Gram matrix `Objective.gram.G`; GPTQ's percdamp is the damping that `choice` tries several of. With the
+H is the damped Gram matrix `Objective.form.G`; GPTQ's percdamp is the damping that `choice` tries several of. With the
 upper Cholesky factor Hinv of H^-1 = Hinv' Hinv, and W the real-valued optimum B H^-1, column j is
 
     rounded             q_j = clip(round(w_j / s_j), low_j, high_j)
@@ -54,24 +54,26 @@ class Gptq:
 
     def quantize(self, objective: Objective, grid: WeightGrid) -> tuple[Array, Array]:
         """q as `round` gives it, and |e|^2 of each row. Inside, columns come first: arrays are (g, K, M)."""
-        order, Hinv = objective.inverse.order[:, :, None], objective.inverse.U
-        optimum = objective.inverse.optimum
-        W = np.tile(optimum.swapaxes(1, 2), (1, 1, grid.scale.shape[1] // optimum.shape[1]))
+        factor, rows = objective.factor, grid.scale.shape[1]
+        order, rest = factor.order[:, :, None], factor.start(rows // objective.W.shape[1])
+        shape = (order.shape[0], order.shape[1], rows)
         s, low, high = (np.take_along_axis(a, order, 1) if a.shape[1] > 1 else a for a in grid.by_column())
-        s, low, high = (np.broadcast_to(a, W.shape) for a in (s, low, high))
-        Q, losses = np.empty_like(W), np.zeros((W.shape[0], W.shape[2]))
-        for i1 in range(0, W.shape[1], self.blocksize):
-            i2 = min(i1 + self.blocksize, W.shape[1])
-            Err = np.empty((W.shape[0], i2 - i1, W.shape[2]))
-            for first in range(i1, i2, self.inner):
-                last = min(first + self.inner, i2)
+        s, low, high = (np.broadcast_to(a, shape) for a in (s, low, high))
+        Q, losses = np.empty(shape), np.zeros((shape[0], rows))
+        for i1 in range(0, shape[1], self.blocksize):
+            i2 = min(i1 + self.blocksize, shape[1])
+            Hinv, W = rest.block(i1, i2)
+            Err = np.empty(W.shape)
+            for first in range(0, i2 - i1, self.inner):
+                last = min(first + self.inner, i2 - i1)
                 for j in range(first, last):
-                    Q[:, j] = clip(np.rint(W[:, j] / s[:, j]), low[:, j], high[:, j])
-                    err = (W[:, j] - s[:, j] * Q[:, j]) / Hinv[:, j, j, None]
+                    k = i1 + j
+                    Q[:, k] = clip(np.rint(W[:, j] / s[:, k]), low[:, k], high[:, k])
+                    err = (W[:, j] - s[:, k] * Q[:, k]) / Hinv[:, j, j, None]
                     W[:, j + 1 : last] -= Hinv[:, j, j + 1 : last, None] * err[:, None]
-                    Err[:, j - i1] = err
-                W[:, last:i2] -= Hinv[:, first:last, last:i2].swapaxes(1, 2) @ Err[:, first - i1 : last - i1]
-            W[:, i2:] -= Hinv[:, i1:i2, i2:].swapaxes(1, 2) @ Err
+                    Err[:, j] = err
+                W[:, last:] -= Hinv[:, first:last, last:].swapaxes(1, 2) @ Err[:, first:last]
+            rest.spread(i1, i2, Err, s[:, i1:i2] * Q[:, i1:i2])
             losses += np.square(Err).sum(1)
         back = np.argsort(order, axis=1, kind="stable")
         return by_column(np.take_along_axis(Q, back, 1)), losses

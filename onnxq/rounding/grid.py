@@ -55,6 +55,12 @@ class WeightGrid:
         quotient = np.asarray(np.float32(W) / np.float32(self.scale), np.float64)
         return np.asarray(np.clip(np.rint(quotient), self.low, self.high))
 
+    def between(self, W: Array) -> WeightGrid:
+        """The same grid with AdaRound's two candidates alone: floor and ceil of W / scale; real rows W (g, M, K)."""
+        quotient = np.asarray(np.float32(W) / np.float32(self.scale), np.float64)
+        ends = (np.clip(end(quotient), self.low, self.high) for end in (np.floor, np.ceil))
+        return WeightGrid(np.broadcast_to(self.scale, W.shape), *ends)
+
     def by_column(self) -> tuple[Array, Array, Array]:
         """Scale, low and high as (g, K or 1, M): what methods that visit columns one after another read together."""
         return by_column(self.scale), by_column(self.low), by_column(self.high)

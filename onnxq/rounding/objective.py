@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,43 @@ Array = NDArray[np.float64]
 
 _SMALL = 32
 """Triangular matrices are inverted half by half down to this size."""
+
+
+class Remainder(Protocol):
+    """The columns that are not rounded yet, in the order of their rounding, for n grids of M rows at once."""
+
+    def block(self, begin: int, end: int) -> tuple[Array, Array]:
+        """Hinv (g, b, b) and the best real values (g, b, n M) of columns begin to end, given all that were rounded."""
+
+    def spread(self, begin: int, end: int, Err: Array, rounded: Array) -> None:
+        """They are `rounded` (g, b, n M) now: Err, their errors over Hinv's diagonal, reaches all columns behind."""
+
+
+class Factor(Protocol):
+    """order (g, K): in which columns are rounded."""
+
+    @property
+    def order(self) -> NDArray[np.intp]: ...
+
+    def start(self, copies: int) -> Remainder:
+        """Nothing is rounded yet, on so many grids."""
+
+
+class Form(Protocol):
+    """The squared error of a layer's output in its weights: `Gram`, or `dual.SampledForm` with few columns."""
+
+    @property
+    def yy(self) -> Array: ...
+    @property
+    def count(self) -> float: ...
+    @property
+    def nbytes(self) -> int: ...
+    def bias(self, W: Array) -> Array: ...
+    def centred(self) -> Form: ...
+    def damped(self, W: Array, damping: float) -> Form: ...
+    def error(self, W: Array, bias: Array | None = None) -> Array: ...
+    def gradient(self, W: Array) -> Array: ...
+    def factor(self) -> Factor: ...
 
 
 @dataclass(frozen=True)
@@ -86,6 +124,14 @@ class Gram:
             error = error + bias * (2 * (np.einsum("gmk,gk->gm", W, self.s) - self.t) + self.count * bias)
         return np.asarray(np.maximum(error, 0))
 
+    def gradient(self, W: Array) -> Array:
+        """Half the derivative of `error` by W, (g, M, K)."""
+        return np.asarray(W @ self.G - self.B)
+
+    def factor(self) -> Factor:
+        """What GPTQ reads."""
+        return InverseFactor.of(self)
+
     @property
     def nbytes(self) -> int:
         """Size in memory."""
@@ -128,31 +174,31 @@ class Columns:
 class Objective:
     """What a rounding method minimises for one weight.
 
-    gram: centred and damped, over all layers that share the weight; positive definite.  W: the float weights
+    form: centred and damped, over all layers that share the weight; positive definite.  W: the float weights
     (g, M, K).  columns: the error with the activation, for methods that read it; None where it is not known.
     """
 
-    gram: Gram
+    form: Form
     W: Array
     columns: Columns | None = None
 
     def value(self, W: Array) -> float:
         """The quadratic form per column of data."""
-        return float(self.gram.error(W).sum() / self.gram.count)
+        return float(self.form.error(W).sum() / self.form.count)
 
     def gradient(self, W: Array) -> Array:
         """Its derivative by W, (g, M, K)."""
-        return np.asarray(2 / self.gram.count * (W @ self.gram.G - self.gram.B))
+        return np.asarray(2 / self.form.count * self.form.gradient(W))
 
     def row_errors(self, grid: WeightGrid, q: Array) -> Array:
         """The quadratic form of each row (g, M); of grids stacked to n M rows, (g, n M)."""
         rows = np.split(grid.scale * q, grid.scale.shape[1] // self.W.shape[1], axis=1)
-        return np.concatenate([self.gram.error(part) for part in rows], axis=1)
+        return np.concatenate([self.form.error(part) for part in rows], axis=1)
 
     @cached_property
-    def inverse(self) -> InverseFactor:
+    def factor(self) -> Factor:
         """Taken once for all grids that are tried: it costs K^3."""
-        return InverseFactor.of(self.gram)
+        return self.form.factor()
 
 
 @dataclass(frozen=True)
@@ -173,18 +219,36 @@ class InverseFactor:
         G = np.take_along_axis(gram.G, order[:, :, None], 1)
         G = np.take_along_axis(G, order[:, None, :], 2)
         backward = np.asarray(np.linalg.cholesky(G[:, ::-1, ::-1]), np.float64)
-        U = np.ascontiguousarray(_triangular_inverse(backward)[:, ::-1, ::-1])
+        U = np.ascontiguousarray(triangular_inverse(backward)[:, ::-1, ::-1])
         B = np.take_along_axis(gram.B, order[:, None, :], 2)
         return cls(order, U, B @ U.swapaxes(1, 2) @ U)
 
+    def start(self, copies: int) -> Remainder:
+        """All columns at the optimum."""
+        return _Spread(self.U, np.tile(self.optimum.swapaxes(1, 2), (1, 1, copies)))
 
-def _triangular_inverse(L: Array) -> Array:
+
+@dataclass(frozen=True)
+class _Spread:
+    """`Remainder` of a Gram matrix: W (g, K, n M)."""
+
+    U: Array
+    W: Array
+
+    def block(self, begin: int, end: int) -> tuple[Array, Array]:
+        return self.U[:, begin:end, begin:end], self.W[:, begin:end]
+
+    def spread(self, begin: int, end: int, Err: Array, rounded: Array) -> None:
+        self.W[:, end:] -= self.U[:, begin:end, end:].swapaxes(1, 2) @ Err
+
+
+def triangular_inverse(L: Array) -> Array:
     """Of lower triangular matrices (g, K, K), half by half: a quarter of the multiplications of `np.linalg.inv`."""
     half = L.shape[1] // 2
     if half < _SMALL:
         return np.tril(np.linalg.inv(L))
     inverse = np.zeros_like(L)
-    inverse[:, :half, :half] = A = _triangular_inverse(L[:, :half, :half])
-    inverse[:, half:, half:] = D = _triangular_inverse(L[:, half:, half:])
+    inverse[:, :half, :half] = A = triangular_inverse(L[:, :half, :half])
+    inverse[:, half:, half:] = D = triangular_inverse(L[:, half:, half:])
     inverse[:, half:, :half] = -D @ (L[:, half:, :half] @ A)
     return inverse
