@@ -116,13 +116,13 @@ def _steps(model: Model, shifts: Shifts) -> Iterator[tuple[str, int]]:
         if isinstance(layer, LinearLayer):
             yield from _linear_steps(model, layer, _written(model, layer.bias_node or node), shifts)
         elif is_op(node, "Add", "Sub", "Mul"):
-            inputs = {t.name: _position(q) for t in node.inputs if (q := _answered(model, t.name)) is not None}
+            inputs = {t.name: _position(q) for t in node.inputs if (q := _ranged(model, t.name)) is not None}
             if len(inputs) == len({t.name for t in node.inputs}):
                 yield from _elementwise_steps(model, node, inputs, output, shifts)
 
 
 def _linear_steps(model: Model, layer: LinearLayer, output: str | None, shifts: Shifts) -> Iterator[tuple[str, int]]:
-    x, weight = _answered(model, layer.input.name), _answered(model, layer.weight.name)
+    x, weight = _ranged(model, layer.input.name), _ranged(model, layer.weight.name)
     if x is None or weight is None or output is None:
         return
     cut = _position(weight) + _position(x) - _position(model.quantizers[output])
@@ -156,14 +156,14 @@ def _elementwise_steps(
 def _written(model: Model, node: gs.Node) -> str | None:
     """The quantized tensor that a node writes, itself or through the activation that it ends in."""
     tensor = node.outputs[0]
-    if _answered(model, tensor.name) is None:
+    if _ranged(model, tensor.name) is None:
         behind = model.sole_consumer(tensor)
         if behind is None or clip_bounds(behind) is None:
             return None
         tensor = behind.outputs[0]
-    return tensor.name if _answered(model, tensor.name) is not None else None
+    return tensor.name if _ranged(model, tensor.name) is not None else None
 
 
-def _answered(model: Model, name: str) -> Quantizer | None:
+def _ranged(model: Model, name: str) -> Quantizer | None:
     quantizer = model.quantizers.get(name)
     return quantizer if quantizer is not None and quantizer.params is not None else None

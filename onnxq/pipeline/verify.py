@@ -110,8 +110,8 @@ def verify(
     for name, comparison in known.items():
         _refuse_damage(name, comparison, runs_here)
     quality = [comparison.record() for comparison in known.values()]
-    judged = {name for q in quality for name in (q.output, *q.more_outputs)}
-    unknown = [value.name for value in original.graph.output if value.name not in judged]
+    compared_outputs = {name for q in quality for name in (q.output, *q.more_outputs)}
+    unknown = [value.name for value in original.graph.output if value.name not in compared_outputs]
     quality += [OutputQuality(name, None, None, None, is_unknown=True) for name in unknown]
     broken = [f"output {name!r} {_BROKEN}" for name, comparison in known.items() if not comparison.is_finite]
     return Verdict(tuple(quality), runtime, (*troubles, *_warnings(quality), *broken))
