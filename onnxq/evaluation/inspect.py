@@ -122,8 +122,7 @@ def _layers(model: Model) -> list[InspectedLayer]:
     found = []
     for layer in linear_layers(model.graph.nodes):
         shape = tuple(int(n) for n in layer.weight.shape)
-        quantizer = model.quantizers.get(layer.weight.name)
-        quantized = quantizer is not None and layer.node.name in quantizer.readers
+        quantized = model.weight_quantizer(layer) is not None
         count = int(np.prod(shape))
         found.append(InspectedLayer(layer.node.name, layer.node.op, layer.weight.name, shape, count, quantized))
     return found

@@ -20,7 +20,7 @@ from onnx import ModelProto
 from ..calibration.context import Context
 from ..execution.compare_outputs import run_models
 from ..execution.partial import extract, parts_that_fit
-from ..graph.model import Model, Quantizer, grid_root
+from ..graph.model import Model, grid_root
 from ..graph.simulate import simulated
 from ..numeric.distribution import bars, clipped, grid_ends, grid_sqnr
 from ..numeric.metrics import Sqnr, comparable, finite, sqnr
@@ -74,19 +74,19 @@ class ReportCollector:
         names |= {a.counted.name: b.counted.name for a, b in layers}
         compared = _compare(self.reference.to_proto(), simulated(planned), names, context)
         known = ((a, b) for a, b in layers if compared[a.output.name].elements and compared[a.counted.name].elements)
-        return tuple(self._layer(a, b, planned.quantizers, compared) for a, b in known)
+        return tuple(self._layer(a, b, planned, compared) for a, b in known)
 
     def _layer(
         self,
         layer: LinearLayer,
         planned: LinearLayer,
-        quantizers: Mapping[str, Quantizer],
+        plan: Model,
         compared: Mapping[str, _Compared],
     ) -> Layer:
-        """layer: in the float network; planned: the same with its weights rounded as they will be."""
-        weight, source = (quantizers.get(t.name) for t in (layer.weight, layer.input))
-        params = weight.params if weight is not None and layer.node.name in weight.readers else None
-        seen = self.seen.get(grid_root(quantizers, layer.input.name)) if source is not None else None
+        """layer: in the float network; planned: the same in the plan, with its weights rounded as they will be."""
+        weight, source = plan.weight_quantizer(layer), plan.quantizers.get(layer.input.name)
+        params = None if weight is None else weight.params
+        seen = self.seen.get(grid_root(plan.quantizers, layer.input.name)) if source is not None else None
         values = np.asarray(layer.weight.values)
         rounded = None if params is None else params.fake(np.asarray(planned.weight.values))
         return Layer(
