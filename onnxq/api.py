@@ -137,7 +137,7 @@ def quantize(
             raise UsageError("`synthetic` makes up calibration data, but some is given")
         else:
             where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
-        feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys)
+        feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto)
         if known is not None and where != RANDOM_INPUTS and not known.cover(feeds.sample_hashes()):
             raise DataError(
                 f"{where or 'the calibration data'} holds samples that the statistics were not collected on"
@@ -206,7 +206,7 @@ def calibrate(
         path = open_output(stack, model, output)
         assert path is not None
         proto, origin = open_model(model)
-        feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys)
+        feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto)
         workers = stack.enter_context(open_workers(scheduler))
         context = make_context(options, feeds, progress, workers=workers)
         prepared, _ = prepare(proto, origin, options, context)

@@ -149,6 +149,38 @@ def test_values_that_are_not_finite(value):
     assert "at (0, 1, 4)" in message
 
 
+def test_infinity_is_accepted_where_the_model_takes_it():
+    values = batch(4, 3, 5)
+    values[2, 1, 4] = -np.inf
+    asked = []
+    data = CalibrationData(values, [InputSpec("x", F32, ("N", 3, 5))], accepts_infinity=asked.append)
+    assert sum(np.isinf(feed.arrays["x"]).sum() for feed in data) == 1
+    assert [feed.origin for feed in asked] == ["calibration data[2]"]
+    values[0, 0, 0] = np.nan
+    with pytest.raises(DataError, match="has nan"):
+        list(data)
+
+
+TEXT = InputSpec("text", np.dtype(object), ("N", 2))
+
+
+@pytest.mark.parametrize("kind", ["U", "S", "O"])
+def test_text(kind):
+    stored = np.array([["one", "two"], ["three", "four"]]).astype(kind)
+    data = CalibrationData({"text": stored}, [TEXT])
+    assert [feed.arrays["text"].tolist() for feed in data] == [[["one", "two"]], [["three", "four"]]]
+    assert all(feed.arrays["text"].dtype == object for feed in data)
+    again = CalibrationData({"text": np.array(stored, object)}, [TEXT])
+    assert data.digest() == again.digest()
+
+
+def test_what_is_no_text():
+    with pytest.raises(DataError, match="has a int at .0, 1.; expected text"):
+        list(CalibrationData({"text": np.array([["a", 3]], object)}, [TEXT]))
+    with pytest.raises(DataError, match="expected strings, got float32; save an array of strings"):
+        list(CalibrationData({"text": batch(2, 2)}, [TEXT]))
+
+
 def test_names_with_control_characters_are_escaped():
     spec = InputSpec("a\nb", F32, ("N", 3))
     assert r"'a\nb'" in refused("expected", {"a\nb": batch(1, 4)}, [spec])

@@ -192,3 +192,37 @@ def test_a_branch_reads_what_was_folded() -> None:
     for taken in (True, False):
         arrays = {**feeds(proto), "t": np.array(taken)}
         assert_same_function(proto, after.to_proto(), TOLERANCE, arrays)
+
+
+WHOLE = {
+    "gelu": "i = Div(x, root) f = Erf(i) o = Add(f, one) q = Mul(x, o) y = Mul(q, half)",
+    "tanh": "c = Pow(x, three) k = Mul(cubic, c) u = Add(x, k) v = Mul(u, outer) t = Tanh(v) o = Add(t, one)"
+    " q = Mul(x, o) y = Mul(q, half)",
+    "LayerNormalization": "m = ReduceMean<axes=[-1]>(x) d = Sub(x, m) p = Pow(d, two) v = ReduceMean<axes=[-1]>(p)"
+    " e = Add(v, eps) s = Sqrt(e) n = Div(d, s) h = Mul(n, g) y = Add(h, c)",
+    "RMSNormalization": "p = Pow(x, two) v = ReduceMean<axes=[-1]>(p) e = Add(v, eps) s = Sqrt(e) n = Div(x, s)"
+    " y = Mul(n, g)",
+}  # fmt: skip
+CONSTANTS = {
+    "two": 2.0, "three": 3.0, "half": 0.5, "one": 1.0, "eps": 1e-5, "root": 1.4142135, "cubic": 0.044715, "outer": 0.797885
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_parts_of_a_decomposed_operator_stay(name: str) -> None:
+    """The half of Gelu, gamma and beta: folded into the weight behind, ONNX Runtime would fuse nothing any more."""
+    used = {key: value for key, value in CONSTANTS.items() if key in WHOLE[name]}
+    declared = "".join(f", float {key}" for key in used)
+    text = f"(float[N,3,8] a) => (float[N,3,5] z) <float[8,8] w, float[8,5] u2, float[8] g, float[8] c{declared}>"
+    proto = model(f"{text} {{ x = MatMul(a, w) {WHOLE[name]} z = MatMul(y, u2) }}", opset=13, **used)
+    after, outcome = folded(proto)
+    assert outcome.changed == 0
+    assert ops(after) == ops(proto)
+
+
+def test_a_factor_that_is_no_part_is_folded() -> None:
+    proto = model(
+        "(float[N,8] x) => (float[N,5] z) <float[8,5] w, float half, float[N,8] t> { t = Tanh(x) y = Mul(t, half) z = MatMul(y, w) }",
+        half=0.5,
+    )
+    assert ops(folded(proto)[0]) == ["Tanh", "MatMul"]

@@ -84,6 +84,14 @@ def test_data_that_is_not_finite(value: float) -> None:
     refused(model(DENSE), "input x has", data=[{"x": np.full((1, 4), value, np.float32)}], error=DataError)
 
 
+def test_a_mask_of_infinity_whose_outputs_are_finite() -> None:
+    text = """(float[N,4] x, float[N,4] mask) => (float[N,3] y) <float[4,4] w, float[4,3] v> {
+        h = MatMul(x, w) a = Add(h, mask) p = Softmax(a) y = MatMul(p, v) }"""
+    data = feeds(model(text))
+    data["mask"] = np.float32([[0, 0, -np.inf, 0], [0, -np.inf, 0, 0]])
+    quantized(model(text), [data])
+
+
 def test_a_variance_that_is_negative() -> None:
     text = """(float[N,3,4,4] x) => (float[N,5,4,4] y) <float[5,3,1,1] w, float[5] s, float[5] t, float[5] m,
         float[5] variance> { a = Conv(x, w) y = BatchNormalization(a, s, t, m, variance) }"""

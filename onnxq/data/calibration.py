@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,6 +66,8 @@ class CalibrationData:
         by class stays representative. Files without one are not read.
     keys: input name -> key in .npz files and mappings, where these differ.
     seed: of the draw from each stretch; None: always the first.
+    accepts_infinity: called with a feed that holds infinity, once for each; raises DataError where it is not sound.
+        Without it every infinity is refused.
 
     A feed has one sample where the model's batch dimension is dynamic or 1. Where all inputs fix it to B > 1, B
     successive samples make a feed, the last one is filled by repeating its last sample, and `samples` chooses
@@ -73,8 +75,10 @@ class CalibrationData:
     inputs share no batch axis (a scalar, different dim_param, arrays of different lengths), a feed is what is
     stored together.
 
-    Iterating raises DataError where a file is missing, unreadable or damaged, or where an array is empty, not
-    finite, or of the wrong dtype or shape. The constructor raises DataError where there is no data, and
+    Text is an array of strings, of dtype object, bytes or str, for an input of strings.
+
+    Iterating raises DataError where a file is missing, unreadable or damaged, or where an array is empty, holds
+    not-a-number, or is of the wrong dtype or shape. The constructor raises DataError where there is no data, and
     UsageError for arguments that make no sense, among them a generator, which can be read only once.
     """
 
@@ -87,6 +91,7 @@ class CalibrationData:
         samples: int | None = None,
         keys: Mapping[str, str] | None = None,
         seed: int | None = None,
+        accepts_infinity: Callable[[Feed], None] | None = None,
     ) -> None:
         if not inputs:
             raise UsageError("the model has no inputs, so it cannot be calibrated")
@@ -96,6 +101,8 @@ class CalibrationData:
         self.preprocess = preprocess or Preprocess()
         self.samples = samples
         self.seed = seed
+        self._accepts_infinity = accepts_infinity
+        self._sound: set[str] = set()  # origins of the feeds with infinity that were accepted
         self._records = open_source(source, _complete(keys or {}, self.inputs))
         self._batch = batch_size(self.inputs)
 
@@ -110,7 +117,17 @@ class CalibrationData:
     def __iter__(self) -> Iterator[Feed]:
         samples, size = self._samples(), self._batch or 1
         while group := list(islice(samples, size)):
-            yield group[0] if size == 1 else _stack(group, size)
+            feed = group[0] if size == 1 else _stack(group, size)
+            self._check_infinity(feed)
+            yield feed
+
+    def _check_infinity(self, feed: Feed) -> None:
+        """A mask may hold -inf, and the outputs be finite all the same."""
+        if self._accepts_infinity is None or feed.origin in self._sound:
+            return
+        if any(array.dtype.kind == "f" and np.isinf(array).any() for array in feed.arrays.values()):
+            self._accepts_infinity(feed)
+            self._sound.add(feed.origin)
 
     def __len__(self) -> int:
         """How many feeds an iteration gives; counted once, from file headers where these say it."""
@@ -151,7 +168,7 @@ class CalibrationData:
             sha = hashlib.sha256()
             for name, array in sorted(sample.arrays.items()):
                 sha.update(f"{name!r} {array.dtype.name} {array.shape}\n".encode())
-                sha.update(array.tobytes())
+                sha.update(repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes())
             hashes.append(sha.hexdigest())
         return sorted(hashes)
 
@@ -218,16 +235,16 @@ class CalibrationData:
         nothing = all(arrays[spec.name].size == 0 for spec in self.inputs)  # some may be: a decoder's past at first
         for spec in self.inputs:
             array = arrays[spec.name]
-            if nothing or array.dtype.hasobject:
+            if nothing or (array.dtype.hasobject and not spec.is_text):
                 trouble = f"is empty, {shape_text(array.shape)}" if nothing else "holds Python objects"
                 raise DataError(f"{record.origin}: the array for {spec} {trouble}; leave it out")
             if self._has_pixels(record, spec, array):
                 stored[spec.name] = batches[spec.name] = self.preprocess.batch(array, spec, record.origin)
                 continue
-            if array.dtype.newbyteorder("=") != spec.dtype:
+            if not spec.takes(array.dtype):
+                remedy = "save an array of strings" if spec.is_text else f"save it with .astype(np.{spec.dtype})"
                 raise DataError(
-                    f"{record.origin}: input {shown(spec.name)} expected {spec.dtype}, got {array.dtype}; "
-                    f"save it with .astype(np.{spec.dtype})"
+                    f"{record.origin}: input {shown(spec.name)} expected {spec.type_name}, got {array.dtype}; {remedy}"
                 )
             missing = 0 if spec.shape is None else len(spec.shape) - array.ndim
             if missing not in (0, 1):
@@ -250,7 +267,7 @@ class CalibrationData:
             if len(spec.shape or part.shape) == 3:
                 part = part[0]
         # A copy: rows of memory-mapped files and of the caller's arrays must not be changed or kept alive.
-        array = np.array(part, dtype=spec.dtype, order="C")
+        array = _texts(part, spec, origin) if spec.is_text else np.array(part, dtype=spec.dtype, order="C")
         expected = spec.shape
         if expected is not None:
             expected = (1, *expected[1:]) if is_row else expected
@@ -258,10 +275,31 @@ class CalibrationData:
                 dim != size for dim, size in zip(expected, array.shape, strict=True) if isinstance(dim, int)
             ):
                 raise _misshapen(origin, spec, array, hint)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        refused = np.isnan if self._accepts_infinity is not None else _not_finite
+        if array.dtype.kind == "f" and refused(array).any():
+            place = tuple(int(i) for i in np.argwhere(refused(array))[0])
             raise DataError(f"{origin}: input {shown(spec.name)} has {array[place]} at {place}; leave it out")
         return array
+
+
+def _not_finite(array: Array) -> Array:
+    return np.asarray(~np.isfinite(array))
+
+
+def _texts(part: Array, spec: InputSpec, origin: str) -> Array:
+    """Strings as ONNX Runtime takes them: Python's, in an array of objects. Bytes are UTF-8."""
+    array = np.empty(part.shape, object)
+    for place, value in np.ndenumerate(part):
+        if isinstance(value, bytes):
+            try:
+                value = value.decode()
+            except UnicodeDecodeError:
+                raise DataError(f"{origin}: input {shown(spec.name)} has bytes at {place} that are no UTF-8") from None
+        if not isinstance(value, str):
+            kind = type(value).__name__
+            raise DataError(f"{origin}: input {shown(spec.name)} has a {kind} at {place}; expected text")
+        array[place] = str(value)
+    return array
 
 
 def _origin(record: Record, row: int, count: int) -> str:

@@ -31,7 +31,20 @@ class InputSpec:
         object.__setattr__(self, "dtype", np.dtype(self.dtype))
 
     def __str__(self) -> str:
-        return f"input {shown(self.name)} ({self.dtype}, {shape_text(self.shape)})"
+        return f"input {shown(self.name)} ({self.type_name}, {shape_text(self.shape)})"
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds strings, which are Python objects to numpy."""
+        return self.dtype == np.object_
+
+    @property
+    def type_name(self) -> str:
+        return "strings" if self.is_text else str(self.dtype)
+
+    def takes(self, dtype: np.dtype[Any]) -> bool:
+        """Whether arrays of this type can be fed; text may be str, bytes or objects."""
+        return dtype.kind in "OUST" if self.is_text else dtype.newbyteorder("=") == self.dtype
 
 
 def batch_size(inputs: Sequence[InputSpec]) -> int | None:

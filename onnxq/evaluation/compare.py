@@ -81,7 +81,7 @@ def compare(
     proto, name = open_model(reference, quantized=True)
     other, other_name = open_model(quantized, quantized=True)
     inputs = common_inputs(proto, other, (name, other_name))
-    feeds = open_data(calibration, inputs, options, preprocess, input_keys)
+    feeds = open_data(calibration, inputs, options, preprocess, input_keys, proto)
     readable = with_dequantizers(other)
     found = match(proto, readable)
     selected = selected_tensors(proto)

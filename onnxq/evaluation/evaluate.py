@@ -108,7 +108,7 @@ def evaluate(
     proto, name = open_model(model, quantized=True)
     other, other_name = (None, None) if reference is None else open_model(reference, quantized=True)
     inputs = input_specs(proto) if other is None else common_inputs(proto, other, (name, str(other_name)))
-    feeds = open_data(data, inputs, options, preprocess, input_keys)
+    feeds = open_data(data, inputs, options, preprocess, input_keys, other or proto)
     known = None if labels is None else read_labels(labels, feeds)
     scores = None if other is None else class_score_outputs(other)
     chosen = _chosen(metrics, known, output, scores)

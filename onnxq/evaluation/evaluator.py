@@ -121,7 +121,7 @@ def open_evaluator(
     if options.from_encodings is not None:
         raise UsageError("grids that `from_encodings` gives are neither chosen nor ranked: leave it out")
     proto, origin = open_model(model)
-    feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys)
+    feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto)
     where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
     task = Task(proto, origin, feeds, options, where, input_keys or {}, workers=workers, progress=progress)
     scores = class_score_outputs(proto) if by_classes and metric is None and labels is None else frozenset()
@@ -131,7 +131,7 @@ def open_evaluator(
         distance = labels is None and metric in (None, "sqnr", "kl")
         evaluation_samples = EVALUATION_SAMPLES if distance else COUNTED_SAMPLES
     fewer = replace(options, samples=min(evaluation_samples, options.samples or evaluation_samples))
-    samples = open_data(calibration, input_specs(proto), fewer, preprocess, input_keys)
+    samples = open_data(calibration, input_specs(proto), fewer, preprocess, input_keys, proto)
     known = None if labels is None else read_labels(labels, samples)
     return Evaluator(task, parse_metric(metric, known, scores or None), list(samples))
 

@@ -35,7 +35,7 @@ class SpillCache:
     def put(self, array: Array) -> CachedArray:
         """Raises OutputError where a file cannot be written."""
         with self._lock:
-            fits = self.held + array.nbytes <= self._limit
+            fits = array.dtype.hasobject or self.held + array.nbytes <= self._limit  # strings go into no file
             path = None if fits else self._next_path()
             if fits:
                 self.held += array.nbytes

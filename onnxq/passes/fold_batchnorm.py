@@ -16,6 +16,9 @@ Before one, with column j of W reading channel j:
 After folding BatchNorm the output of the layer has mean beta and standard deviation |a| sqrt(var) (section 3.2, where
 epsilon is left out: |gamma|). For channels that carry a constant, var is far below epsilon and the two differ by all.
 These moments are kept in `Model.moments`.
+
+What belongs to a decomposed operator stays with it: the half of Gelu or the gamma of LayerNormalization, folded into
+the next weight, would leave ONNX Runtime with a rest that it does not recognise, and runs node by node.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from numpy.typing import NDArray
 
 from ..graph import edit
 from ..graph.model import Model, Moments
+from ..graph.patterns import find_composites
 from ..operators import channels
 from ..operators.linear import LinearLayer, layer_ending_in, linear_layer
 from ..operators.node import channel_vector, is_op, rank
@@ -55,8 +59,9 @@ class FoldBatchNorm:
 
     def apply(self, model: Model, context: Context) -> Outcome:
         folded, skips = 0, []
+        parts = {id(node) for whole in find_composites(model) for node in whole.nodes}
         for node in list(model.graph.nodes):
-            if not is_op(node, "BatchNormalization", "Mul", "Add", "Sub", "Div"):
+            if id(node) in parts or not is_op(node, "BatchNormalization", "Mul", "Add", "Sub", "Div"):
                 continue
             reason = _fold_behind(model, node)
             if reason is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from onnx import ModelProto
 
 from ..calibration import statistics as statistics_file
 from ..calibration.statistics import Statistics
-from ..data import CalibrationData, InputSpec, Preprocess
+from ..data import CalibrationData, Feed, InputSpec, Preprocess
+from ..data.inputs import shown
 from ..encodings import Encoding
-from ..errors import EngineError, ModelError, OutputError, UsageError
+from ..errors import DataError, EngineError, ModelError, OutputError, UsageError
 from ..execution.session import Session
 from ..graph import storage
 from ..graph.import_model import import_model
@@ -106,6 +107,7 @@ def open_data(
     options: Options,
     preprocess: Preprocess | None,
     input_keys: Mapping[str, str] | None,
+    model: ModelProto,
 ) -> CalibrationData:
     """Data for a model with these inputs, as the options choose from it. Raises DataError or UsageError."""
     return CalibrationData(
@@ -115,7 +117,31 @@ def open_data(
         samples=options.samples,
         keys=input_keys,
         seed=options.seed,
+        accepts_infinity=_FiniteOutputs(model),
     )
+
+
+@dataclass
+class _FiniteOutputs:
+    """Infinity in an input, as masks hold it, is sound where the float model's outputs are finite."""
+
+    model: ModelProto
+    session: Session | None = None
+
+    def __call__(self, feed: Feed) -> None:
+        self.session = self.session or Session(self.model)
+        try:
+            outputs = self.session.run(feed.arrays)
+        except EngineError as error:
+            raise DataError(f"{feed.origin} holds infinity, and the model does not run on it: {error}") from None
+        for name, value in outputs.items():
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
+                inputs = (k for k, array in feed.arrays.items() if array.dtype.kind == "f" and np.isinf(array).any())
+                given = next(inputs)
+                raise DataError(
+                    f"{feed.origin}: input {shown(given)} has infinity, and output {shown(name)} is not finite for it;"
+                    " leave it out"
+                )
 
 
 def open_output(

@@ -168,7 +168,7 @@ def _open_task(
 ) -> Task:
     proto, origin = open_model(model)
     fewer = replace(options, samples=min(options.samples or QAT_CALIBRATION_SAMPLES, QAT_CALIBRATION_SAMPLES))
-    feeds = open_data(data, input_specs(proto), fewer, preprocess, input_keys)
+    feeds = open_data(data, input_specs(proto), fewer, preprocess, input_keys, proto)
     where = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
     return Task(proto, origin, feeds, options, where, input_keys or {}, progress=progress)
 
@@ -182,7 +182,7 @@ def _read(
     input_keys: Mapping[str, str] | None,
     stack: ExitStack,
 ) -> TrainingSamples:
-    feeds = open_data(data, input_specs(task.proto), options, preprocess, input_keys)
+    feeds = open_data(data, input_specs(task.proto), options, preprocess, input_keys, task.proto)
     known = None if labels is None else read_labels(labels, feeds)
     return read_samples(feeds, known, options.max_memory * 2**20, stack)
 
