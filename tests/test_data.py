@@ -175,7 +175,7 @@ def test_text(kind):
 
 
 def test_what_is_no_text():
-    with pytest.raises(DataError, match="has a int at .0, 1.; expected text"):
+    with pytest.raises(DataError, match=r"has a int at \(0, 1\); expected text"):
         list(CalibrationData({"text": np.array([["a", 3]], object)}, [TEXT]))
     with pytest.raises(DataError, match="expected strings, got float32; save an array of strings"):
         list(CalibrationData({"text": batch(2, 2)}, [TEXT]))

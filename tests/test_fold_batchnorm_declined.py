@@ -196,7 +196,7 @@ def test_a_branch_reads_what_was_folded() -> None:
 
 WHOLE = {
     "gelu": "i = Div(x, root) f = Erf(i) o = Add(f, one) q = Mul(x, o) y = Mul(q, half)",
-    "tanh": "c = Pow(x, three) k = Mul(cubic, c) u = Add(x, k) v = Mul(u, outer) t = Tanh(v) o = Add(t, one)"
+    "tanh": "r = Pow(x, three) k = Mul(cubic, r) u = Add(x, k) v = Mul(u, outer) t = Tanh(v) o = Add(t, one)"
     " q = Mul(x, o) y = Mul(q, half)",
     "LayerNormalization": "m = ReduceMean<axes=[-1]>(x) d = Sub(x, m) p = Pow(d, two) v = ReduceMean<axes=[-1]>(p)"
     " e = Add(v, eps) s = Sqrt(e) n = Div(d, s) h = Mul(n, g) y = Add(h, c)",
@@ -204,7 +204,8 @@ WHOLE = {
     " y = Mul(n, g)",
 }  # fmt: skip
 CONSTANTS = {
-    "two": 2.0, "three": 3.0, "half": 0.5, "one": 1.0, "eps": 1e-5, "root": 1.4142135, "cubic": 0.044715, "outer": 0.797885
+    "two": 2.0, "three": 3.0, "half": 0.5, "one": 1.0, "eps": 1e-5, "root": 1.4142135, "cubic": 0.044715,
+    "outer": 0.797885,
 }  # fmt: skip
 
 
@@ -221,8 +222,6 @@ def test_parts_of_a_decomposed_operator_stay(name: str) -> None:
 
 
 def test_a_factor_that_is_no_part_is_folded() -> None:
-    proto = model(
-        "(float[N,8] x) => (float[N,5] z) <float[8,5] w, float half, float[N,8] t> { t = Tanh(x) y = Mul(t, half) z = MatMul(y, w) }",
-        half=0.5,
-    )
+    text = "(float[N,8] x) => (float[N,5] z) <float[8,5] w, float half, float[N,8] t>"
+    proto = model(f"{text} {{ t = Tanh(x) y = Mul(t, half) z = MatMul(y, w) }}", half=0.5)
     assert ops(folded(proto)[0]) == ["Tanh", "MatMul"]
