@@ -86,12 +86,16 @@ FEW_SAMPLES = 8
 """Calibration samples below which the report warns: the result says little about other data. Chosen: the warning must
 not be a habit. Option: samples."""
 
+HELD_OUT_SHARE = 8
+"""Of calibration samples, one in so many chooses between steps, and one in so many is reported on; the others are
+fitted. With fewer than twice as many there is one set. Chosen: the fit keeps three quarters."""
+
 TRIAL_SAMPLES = 32
-"""Samples to set ranges on, and as many others to compare on, where a step is tried. Chosen: some seconds for each
-step."""
+"""Samples to set ranges on, and as many others to compare on, at most, where a step is tried. Chosen: some seconds for
+each step."""
 
 QUALITY_SAMPLES = 32
-"""Samples over which the quality in the report is measured. Chosen: one pass of some seconds."""
+"""Samples over which the quality in the report is measured, at most. Chosen: one pass of some seconds."""
 
 RANDOM_SAMPLES = 32
 """Random inputs to verify a model on where there is no calibration data. Chosen: as `QUALITY_SAMPLES`."""

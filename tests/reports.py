@@ -17,6 +17,7 @@ from onnxq.report import (
     ParetoPoint,
     QuantizedTensor,
     Report,
+    SampleSets,
     Sensitivity,
     SensitivityRanking,
     Step,
@@ -51,7 +52,7 @@ def report(layers: int = 20, tensors: int = 20, name: str = "", channels: int = 
         "options": {"preset": "w8a8", "per_channel": True, "target": "ort"},
         "source": ModelFacts(name or "folder/net.onnx", 4_000_000, 17, 30, 1_000_000),
         "result": ModelFacts("out.onnx", 1_000_000, 17, 60, 1_000_000),
-        "samples": 100,
+        "samples": SampleSets(75, 12, 13, "on 13 samples held out", are_unseen=True),
         "steps": (
             Step("FoldBatchNorm", "Fold BatchNorm", "", 3, 0.1),
             Step(
@@ -80,7 +81,6 @@ def report(layers: int = 20, tensors: int = 20, name: str = "", channels: int = 
             QuantizedTensor(f"{node}{i}", "activation", "uint8", (0.1,), (3,), None, node) for i in range(tensors)
         ),
         "quality": (OutputQuality(node, 31.25, 50.0, 0.96875),),
-        "compared_samples": 32,
         "runtime_operators": {"QLinearConv": 12},
         "warnings": (f"something about {node}",),
         "seconds": 3.5,

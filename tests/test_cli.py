@@ -165,7 +165,7 @@ def test_an_option_that_does_nothing_says_so(place):
 
 
 def test_samples_and_seed(place):
-    assert report_of(place, "--samples", 2)["samples"] == 2
+    assert report_of(place, "--samples", 2)["samples"]["fitting"] == 2
     seeds = {str(grids(report_of(place, "--samples", 1, "--seed", seed))) for seed in range(5)}
     assert len(seeds) > 1
 
@@ -300,7 +300,7 @@ def test_every_option_can_stand_in_a_file():
 
 def test_the_command_line_wins_over_the_file(place):
     assert configured(place, "samples = 3\nquiet = true", "--samples", 2, "--report", place / "r.json").exit_code == 0
-    assert json.loads((place / "r.json").read_text())["samples"] == 2
+    assert json.loads((place / "r.json").read_text())["samples"]["fitting"] == 2
 
 
 def test_per_tensor_in_a_file(place):

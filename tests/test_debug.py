@@ -290,7 +290,7 @@ def test_one_file_has_one_quality_figure() -> None:
     found = debug(proto, x, metric="sqnr", options=BARE, closest=True)
     assert found.samples == 48
     report = onnxq.quantize(proto, x, options=found.options, evaluation_samples=found.samples).report
-    assert (report.compared_samples, report.quality[0].sqnr_db) == (48, pytest.approx(found.score, abs=1e-6))
+    assert (report.samples.reporting, report.quality[0].sqnr_db) == (48, pytest.approx(found.score, abs=1e-6))
     fewer = onnxq.quantize(proto, x, options=found.options).report
-    assert (fewer.compared_samples, fewer.quality[0].sqnr_db) != (48, report.quality[0].sqnr_db)
-    assert "calibration samples, 48 compared" in report.to_text()
+    assert (fewer.samples.reporting, fewer.quality[0].sqnr_db) != (48, report.quality[0].sqnr_db)
+    assert "on 48 samples, among them those it was calibrated with" in report.to_text()

@@ -10,11 +10,11 @@ import pytest
 from graphs import feeds, model, wrapped
 
 import onnxq
-from onnxq.data import CalibrationData, Feed, InputSpec
+from onnxq.data import Feed
 from onnxq.graph.model import Model
 from onnxq.passes.base import Context, Outcome
 from onnxq.pipeline import pipeline
-from onnxq.pipeline.keep_if_better import QualityMeasure, keep_if_better, split
+from onnxq.pipeline.keep_if_better import QualityMeasure, keep_if_better
 from onnxq.report import Step
 
 
@@ -89,18 +89,6 @@ def test_steps_are_compared_in_front_of_what_selects() -> None:
     _, tried = keep_if_better([Perturb(0.0), Perturb(1.0)], wrapped(proto), Context(), rounded, quality)  # type: ignore[arg-type]
     assert [step.kept for step in tried] == [True, False]
     assert quality.db(proto) == np.inf
-
-
-def test_ranges_come_from_other_samples_than_those_compared() -> None:
-    for count in (1, 2, 7, 200):
-        data = CalibrationData(
-            np.float32(np.arange(5 * count)).reshape(count, 5), [InputSpec("x", np.float32, ("N", 5))]
-        )
-        ranging, compared = split(data)
-        first = {float(feed.arrays["x"][0, 0]) for feed in ranging}
-        second = {float(feed.arrays["x"][0, 0]) for feed in compared}
-        assert len(first) == min(-(-count // 2), 32)
-        assert count == 1 or not first & second
 
 
 NET = """(float[N,4,6] x) => (float[N,5,6] y) <float[8,4,3] w, float[8] b, float[5,8,3] v>

@@ -120,8 +120,7 @@ def test_a_fixed_batch_with_a_number_of_samples_that_it_does_not_divide():
     proto = model("(float[4,3] x) => (float[4,?] y) <float[3,5] w, float[5] b> { y = Gemm(x, w, b) }")
     values = np.random.default_rng(0).standard_normal((10, 3)).astype(np.float32)
     result = onnxq.quantize(proto, values)
-    assert result.report.samples == 3  # runs
-    assert result.report.compared_samples == 10
+    assert (result.report.samples.fitting, result.report.samples.reporting) == (10, 10)
     dynamic = model("(float[N,3] x) => (float[N,?] y) <float[3,5] w, float[5] b> { y = Gemm(x, w, b) }")
     grids = [[t.scale for t in r.report.tensors] for r in (result, onnxq.quantize(dynamic, values))]
     assert grids[0] == grids[1]
@@ -142,7 +141,7 @@ def test_several_inputs_one_of_them_integer():
 def test_inputs_of_different_sizes(net):
     rng = np.random.default_rng(0)
     feeds = [{"x": rng.standard_normal((1, 3, h, w)).astype(np.float32)} for h, w in ((5, 7), (9, 4), (6, 6))]
-    assert onnxq.quantize(net, feeds).report.samples == 3
+    assert onnxq.quantize(net, feeds).report.samples.fitting == 3
 
 
 def test_input_specs_tell_names_types_and_shapes():
@@ -202,7 +201,7 @@ def test_every_option_changes_what_it_says(net, data):
     assert scales(onnxq.quantize(net, data, per_channel=False)) == 1
     assert scales(onnxq.quantize(net, data, exclude=["Conv"])) == 0
     assert scales(onnxq.quantize(net, data, include=["Gemm"])) == 0
-    assert onnxq.quantize(net, data, samples=4).report.samples == 4
+    assert onnxq.quantize(net, data, samples=4).report.samples.fitting == 4
     keyed = onnxq.quantize(net, {"pixels": data}, input_keys={"x": "pixels"})
     assert keyed.report.options["input_keys"] == {"x": "pixels"}
     images = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), np.uint8)
@@ -326,7 +325,7 @@ def test_the_report_is_strict_json(report):
     assert status["CorrectBias"] == ("Bias correction", "kept")
     assert status["LowerToQdq"] == ("Lower to QDQ", "done")
     assert found["steps"][6]["skips"] == [["Gemm_y", "excluded by 'Gemm'"]]
-    assert (found["integer_nodes"], found["samples"], found["compared_samples"]) == (2, 10, 10)
+    assert (found["integer_nodes"], found["samples"]["fitting"], found["samples"]["reporting"]) == (2, 10, 10)
     kinds = {t["tensor"]: (t["kind"], t["grid"], len(t["scale"]), t["axis"]) for t in found["tensors"]}
     assert kinds["x"] == ("activation", "uint8", 1, None)
     assert next(kinds[name] for name in kinds if name.startswith("w")) == ("constant", "int8 narrow", 4, 0)

@@ -184,7 +184,7 @@ def test_a_tied_grid_is_not_that_of_the_logits_alone(tmp_path):
 
 def test_without_data_random_inputs_are_compared_and_the_report_says_so(net, data, whole):
     report = onnxq.quantize(net, statistics=[whole]).report
-    assert report.samples == 10
+    assert report.samples.fitting == 10
     assert report.options["calibration"] == "random inputs"
     assert any("compared on random inputs" in warning for warning in report.warnings)
     assert not onnxq.quantize(net, data[:2], statistics=[whole]).report.warnings

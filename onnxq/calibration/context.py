@@ -20,6 +20,7 @@ class Context:
     """What passes may use beside the model.
 
     feeds: calibration feeds, iterable again and again; each pass over it reads the data anew.
+    choosing: feeds to decide on, where these are others; each pass over them reads the data anew.
     statistics: of activations, where they were collected before.
     services: how work is run.
     ranged: called with (tensor, statistics, the parameters chosen for them), where a report shows them.
@@ -30,6 +31,7 @@ class Context:
 
     target: Target = ORT
     feeds: Iterable[Feed] = ()
+    choosing: Iterable[Feed] = ()
     statistics: Statistics | None = None
     services: Services = field(default_factory=Services)
     ranged: Callable[[str, Samples, QuantParams], None] | None = None

@@ -8,8 +8,8 @@
 Nothing is kept between two passes: memory holds one record at a time, however much data there is.
 """
 
-from .calibration import CalibrationData, Feed, Source
+from .calibration import CalibrationData, Feed, Source, spread
 from .images import Preprocess
 from .inputs import InputSpec
 
-__all__ = ["CalibrationData", "Feed", "InputSpec", "Preprocess", "Source"]
+__all__ = ["CalibrationData", "Feed", "InputSpec", "Preprocess", "Source", "spread"]

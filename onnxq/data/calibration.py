@@ -6,6 +6,8 @@ Stored batches are always split into samples: ONNX Runtime's matrix products dif
 sizes, and a quantized model must not depend on how its calibration data happened to be cut into files.
 """
 
+from __future__ import annotations
+
 import difflib
 import hashlib
 import os
@@ -133,9 +135,19 @@ class CalibrationData:
         """How many feeds an iteration gives; counted once, from file headers where these say it."""
         return len(self._chosen)
 
+    def part(self, places: Iterable[int]) -> CalibrationData:
+        """Some of its feeds alone, given by their places in an iteration."""
+        chosen, some = self._chosen, copy(self)
+        some.__dict__["_chosen"] = [chosen[place] for place in sorted(set(places))]
+        return some
+
+    def few(self, count: int) -> CalibrationData:
+        """At most `count` of its feeds, one from each of that many equal stretches."""
+        return self.part(spread(len(self), min(count, len(self)), self.seed))
+
     def take(self, count: int) -> list[Feed]:
-        """`count` feeds drawn from the same source as `samples` are, or all where there are fewer."""
-        return self.draw(count * (self._batch or 1))
+        """The feeds of `few`, read."""
+        return list(self.few(count))
 
     def draw(self, samples: int) -> list[Feed]:
         """The feeds of so many samples, drawn likewise: the same ones as those of `CalibrationData(samples=...)`."""
@@ -191,10 +203,7 @@ class CalibrationData:
         wanted = total if self.samples is None else -(-self.samples // size)
         if wanted >= total:
             return range(total)
-        edges = [i * total // wanted for i in range(wanted + 1)]
-        if self.seed is None:
-            return edges[:-1]
-        return [int(n) for n in np.random.default_rng(self.seed).integers(edges[:-1], edges[1:])]
+        return spread(total, wanted, self.seed)
 
     def _samples(self) -> Iterator[Feed]:
         """The chosen samples, each a feed of one row (or, where `rows` is None, a whole record)."""
@@ -300,6 +309,15 @@ def _texts(part: Array, spec: InputSpec, origin: str) -> Array:
             raise DataError(f"{origin}: input {shown(spec.name)} has a {kind} at {place}; expected text")
         array[place] = str(value)
     return array
+
+
+def spread(total: int, wanted: int, seed: int | None = None) -> list[int]:
+    """`wanted` of the numbers below `total`, ascending, one from each of that many equal stretches: data is often
+    sorted by class. seed: of the draw from each stretch; None: always the first."""
+    edges = [i * total // wanted for i in range(wanted + 1)]
+    if seed is None:
+        return edges[:-1]
+    return [int(n) for n in np.random.default_rng(seed).integers(edges[:-1], edges[1:])]
 
 
 def _origin(record: Record, row: int, count: int) -> str:

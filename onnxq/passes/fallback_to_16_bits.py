@@ -58,7 +58,7 @@ class FallbackTo16Bits:
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:
-        feeds = list(islice(context.feeds, self.samples))
+        feeds = list(islice(context.choosing, self.samples)) or list(islice(context.feeds, self.samples))
         candidates = _candidates(model)
         if not feeds or not candidates:
             missing = "activations of less than 16 bits" if feeds else "calibration data"

@@ -19,12 +19,13 @@ from ..graph import large
 from ..graph.model import Model, Quantizer
 from ..graph.precision import WIDENED_FROM
 from ..options import Options
-from ..report import FloatNode, ModelFacts, QuantizedTensor, Report
-from ..thresholds import FEW_SAMPLES, QUALITY_SAMPLES
+from ..report import FloatNode, ModelFacts, QuantizedTensor, Report, SampleSets
+from ..thresholds import FEW_SAMPLES
 from .collect_report import ReportCollector
 from .keep_if_better import UNKNOWN, WORSE
 from .node_states import NodeState, State, node_states
 from .pipeline import Quantized
+from .samples import samples_in
 from .task import Task
 from .verify import verify
 
@@ -55,11 +56,10 @@ def build_report(
     """Verify the quantized model, written to a file, and say everything about it. Raises VerificationError.
 
     output: where the result is to be found, the quantized model, or `result` instead of it.
-    evaluation_samples: how many the outputs are compared on; None: `QUALITY_SAMPLES` runs.
+    evaluation_samples: how many of all samples the outputs are compared on; None: those that were held out for it.
     collector: what a detailed report shows.
     """
-    feeds = task.feeds
-    compared = feeds.take(QUALITY_SAMPLES) if evaluation_samples is None else feeds.draw(evaluation_samples)
+    compared = list(task.samples.reporting) if evaluation_samples is None else task.feeds.draw(evaluation_samples)
     target, planned = task.context.target, quantized.planned
     requirements = check_target(task, quantized)
     verdict = verify(
@@ -77,7 +77,7 @@ def build_report(
         },
         source=_facts(task.proto, task.origin),
         result=_facts(result or quantized.proto, None if output is None else str(output)),
-        samples=_sample_count(task),
+        samples=_sample_sets(task, samples_in(compared), evaluation_samples is not None),
         steps=quantized.steps,
         integer_nodes=_count(states, "integers"),
         simulated_nodes=_count(states, "simulated"),
@@ -85,7 +85,6 @@ def build_report(
         float_nodes=float_nodes(states),
         tensors=tuple(_record(planned, q) for q in planned.quantizers.values()),
         quality=verdict.quality,
-        compared_samples=sum(f.rows or 1 for f in compared),
         runtime_operators=dict(verdict.operators),
         requirements=requirements,
         warnings=_warnings(task, quantized) + verdict.warnings,
@@ -97,11 +96,34 @@ def build_report(
     return replace(report, layers=layers, distributions=collector.distributions(planned))
 
 
-def _sample_count(task: Task) -> int:
-    """Of calibration data that something was learnt from."""
-    if task.statistics is not None:
-        return len(task.statistics.samples)
-    return 0 if task.has_random_inputs else len(task.feeds)
+def _sample_sets(task: Task, compared: int, drawn_from_all: bool) -> SampleSets:
+    """How many samples were for what. compared: those that the quality was measured on, of all samples or held out."""
+    sets, statistics = task.samples, task.statistics
+    fitting = 0 if task.has_no_data else samples_in(sets.fitting)
+    if statistics is not None:
+        fitting = len(statistics.samples)
+    choosing = 0 if task.has_no_data else samples_in(sets.choosing)
+    plural = "s" * (compared != 1)
+    unseen = False
+    if task.has_random_inputs:
+        origin = f"on {compared} random input{plural}"
+    elif task.options.data_free:
+        origin, unseen = f"on {compared} sample{plural}, from which nothing was learnt", True
+    elif statistics is not None:
+        origin = f"on {compared} sample{plural} that the statistics were collected on"
+    elif drawn_from_all:
+        origin = f"on {compared} sample{plural}, among them those it was calibrated with"
+    elif sets.is_divided:
+        origin, unseen = f"on {compared} sample{plural} held out", True
+    elif compared == fitting:
+        origin = (
+            f"on the {compared} samples it was calibrated with"
+            if fitting > 1
+            else "on the sample it was calibrated with"
+        )
+    else:
+        origin = f"on {compared} of the {fitting} samples it was calibrated with"
+    return SampleSets(fitting, choosing, compared, origin, unseen)
 
 
 def check_target(task: Task, quantized: Quantized) -> tuple[str, ...]:
@@ -170,8 +192,8 @@ def _few_samples(task: Task) -> str:
     if not learnt or len(task.feeds) >= FEW_SAMPLES:
         return ""
     return (
-        f"{len(task.feeds)} calibration samples are few: ranges may not hold for other data, and SQNR is measured on"
-        " these same samples; some hundreds are usual"
+        f"{len(task.feeds)} calibration samples are few: ranges may not hold for other data, and none are held out to"
+        " report on; some hundreds are usual"
     )
 
 

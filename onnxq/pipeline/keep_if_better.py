@@ -1,6 +1,6 @@
 """A step is kept where the quantized model is no worse with it.
 
-    dB(model) = SQNR of all float outputs, the original's against the quantized model's, on the evaluation samples;
+    dB(model) = SQNR of all float outputs, the original's against the quantized model's, on the choosing samples;
                 of outputs behind a selection, that of the tensors in front of it (`graph.comparable`)
 
 A step is tried on a copy, which is then quantized to the end: what counts is the result, not how the weights look. It
@@ -12,21 +12,21 @@ step is kept where it leaves the function as it is in exact arithmetic, and only
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from onnx import ModelProto
 
 from ..calibration.context import Context
-from ..data import CalibrationData, Feed
+from ..data import Feed
 from ..execution.compare_outputs import output_sqnr, run_models
 from ..execution.observe import observed
 from ..graph.comparable import Comparable, comparables
 from ..graph.model import Model
 from ..passes.base import Outcome, Pass
 from ..report import Step
-from ..thresholds import TOLERANCE_DB, TRIAL_SAMPLES
+from ..thresholds import TOLERANCE_DB
 from .run_passes import Steps, step_record
 
 WORSE = "it makes the result worse"
@@ -34,18 +34,12 @@ UNKNOWN = "whether it makes the result better is unknown"
 """Why a step is dropped."""
 
 
-def split(feeds: CalibrationData) -> tuple[list[Feed], list[Feed]]:
-    """Feeds to set ranges on, and feeds to compare on: no sample is among both, unless there is but one feed."""
-    drawn = feeds.take(2 * TRIAL_SAMPLES)
-    return (drawn[::2], drawn[1::2]) if len(drawn) > 1 else (drawn, drawn)
-
-
 @dataclass(frozen=True)
 class QualityMeasure:
     """original: the float model. feeds: samples to compare on."""
 
     original: ModelProto
-    feeds: Sequence[Feed]
+    feeds: Iterable[Feed]
     threads: int = 1
 
     def db(self, quantized: ModelProto) -> float | None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ..report import Report, Step
-from ..report.text import node_counts, status
+from ..report.text import node_counts, sample_counts, status
 
 logger = logging.getLogger("onnxq")
 
@@ -24,13 +24,13 @@ def log_steps(steps: Iterable[Step]) -> None:
 def log_result(report: Report) -> None:
     """Records for where nodes compute, and for each output's quality; a warning for each of the report's."""
     reasons = Counter(f"{node.op}: {node.reason}" for node in report.float_nodes)
-    facts = (node_counts(report), f"{len(report.tensors)} tensors quantized", f"{report.samples} calibration samples")
+    facts = (node_counts(report), f"{len(report.tensors)} tensors quantized", sample_counts(report.samples))
     logger.info("%s", ", ".join(facts))
     for reason, count in reasons.most_common():
         logger.info("in float: %d %s", count, reason)
     for output in report.quality:
         if not output.is_unknown:
             db = "identical" if output.sqnr_db is None else f"SQNR {output.sqnr_db:.1f} dB"
-            logger.info("output %s: %s against float", output.label, db)
+            logger.info("output %s: %s against float, %s", output.label, db, report.samples.origin)
     for warning in report.warnings:
         logger.warning("%s", warning)

@@ -18,7 +18,7 @@ w4a4 8.0 and 6.9 dB, w8a8 29.0 and 28.6 dB, w4a8 25.2 and 25.4 dB. The coarser t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -61,7 +61,7 @@ from ..passes.smoothquant import SmoothQuant
 from ..targets import find_target
 from ..thresholds import CLEAR_DB, NOISE_FLOOR_DB
 from .collect_report import ReportCollector
-from .keep_if_better import QualityMeasure, keep_if_better, split
+from .keep_if_better import QualityMeasure, keep_if_better
 from .log import log_steps
 from .node_states import node_states
 from .run_passes import Steps, not_run, run_passes
@@ -191,7 +191,7 @@ def _quick_correction(model: Model, task: Task) -> Pass:
 
 def _quantized_quickly(model: Model, task: Task, correction: Pass) -> ModelProto:
     """A float model quantized with a few samples and a quick correction: good enough to compare steps."""
-    few = _silent(task.context, split(task.feeds)[0])
+    few = _silent(task.context, task.samples.trial)
     model, _ = run_passes(ranging(task.options), model, few)
     model = at_sufficient_opset(model, task.options)
     if task.options.weight is not None:
@@ -326,7 +326,7 @@ def _optimised_where_needed(model: Model, task: Task, passes: tuple[Pass, ...]) 
     if weight.block is not None or weight.grid.bits > 8:
         return passes, ()
     copy = model.clone()
-    CorrectBias().apply(copy, _silent(task.context, split(task.feeds)[0]))
+    CorrectBias().apply(copy, _silent(task.context, task.samples.trial))
     db = _quality(task).db(_lowered(copy, task))
     if db is None or db >= CLEAR_DB:
         return passes, ()
@@ -372,10 +372,10 @@ def _lowered(model: Model, task: Task) -> ModelProto:
 
 
 def _quality(task: Task) -> QualityMeasure:
-    """Measures on the evaluation samples, which no range is set on while steps are compared."""
-    return QualityMeasure(task.proto, split(task.feeds)[1], task.context.services.threads)
+    """Measures on the choosing samples, which no range is set on while steps are compared."""
+    return QualityMeasure(task.proto, task.samples.choosing, task.context.services.threads)
 
 
-def _silent(context: Context, feeds: Sequence[Feed]) -> Context:
+def _silent(context: Context, feeds: Iterable[Feed]) -> Context:
     """The context for a trial on some feeds, which shows no progress of its own."""
     return replace(context, feeds=feeds, services=replace(context.services, progress=no_progress))

@@ -16,6 +16,7 @@ from ..execution.services import Here, Services, Workers, no_progress
 from ..execution.session import default_threads
 from ..options import Options
 from ..targets import find_target
+from .samples import Division, divide, undivided
 
 RANDOM_INPUTS = "random inputs"
 """The source of the feeds where there is no calibration data."""
@@ -46,9 +47,15 @@ class Task:
     progress: Progress | None = None
 
     @cached_property
+    def samples(self) -> Division:
+        """Which of the feeds are for what."""
+        return undivided(self.feeds) if self.has_no_data else divide(self.feeds)
+
+    @cached_property
     def context(self) -> Context:
         """What passes may use; the feeds among it serve comparisons even where nothing may be learnt from them."""
-        return make_context(self.options, self.feeds, self.progress, self.statistics, self.workers)
+        made = make_context(self.options, self.samples.fitting, self.progress, self.statistics, self.workers)
+        return replace(made, choosing=self.samples.choosing)
 
     @property
     def has_random_inputs(self) -> bool:

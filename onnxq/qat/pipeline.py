@@ -295,7 +295,9 @@ def _completed(report: Report, training: Training, recipe: Recipe, written: Writ
     warnings = report.warnings
     if best.step == 0:
         warnings += (f"training made nothing better ({start} on held-out samples): this is the start",)
+    origin = f"on {report.samples.reporting} samples of the training data"
+    samples = replace(report.samples, origin=origin, are_unseen=False)
     return replace(
-        report, steps=steps, measures=measures, warnings=warnings,
+        report, samples=samples, steps=steps, measures=measures, warnings=warnings,
         options={**report.options, "training": vars(recipe)},
     )  # fmt: skip

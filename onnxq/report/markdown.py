@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from .markup import count, decibels, name, number, percent
 from .records import ReportData, Step
-from .text import node_counts, size, was_compared
+from .text import node_counts, sample_counts, size, was_compared
 
 ROWS = 50
 """Of a table; the JSON report has all."""
@@ -29,12 +29,13 @@ def _summary(report: ReportData) -> str:
         where = f"output {_code(q.output)}"
         if q.compared_at is not None:
             where = f"{_code(q.compared_at)} (in front of {_text(str(q.in_front_of))})"
-        facts.append(f"{where}: {'unknown' if q.is_unknown else f'SQNR {_db(q.sqnr_db)} against float{same}'}")
+        worth = f"SQNR {_db(q.sqnr_db)} against float{same}, {report.samples.origin}"
+        facts.append(f"{where}: {'unknown' if q.is_unknown else worth}")
     ratio = report.source.bytes / max(report.result.bytes, 1)
     facts += [
         f"size {size(report.source.bytes)} → {size(report.result.bytes)}, {ratio:.2f} times smaller",
         f"{node_counts(report)}; {len(report.tensors)} tensors quantized",
-        f"{report.samples} calibration samples, {report.compared_samples} compared; {report.seconds:.1f} s;"
+        f"{sample_counts(report.samples)}; {report.seconds:.1f} s;"
         f" onnxq {report.onnxq}, ONNX Runtime {report.onnxruntime}",
         f"preset {_text(str(report.options.get('preset')))}, target {_text(str(report.options.get('target')))}"
         f"{f', whose {len(report.requirements)} requirements it keeps to' * bool(report.requirements)}",

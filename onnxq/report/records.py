@@ -146,6 +146,22 @@ class OutputQuality:
 
 
 @dataclass(frozen=True)
+class SampleSets:
+    """How many samples were for what. fitting: ranges, roundings and biases.  choosing: which steps are kept.
+    reporting: what the quality was measured on.
+
+    origin: which samples the last ones are, as the end of a sentence: `on 25 samples held out`.
+    are_unseen: whether nothing was fitted to them or chosen by them: then the quality is to be expected of other data.
+    """
+
+    fitting: int
+    choosing: int
+    reporting: int
+    origin: str
+    are_unseen: bool
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """A model file: `path` None where it never was one; sizes in bytes."""
 
@@ -295,7 +311,7 @@ class ReportData:
     options: dict[str, Any]
     source: ModelFacts
     result: ModelFacts
-    samples: int
+    samples: SampleSets
     steps: tuple[Step, ...]
     integer_nodes: int
     simulated_nodes: int
@@ -303,7 +319,6 @@ class ReportData:
     float_nodes: tuple[FloatNode, ...]
     tensors: tuple[QuantizedTensor, ...]
     quality: tuple[OutputQuality, ...]
-    compared_samples: int
     runtime_operators: dict[str, int]
     warnings: tuple[str, ...]
     seconds: float

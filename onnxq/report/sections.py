@@ -23,7 +23,7 @@ from .markup import (
 )
 from .records import LogEntry, ParetoFront, ReportData, SensitivityRanking, Step
 from .svg import dumbbell, pareto
-from .text import because, size, was_compared
+from .text import because, sample_counts, size, was_compared
 
 SHOWN = 1000
 """Rows of the longest tables: beyond, the JSON report has them all."""
@@ -75,9 +75,9 @@ def _summary(report: ReportData) -> Section:
         for m in report.measures
     ]
     for output in report.quality[:4]:
-        where = "of the output, against float"
+        where = f"of the output, against float, {report.samples.origin}"
         if len(report.quality) > 1 or output.compared_at is not None:
-            where = f"{'output ' * (output.compared_at is None)}{name(output.label)}"
+            where = f"{'output ' * (output.compared_at is None)}{name(output.label)}, {report.samples.origin}"
         worth = "identical" if output.sqnr_db is None else f"{decibels(output.sqnr_db)} dB"
         if output.is_unknown:
             worth, where = "unknown", f"nothing of output {name(output.output)} could be compared"
@@ -87,7 +87,7 @@ def _summary(report: ReportData) -> Section:
                 _card(
                     "Same top-1 class",
                     f"{100 * output.top1_agreement:.1f} %",
-                    f"as float, on {report.compared_samples} samples",
+                    f"as float, {report.samples.origin}",
                     output.top1_agreement,
                 )
             )
@@ -108,14 +108,14 @@ def _summary(report: ReportData) -> Section:
         ),
         _card(
             "Calibration",
-            f"{report.samples} samples" if report.samples else "no data",
-            f"{len(report.tensors)} tensors quantized, {report.seconds:.1f} s",
+            f"{report.samples.fitting} samples" if report.samples.fitting else "no data",
+            f"{sample_counts(report.samples)}; {len(report.tensors)} tensors quantized, {report.seconds:.1f} s",
         ),
     ]
     warnings = [tag("p", warning, class_="warning") for warning in report.warnings]
     lead = (
         f"The quantized model is valid ONNX and runs in ONNX Runtime {report.onnxruntime}; it was compared with the"
-        f" float model on {report.compared_samples} samples."
+        f" float model {report.samples.origin}."
     )
     return Section("summary", "Summary", lead, join(*warnings, tag("div", *cards, class_="cards")))
 

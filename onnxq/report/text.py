@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 
-from .records import FloatNode, OutputQuality, ReportData, RoundedLayer, Step
+from .records import FloatNode, OutputQuality, ReportData, RoundedLayer, SampleSets, Step
 
 
 def to_text(report: ReportData, verbose: bool = False) -> str:
     """The summary, a few lines; with `verbose` each step and each node left in float."""
     lines = [
-        f"{node_counts(report)}; {len(report.tensors)} tensors quantized; {report.samples} calibration samples,"
-        f" {report.compared_samples} compared; {report.seconds:.1f} s",
+        f"{node_counts(report)}; {len(report.tensors)} tensors quantized; {sample_counts(report.samples)};"
+        f" {report.seconds:.1f} s",
         f"size {size(report.source.bytes)} -> {size(report.result.bytes)}"
         f" ({report.source.bytes / max(report.result.bytes, 1):.2f} times smaller), opset {report.result.opset}",
     ]
-    lines += [f"{'output ' * (q.compared_at is None)}{_quality(q)}" for q in report.quality]
+    lines += [f"{'output ' * (q.compared_at is None)}{_quality(q, report.samples.origin)}" for q in report.quality]
     lines += _left_in_float(report, verbose)
     if verbose:
         lines += [line for step in report.steps for line in _step_lines(step)]
@@ -23,6 +23,15 @@ def to_text(report: ReportData, verbose: bool = False) -> str:
         lines.append(f"ONNX Runtime runs: {operators}")
     lines += [f"warning: {warning}" for warning in report.warnings]
     return "\n".join(lines)
+
+
+def sample_counts(samples: SampleSets) -> str:
+    """How many samples were for what."""
+    if not samples.fitting:
+        return f"no calibration data, {samples.reporting} samples to compare"
+    if not samples.are_unseen:
+        return f"{samples.fitting} calibration samples, none of them held out"
+    return f"samples: {samples.fitting} to calibrate, {samples.choosing} to choose, {samples.reporting} to report"
 
 
 def node_counts(report: ReportData) -> str:
@@ -49,13 +58,13 @@ def because(node: FloatNode) -> str:
     return node.reason if node.cause is None else f"{node.reason} (because of {node.cause!r})"
 
 
-def _quality(quality: OutputQuality) -> str:
+def _quality(quality: OutputQuality, origin: str) -> str:
     if quality.is_unknown:
         return f"{printable(quality.output)}: quality unknown, nothing of it could be compared"
     text = f"{printable(quality.label)}: SQNR {db(quality.sqnr_db)} against float"
     if quality.top1_agreement is not None:
         text += f", same top-1 on {100 * quality.top1_agreement:.1f} % of samples"
-    return f"{text} (ONNX Runtime optimised against not: {db(quality.runtime_sqnr_db)})"
+    return f"{text}, {origin} (ONNX Runtime optimised against not: {db(quality.runtime_sqnr_db)})"
 
 
 def db(value: float | None) -> str:
