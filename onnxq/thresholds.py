@@ -82,6 +82,29 @@ A16_SAMPLES = 16
 """Samples on which the activations that need 16 bits are searched. Chosen: each activation takes one run over
 them."""
 
+DATA_FIT_SAMPLES = 16
+"""Calibration samples that are compared with what BatchNorm remembers. Measured: preprocessing.md."""
+
+MISFIT = 0.1
+"""Divergence of the first layers' outputs from what BatchNorm remembers, above which it is tried whether another usual
+scaling of the pixels has at most half of it. Measured: preprocessing.md."""
+
+LOST = 0.5
+"""Divergence above which calibration data are not what the network was trained on even where no other scaling fits
+better. Chosen: ten times what other photographs than those of training gave in preprocessing.md."""
+
+SWAPPED_SHIFT = 1.2
+"""How many times larger the shift of means must be than with red and blue swapped, for a warning that they are.
+Measured: preprocessing.md: right order gives at most 0.8, the wrong one at least 1.3."""
+
+FLAT = 0.01
+"""Standard deviation of an input, as a share of its mean, below which it hardly varies. Chosen: the likeliest mistake,
+pixels from 0 to 1 less 127.5 and divided by that, has 0.002."""
+
+ENLARGED = 2.0
+"""How many times a calibration image may be enlarged to the model's size without a warning. Chosen: an image enlarged
+twice still has some detail."""
+
 FEW_SAMPLES = 8
 """Calibration samples below which the report warns: the result says little about other data. Chosen: the warning must
 not be a habit. Option: samples."""

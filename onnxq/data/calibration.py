@@ -156,6 +156,23 @@ class CalibrationData:
         fewer.__dict__.pop("_chosen", None)
         return list(fewer)
 
+    @property
+    def holds_images(self) -> bool:
+        """Whether inputs are made from pixels, so that `preprocess` says what they look like."""
+        first = self.inputs[0]
+        for record in self._records:
+            if record.is_image:
+                return True
+            array = record.read(headers_only=True)[first.name]
+            return array.dtype == np.uint8 and self.preprocess.accepts_pixels(first)
+        return False
+
+    def pixels(self, count: int) -> Iterator[Array]:
+        """Images as they are stored, uint8 H x W x C: one of each of the first `count` records that hold some."""
+        for record in islice(self._records, count) if self.holds_images else ():
+            array = record.read()[self.inputs[0].name]
+            yield self.preprocess.batch(array, self.inputs[0], record.origin)[0]
+
     def origins(self) -> list[str]:
         """`Feed.origin` of every sample that the source holds, used or not, in order."""
         pairs = zip(self._records, self._counts, strict=True)
