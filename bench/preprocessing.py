@@ -1,4 +1,4 @@
-"""Does the check of calibration data tell right preprocessing from wrong? Networks with BatchNorm of ../shared/realmodels.
+"""Is right preprocessing told from wrong? On the networks with BatchNorm of ../shared/realmodels.
 
     python bench/preprocessing.py [NETWORK ...] [--markdown bench/results/preprocessing.md]
 

@@ -226,13 +226,25 @@ def calibrate(
 
 
 def inspect(
-    model: str | os.PathLike[str] | ModelProto, *, options: Options | None = None, **settings: Any
+    model: str | os.PathLike[str] | ModelProto,
+    calibration: Any = None,
+    *,
+    options: Options | None = None,
+    preprocess: Preprocess | None = None,
+    input_keys: Mapping[str, str] | None = None,
+    **settings: Any,
 ) -> inspection.Inspection:
     """What a float model is made of, what of it `quantize` would quantize with these options, and what not and why.
 
-    Arguments are those of `quantize`. Raises a subclass of OnnxqError.
+    Arguments are those of `quantize`. calibration: data to look at, too: do they look like those of training? Raises a
+    subclass of OnnxqError.
     """
-    return inspection.inspect(*open_model(model), with_settings(options, settings))
+    options = with_settings(options, settings)
+    proto, origin = open_model(model)
+    data = None
+    if calibration is not None:
+        data = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto)
+    return inspection.inspect(proto, origin, options, data)
 
 
 def check_model(model: str | os.PathLike[str] | ModelProto, target: str | Target) -> CheckResult:

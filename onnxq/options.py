@@ -198,6 +198,7 @@ class Options:
         None, "Use N calibration samples, spread over all.", DATA, least=1, metavar="N", shown="all"
     )
     seed: int = option(0, "Chooses which samples `samples` takes.", DATA)
+    strict: bool = option(False, "Refuse calibration data that look wrong, instead of a warning in the report.", DATA)
     batch_size: int = option(
         0, "Samples held in memory and run at once; never changes the result. 0: two a thread.", RUNNING, least=0
     )

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from click.testing import CliRunner
 from graphs import model
 from PIL import Image
 
+from onnxq import quantize
 from onnxq.calibration.check_data import DataCheck, check_data
 from onnxq.calibration.context import Context
 from onnxq.calibration.preprocessing import CONVENTIONS
+from onnxq.cli import main
 from onnxq.data import CalibrationData, Preprocess
+from onnxq.errors import DataError
 from onnxq.options import Options
 from onnxq.pipeline.open_inputs import input_specs
 from onnxq.pipeline.pipeline import prepare
@@ -154,6 +159,13 @@ def test_a_constant_mask_beside_other_inputs_is_normal() -> None:
     assert checked(proto, samples).findings == ()
 
 
+def test_holds_images(tmp_path: Path) -> None:
+    proto = trained_on(pixels(seed=1), {})
+    Image.fromarray(pixels(1)[0]).save(tmp_path / "0.png")
+    for source, expected in ((tmp_path, True), (pixels(2), True), (inputs_of(pixels(2), {}), False)):
+        assert CalibrationData(source, input_specs(proto)).holds_images is expected
+
+
 def test_small_and_gray_images(tmp_path: Path) -> None:
     proto = model("(float[N,3,16,16] x) => (float[N,4,14,14] y) <float[4,3,3,3] w> { y = Conv(x, w) }")
     rng = np.random.default_rng(0)
@@ -165,3 +177,26 @@ def test_small_and_gray_images(tmp_path: Path) -> None:
     Image.fromarray(pixels(1)[0]).save(tmp_path / "0.png")
     (small,) = checked(proto, tmp_path).findings
     assert "2 of 3" in small
+
+
+def test_quantize_warns_and_strict_refuses(tmp_path: Path) -> None:
+    proto = trained_on(pixels(seed=1), SYMMETRIC)
+    report = quantize(proto, pixels(), preprocess=Preprocess(), rounding="nearest").report
+    assert [w for w in report.warnings if "-1 to 1 (misfit" in w]
+    right = quantize(proto, pixels(), preprocess=Preprocess(**SYMMETRIC), rounding="nearest", strict=True).report  # type: ignore[arg-type]
+    assert not [w for w in right.warnings if "misfit" in w]
+    output = tmp_path / "out.onnx"
+    with pytest.raises(DataError, match=r"-1 to 1 \(misfit.*`strict` refuses"):
+        quantize(proto, pixels(), preprocess=Preprocess(), output=output, strict=True)
+    assert not output.exists()
+
+
+def test_inspect_shows_a_verdict_on_data(tmp_path: Path) -> None:
+    onnx.save(trained_on(pixels(seed=1), SYMMETRIC), tmp_path / "model.onnx")
+    np.save(tmp_path / "calib.npy", pixels())
+    command = ["inspect", str(tmp_path / "model.onnx"), "--calib", str(tmp_path / "calib.npy")]
+    wrong = CliRunner().invoke(main, command)
+    assert "give --scale 1 --mean 127.5 --std 127.5" in wrong.output, wrong.output
+    right = CliRunner().invoke(main, [*command, "--scale", "1", "--mean", "127.5", "--std", "127.5", "--json"])
+    assert json.loads(right.output)["data"]["findings"] == []
+    assert json.loads(CliRunner().invoke(main, [*command[:2], "--json"]).output)["data"] is None

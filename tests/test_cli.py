@@ -225,6 +225,7 @@ def test_all_options_in_a_file(place):
         calib = {str(place / "calib.npz")!r}
         samples = 3
         seed = 5
+        strict = true
         input-key = {{ x = "pixels" }}
         target = "ort"
         preset = "w8a8"
@@ -282,7 +283,8 @@ def test_all_options_in_a_file(place):
         "checkpoint": None, "data_free": False, "synthetic": False, "input_ranges": [],
         "symmetric_activations": True, "asymmetric_weights": True,
         "power_of_two": True, "block_size": 2, "weight_range": "minmax", "activation_range": "percentile:99.9",
-        "logits_range": "mse", "overrides": [override], "samples": 3, "seed": 5, "batch_size": 2, "threads": 1,
+        "logits_range": "mse", "overrides": [override], "samples": 3, "seed": 5, "strict": True,
+        "batch_size": 2, "threads": 1,
         "max_memory": 100, "encodings_version": "1.0.0", "float_output": False, "from_encodings": None,
         "input_keys": {"x": "pixels"}, "calibration": str(place / "calib.npz"),
         "preprocess": {

@@ -159,7 +159,7 @@ CHANGED: dict[str, Any] = {
     "effort": "low", "input_ranges": (("a=b", -1.0, 2.5), ("x", 0.0, 1.0)), "weight_range": "minmax",
     "activation_range": "percentile:99.9", "logits_range": "mse", "include": ("Conv*", '"quoted" \\ \x7f'),
     "exclude": ("Add",), "tie": ("Concat", "Add"), "overrides": (Override(tensor="w", range=(-1.0, 1.0)),),
-    "encodings_version": "2.0.0", "float_output": True, "samples": 5, "seed": 3,
+    "encodings_version": "2.0.0", "float_output": True, "samples": 5, "seed": 3, "strict": True,
 }  # fmt: skip
 """Another value for each option that a file holds, but for those that contradict others."""
 

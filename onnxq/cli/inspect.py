@@ -7,16 +7,31 @@ from typing import Any
 import click
 
 from ..api import inspect
-from .options import Command, config_option, json_option, parse_options, placement_options, verbose_option
+from .options import (
+    Command,
+    as_flags,
+    calib_option,
+    config_option,
+    data_options,
+    flags_of,
+    json_option,
+    parse,
+    placement_options,
+    verbose_option,
+)
 
 
 @click.command("inspect", cls=Command)
 @click.argument("model", type=click.Path(readable=False))
+@calib_option(required=False)
+@data_options
 @placement_options
 @json_option
 @verbose_option("Print each layer and each node that would stay in float.")
 @config_option
-def inspect_command(model: str, as_json: bool, verbose: bool, **given: Any) -> None:
-    """Show what MODEL is made of, what of it could be quantized, and what not and why."""
-    facts = inspect(model, options=parse_options(given))
-    click.echo(facts.to_json().rstrip() if as_json else facts.to_text(verbose))
+def inspect_command(model: str, calib: str | None, as_json: bool, verbose: bool, **given: Any) -> None:
+    """Show what MODEL is made of, what of it could be quantized, and what not and why; with --calib also whether these
+    data look like those that it was trained on."""
+    facts = inspect(model, calib, **parse(given))
+    text = as_flags(facts.to_text(verbose), flags_of(click.get_current_context().command))
+    click.echo(facts.to_json().rstrip() if as_json else text)

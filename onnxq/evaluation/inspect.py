@@ -11,8 +11,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
+from ..calibration.check_data import DataCheck, check_data
 from ..calibration.context import Context
-from ..data import InputSpec
+from ..data import CalibrationData, InputSpec
 from ..graph.model import Model
 from ..operators.linear import linear_layers
 from ..options import Options
@@ -56,6 +57,7 @@ class Inspection:
     weights_only_nodes: int
     quantized_tensors: int
     float_nodes: tuple[FloatNode, ...]
+    data: DataCheck | None = None
 
     def to_json(self) -> str:
         """Strict JSON, keys as the fields here."""
@@ -85,14 +87,21 @@ class Inspection:
         else:
             groups = Counter((n.op, n.reason) for n in self.float_nodes)
             lines += [f"in float: {count} {op}: {reason}" for (op, reason), count in groups.most_common()]
+        if self.data is not None:
+            verdict = self.data.fit.verdict
+            lines += [f"data: {text}" for text in (verdict, *(f for f in self.data.findings if f != verdict))]
         return "\n".join(printable(line) for line in lines)
 
 
-def inspect(proto: ModelProto, origin: str, options: Options | None = None) -> Inspection:
-    """What the checked model `proto` holds, and what would be quantized. Raises ModelError or EngineError."""
+def inspect(
+    proto: ModelProto, origin: str, options: Options | None = None, data: CalibrationData | None = None
+) -> Inspection:
+    """What the checked model `proto` holds, what would be quantized, and whether calibration data, if there are some,
+    look right. Raises ModelError, DataError or EngineError."""
     options = options or Options()
     context = Context(target=find_target(options.target))
     model, _ = prepare(proto, origin, options, context)
+    data_check = None if data is None else check_data(model, data)
     model, _ = run_passes(placement(options), model, context)
     states = node_states(model)
     dtypes = Counter[str]()
@@ -115,6 +124,7 @@ def inspect(proto: ModelProto, origin: str, options: Options | None = None) -> I
         weights_only_nodes=sum(state.state == "weights only" for state in states),
         quantized_tensors=len(model.quantizers),
         float_nodes=float_nodes(states),
+        data=data_check,
     )
 
 

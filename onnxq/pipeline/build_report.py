@@ -160,6 +160,7 @@ def _count(states: Iterable[NodeState], state: State) -> int:
 def _warnings(task: Task, quantized: Quantized) -> tuple[str, ...]:
     """What a reader of the report should not miss."""
     found = [
+        *quantized.findings,
         *(warning for step in quantized.steps for warning in step.warnings),
         *_idle_requests(task, quantized),
         _few_samples(task),

@@ -27,10 +27,11 @@ from typing import Literal
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
+from ..calibration.check_data import check_data
 from ..calibration.context import Context
 from ..data import Feed
 from ..encodings import Encoding, encoding_of
-from ..errors import NothingToQuantizeError, UsageError
+from ..errors import DataError, NothingToQuantizeError, UsageError
 from ..execution.services import no_progress
 from ..graph.model import Model
 from ..graph.opset import convert_opset
@@ -74,20 +75,23 @@ class Plan:
 
     ranged: with all ranges set, weights and biases still those of the equalized float model.
     model: with weights rounded, or biases corrected.  steps: how it came about.
+    findings: what is likely wrong with the calibration data.
     """
 
     ranged: Model
     model: Model
     steps: Steps
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """planned: what was lowered.  proto: the result.  steps: all of them."""
+    """planned: what was lowered.  proto: the result.  steps: all of them.  findings: of the calibration data."""
 
     planned: Model
     proto: ModelProto
     steps: Steps
+    findings: tuple[str, ...] = ()
 
 
 def quantize(task: Task, collector: ReportCollector | None = None) -> Quantized:
@@ -95,13 +99,14 @@ def quantize(task: Task, collector: ReportCollector | None = None) -> Quantized:
     plan = make_plan(task, collector)
     proto, lowered = lower(plan.model, task.context)
     log_steps(lowered)
-    return Quantized(plan.model, proto, plan.steps + lowered)
+    return Quantized(plan.model, proto, plan.steps + lowered, plan.findings)
 
 
 def make_plan(task: Task, collector: ReportCollector | None = None) -> Plan:
     """All of figure 8 that decides something; what is left is to write it down. Raises OnnxqError."""
     model, prepared = prepare(task.proto, task.origin, task.options, task.context)
     log_steps(prepared)
+    findings = data_findings(model, task)
     if collector is not None:
         collector.start(model)
     model, equalized = equalize(model, task)
@@ -112,7 +117,7 @@ def make_plan(task: Task, collector: ReportCollector | None = None) -> Plan:
         collector.adjusted(ranged)
     model, corrected = correct(ranged, task)
     log_steps(corrected)
-    return Plan(ranged, model, prepared + equalized + ranges + corrected)
+    return Plan(ranged, model, prepared + equalized + ranges + corrected, findings)
 
 
 # --- prepare ----------------------------------------------------------------------------------------------------------
@@ -122,6 +127,16 @@ def prepare(proto: ModelProto, origin: str, options: Options, context: Context) 
     """From any exporter's model to the one form that the rest works on; the function stays."""
     model = load(proto, origin, options)
     return run_passes((Normalize(), FuseDecomposedOperators(), FoldBatchNorm()), model, context, proto)
+
+
+def data_findings(prepared: Model, task: Task) -> tuple[str, ...]:
+    """What is likely wrong with the calibration data. Raises DataError for it where `strict` says so."""
+    if task.has_random_inputs:
+        return ()
+    findings = check_data(prepared, task.feeds).findings
+    if findings and task.options.strict:
+        raise DataError(f"{task.source or 'the calibration data'}: {'; '.join(findings)}; `strict` refuses such data")
+    return findings
 
 
 def load(proto: ModelProto, origin: str, options: Options) -> Model:
