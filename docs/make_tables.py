@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from onnxq import Options, Override, Preprocess, cli
+from onnxq import Options, Override, Preprocess, ToolchainOptions, cli
 from onnxq import thresholds as thresholds_module
 from onnxq.qat.recipe import Recipe
 from onnxq.schema import Option, options_of
@@ -77,6 +77,7 @@ def thresholds_page() -> str:
 CLASSES = {
     Options: "How to quantize: `onnxq.Options`, or keywords of `onnxq.quantize` and its like",
     Preprocess: "How images become inputs: `onnxq.Preprocess`; in TOML also in a table `[preprocess]`",
+    ToolchainOptions: "How a vendor's tool-chain is run, with `--toolchain`: `onnxq.ToolchainOptions`",
     Recipe: "How to train: `onnxq.qat.Recipe`",
     Override: "Exceptions for single tensors: `onnxq.Override`; in TOML tables `[[override]]`",
 }

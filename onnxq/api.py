@@ -17,7 +17,8 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -31,7 +32,7 @@ from .data import Preprocess
 from .debugging.workflow import AccuracyTarget, debug
 from .encodings import read as read_encodings
 from .encodings import to_json as encodings_json
-from .errors import DataError, OutputError, UsageError
+from .errors import DataError, OutputError, UsageError, VerificationError
 from .evaluation import inspect as inspection
 from .evaluation.compare import compare
 from .evaluation.evaluate import evaluate
@@ -54,11 +55,16 @@ from .pipeline.pipeline import float_model_of, prepare
 from .pipeline.task import RANDOM_INPUTS, Task, make_context
 from .report import Report
 from .targets import Target, find_target
+from .toolchains import ToolchainOptions, check_toolchain, find_toolchain, random_feeds
+
+IN_MEMORY = "data in memory"
+"""The source of samples that are no file."""
 
 __all__ = [
     "AccuracyTarget",
     "Limits",
     "Result",
+    "ToolchainOptions",
     "auto_mixed",
     "calibrate",
     "check_model",
@@ -92,6 +98,7 @@ def quantize(
     progress: Callable[[str, int, int], None] | None = None,
     details: bool = False,
     evaluation_samples: int | None = None,
+    toolchain: ToolchainOptions | None = None,
     before_writing: Callable[[Result], None] | None = None,
     **settings: Any,
 ) -> Result:
@@ -113,12 +120,14 @@ def quantize(
     details: also report on every layer and activation; this costs one more pass over some samples.
     evaluation_samples: how many of the calibration samples the quality in the report is measured on; None: the first
         `thresholds.QUALITY_SAMPLES` of the draw.
+    toolchain: run the target's own tool-chain on the result before it is written, so (`onnxq.ToolchainOptions()`).
     before_writing: called with the verified result before any file appears; if it raises, none does.
 
     Returns the quantized model and the report. Raises a subclass of OnnxqError.
     """
     start = time.perf_counter()
     options = with_settings(options, settings)
+    vendors = None if toolchain is None else find_toolchain(find_target(options.target), toolchain)
     with ExitStack() as stack:
         stack.enter_context(large.storing())
         target_path = open_output(stack, model, output)
@@ -160,6 +169,12 @@ def quantize(
                     storage.write(result, target_path)
         seconds = time.perf_counter() - start
         report = build_report(task, quantized, quantized_path, output, seconds, result, evaluation_samples, collector)
+        if vendors is not None and toolchain is not None:
+            samples, source = feeds.draw(toolchain.toolchain_samples), where or IN_MEMORY
+            seen = check_toolchain(quantized_path, quantized.proto, vendors, toolchain, samples, source, proto)
+            if seen.problem:
+                raise VerificationError(f"{seen.problem}; the model was not written")
+            report = replace(report, toolchain=seen)
         log_result(report)
         verified = Result(result, report)
         if before_writing is not None:
@@ -247,11 +262,42 @@ def inspect(
     return inspection.inspect(proto, origin, options, data)
 
 
-def check_model(model: str | os.PathLike[str] | ModelProto, target: str | Target) -> CheckResult:
+def check_model(
+    model: str | os.PathLike[str] | ModelProto,
+    target: str | Target,
+    *,
+    toolchain: ToolchainOptions | None = None,
+    calibration: Any = None,
+    preprocess: Preprocess | None = None,
+    input_keys: Mapping[str, str] | None = None,
+) -> CheckResult:
     """Check a QDQ model, written by any tool, against what a target requires.
 
-    target: a key of `TARGETS`, a TOML file, or a `Target`. Raises ModelError where nothing in the model is quantized,
-    UsageError for an unknown target.
+    target: a key of `TARGETS`, a TOML file, or a `Target`.
+    toolchain: run the target's own tool-chain on the model, too, so (`onnxq.ToolchainOptions()`).
+    calibration, preprocess, input_keys: samples for it, as `quantize` takes them; random inputs by default.
+
+    Raises ModelError where nothing in the model is quantized, UsageError for an unknown target, or where its tool-chain
+    is not installed.
     """
-    proto, origin = open_model(model, quantized=True)
-    return check(proto, find_target(target) if isinstance(target, str) else target, origin)
+    target = find_target(target) if isinstance(target, str) else target
+    if toolchain is None and calibration is not None:
+        raise UsageError("`calibration` has samples for the tool-chain: give `toolchain`, too, or leave it out")
+    vendors = None if toolchain is None else find_toolchain(target, toolchain)
+    with ExitStack() as stack:
+        stack.enter_context(large.storing())
+        proto, origin = open_model(model, quantized=True)
+        result = check(proto, target, origin)
+        if vendors is None or toolchain is None:
+            return result
+        if isinstance(model, ModelProto):
+            path = stack.enter_context(scratch_folder()) / "model.onnx"
+            storage.write(proto, path)
+        else:
+            path = Path(model)
+        inputs, count = input_specs(proto), toolchain.toolchain_samples
+        source = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else IN_MEMORY
+        if calibration is None:
+            calibration, source = random_feeds(proto, inputs, count), RANDOM_INPUTS
+        samples = open_data(calibration, inputs, Options(), preprocess, input_keys).draw(count) if calibration else []
+        return replace(result, toolchain=check_toolchain(path, proto, vendors, toolchain, samples, source))

@@ -161,6 +161,10 @@ QAT_CHECK_SAMPLES = 16
 QAT_COMPARED_SAMPLES = 256
 """Held-out samples on which the trained network and the written model are compared. Chosen: as many as calibrate."""
 
+TOOLCHAIN_AGREES_DB = 6.0
+"""What a vendor's tool-chain may be off ONNX Runtime on the same file, at most, in dB. Chosen: see `NOISE_FLOOR_DB`; a
+simulator of MobileNet is at 12 dB, operators that are computed wrongly at 0 to 4."""
+
 # --- shares and ratios -------------------------------------------------------------------------------------------
 
 WEIGHT_NOISE = 0.001
@@ -195,6 +199,10 @@ SLIGHT_SPREAD = math.log(1.01)
 CONSTANT_SHARE = 0.02
 """Share of a channel's power that varies, below which the channel counts as constant: borders do vary. Chosen:
 padding touches few positions."""
+
+TOOLCHAIN_SHARE = 0.5
+"""Share of the quantized nodes that a vendor's tool-chain must run in integers, for the model to be of use there.
+Chosen: below, most of the network is not where it was quantized for."""
 
 # --- how many are looked at --------------------------------------------------------------------------------------
 

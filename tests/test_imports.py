@@ -22,7 +22,7 @@ LEVELS = [
     {"graph"},
     {"data", "encodings", "rounding", "targets"},
     {"execution", "check"},
-    {"calibration"},
+    {"calibration", "toolchains"},
     {"options"},
     {"passes"},
     {"pipeline"},
@@ -37,6 +37,10 @@ LEVELS = [
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorted(ROOT.rglob("*.py"))}
+
+
+ADAPTERS = {m for m in MODULES if m.startswith("toolchains.adapters.")}
+"""Scripts that run in processes of their own, under any interpreter that has a vendor's package."""
 
 
 def imported(module: str) -> set[str]:
@@ -97,7 +101,16 @@ def test_passes_communicate_through_the_model(module: str) -> None:
 
 def test_only_one_module_imports_onnxruntime() -> None:
     importers = {m for m in MODULES if any(top(name) == "onnxruntime" for name in imported(m))}
-    assert importers == {"execution.session"}
+    assert importers - ADAPTERS == {"execution.session"}
+
+
+@pytest.mark.parametrize("module", sorted(ADAPTERS))
+def test_adapters_run_under_an_interpreter_without_onnxq(module: str) -> None:
+    assert not ours(module)
+
+
+def test_nothing_imports_an_adapter() -> None:
+    assert not {m for m in MODULES for name in ours(m) if name in ADAPTERS} - ADAPTERS
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if top(m) == "numeric"])

@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from ..errors import ModelError
 from ..graph.model import Model
-from ..report import printable
+from ..report import ToolchainResult, printable, toolchain_lines
 from ..targets import Requirement, Target, requirements
 from . import placement, values
 from .qdq_reader import QdqGraph
@@ -49,19 +49,26 @@ CHECKS: Mapping[str, Check] = {
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What was checked of which model, and what was found."""
+    """What was checked of which model, and what was found. toolchain: what the vendor's own one said, if asked."""
 
     model: str
     target: str
     requirements: tuple[Requirement, ...]
     violations: tuple[Violation, ...]
+    toolchain: ToolchainResult | None = None
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether no rule is broken, and the tool-chain, where it was asked, has no problem with the model."""
+        return not self.violations and (self.toolchain is None or not self.toolchain.problem)
 
     def to_json(self) -> str:
         """JSON, keys as the fields here."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
-    def to_text(self) -> str:
-        """A line for each violation, and one that sums up."""
+    def to_text(self, verbose: bool = False) -> str:
+        """A line for each violation, one that sums up, and what the tool-chain said; `verbose`: each node that falls
+        back there."""
         counts = Counter(violation.requirement for violation in self.violations)
         lines = [str(violation) for violation in self.violations]
         if counts:
@@ -69,7 +76,8 @@ class CheckResult:
             lines.append(f"{self.model} breaks {len(counts)} of {len(self.requirements)} requirements: {found}")
         else:
             lines.append(f"{self.model} keeps to all {len(self.requirements)} requirements of {self.target}")
-        return "\n".join(printable(line) for line in lines)
+        said = [] if self.toolchain is None else toolchain_lines(self.toolchain, verbose)
+        return "\n".join([*(printable(line) for line in lines), *said])
 
 
 def check(

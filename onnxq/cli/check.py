@@ -2,23 +2,61 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from ..api import check_model
+from ..data import Preprocess
+from ..data.images import IMAGES
 from ..errors import VerificationError
 from ..options import TARGET
-from .options import Command, config_option, grouped, json_option
+from .options import (
+    Command,
+    as_flags,
+    calib_option,
+    config_option,
+    flags_of,
+    from_schema,
+    grouped,
+    input_key_option,
+    json_option,
+    take,
+    take_input_keys,
+    take_toolchain,
+    toolchain_options,
+    verbose_option,
+)
 
 
 @click.command("check", cls=Command)
 @click.argument("model", type=click.Path(readable=False))
 @grouped(TARGET, "--target", required=True, metavar="NAME|FILE", help="As `onnxq targets` lists them, or a TOML file.")
+@toolchain_options
+@calib_option(required=False)
+@input_key_option
+@from_schema(Preprocess, IMAGES)
 @json_option
+@verbose_option("Print each node that the tool-chain leaves to the CPU or to float.")
 @config_option
 @click.pass_context
-def check_command(ctx: click.Context, model: str, target: str, as_json: bool) -> None:
-    """Check MODEL, a QDQ model of any tool, against what a target requires; exit code 5 where it breaks a rule."""
-    result = check_model(model, target)
-    click.echo(result.to_json().rstrip() if as_json else result.to_text())
-    if result.violations:
+def check_command(
+    ctx: click.Context, /, model: str, target: str, calib: str | None, as_json: bool, verbose: bool, **given: Any
+) -> None:
+    """Check MODEL, a QDQ model of any tool, against what a target requires; exit code 5 where it breaks a rule, or
+    where the tool-chain (--toolchain) refuses it, runs nothing of it, or computes something else.
+
+    The tool-chain runs samples of --calib, or random inputs.
+    """
+    result = check_model(
+        model,
+        target,
+        toolchain=take_toolchain(given),
+        calibration=calib,
+        preprocess=Preprocess(**take(given, Preprocess)),
+        input_keys=take_input_keys(given),
+    )
+    text = result.to_json().rstrip() if as_json else result.to_text(verbose)
+    click.echo(as_flags(text, flags_of(ctx.command)))
+    if not result.is_clean:
         ctx.exit(VerificationError.exit_code)

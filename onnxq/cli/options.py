@@ -19,6 +19,7 @@ from ..options import DATA, DATA_FREE, ENCODINGS, RANGES, RUNNING, STEPS, TARGET
 from ..report import printable
 from ..schema import Option, options_of
 from ..thresholds import COUNTED_SAMPLES, EVALUATION_SAMPLES
+from ..toolchains import TOOLCHAIN, ToolchainOptions
 from .config import overrides_of, read_config
 from .progress import ERASE_LINE
 
@@ -82,7 +83,9 @@ def as_flags(text: str, flags: dict[str, str]) -> str:
 
 def flags_of(command: click.Command) -> dict[str, str]:
     """Names in Python -> flags, of all options of a command, and of those of the shared classes."""
-    shared = {each.name: f"--{each.long_name}" for cls in (Options, Preprocess) for each in options_of(cls)}
+    shared = {
+        each.name: f"--{each.long_name}" for cls in (Options, Preprocess, ToolchainOptions) for each in options_of(cls)
+    }
     own = {
         str(p.name): next((name for name in p.opts if name.startswith("--")), p.opts[0])
         for p in command.params
@@ -249,18 +252,15 @@ config_option = grouped(
     " the command line wins over it.",
 )
 
-data_options = options(
-    from_schema(Options, DATA),
-    grouped(
-        DATA,
-        "--input-key",
-        "input_keys",
-        multiple=True,
-        metavar="INPUT=KEY",
-        help="Name of an input's array in .npz files, where it differs from the input's. Repeatable.",
-    ),
-    from_schema(Preprocess, IMAGES),
+input_key_option = grouped(
+    DATA,
+    "--input-key",
+    "input_keys",
+    multiple=True,
+    metavar="INPUT=KEY",
+    help="Name of an input's array in .npz files, where it differs from the input's. Repeatable.",
 )
+data_options = options(from_schema(Options, DATA), input_key_option, from_schema(Preprocess, IMAGES))
 placement_options = from_schema(Options, TARGET)
 data_free_options = from_schema(Options, DATA_FREE)
 encodings_options = from_schema(Options, ENCODINGS)
@@ -289,6 +289,17 @@ evaluation_options = options(
         metavar="N",
         help=f"Calibration samples to measure on  [{EVALUATION_SAMPLES} for sqnr, kl; else up to {COUNTED_SAMPLES}].",
     ),
+)
+
+toolchain_options = options(
+    grouped(
+        TOOLCHAIN,
+        "--toolchain",
+        is_flag=True,
+        help="Run the target's own parser, compiler and simulator on the result, where the vendor's package is"
+        " installed: does it take the model, what of it, and what does it compute?",
+    ),
+    from_schema(ToolchainOptions, TOOLCHAIN),
 )
 
 scheduler_option = grouped(
@@ -322,14 +333,20 @@ json_option = grouped(OUTPUT, "--json", "as_json", is_flag=True, help="Print JSO
 def parse(given: dict[str, Any]) -> dict[str, Any]:
     """The arguments `options`, `preprocess` and `input_keys` of the Python API, which are taken out of parsed options;
     what is left has the names of a function's own arguments."""
+    keys = take_input_keys(given)
+    preprocess = Preprocess(**take(given, Preprocess))
+    return {"options": parse_options(given), "preprocess": preprocess, "input_keys": keys}
+
+
+def take_input_keys(given: dict[str, Any]) -> dict[str, str]:
+    """Input name -> key in .npz files, taken out of parsed options."""
     keys = {}
     for pair in given.pop("input_keys"):
         name, equals, key = pair.partition("=")
         if not (name and equals and key):
             raise UsageError(f"`input_keys` {pair!r} is not of the form INPUT=KEY")
         keys[name] = key
-    preprocess = Preprocess(**take(given, Preprocess))
-    return {"options": parse_options(given), "preprocess": preprocess, "input_keys": keys}
+    return keys
 
 
 def parse_options(given: dict[str, Any]) -> Options:
@@ -347,6 +364,16 @@ def take(given: dict[str, Any], cls: type) -> dict[str, Any]:
             if value is not None or each.optional:
                 found[each.name] = "off" if off else value
     return found
+
+
+def take_toolchain(given: dict[str, Any]) -> ToolchainOptions | None:
+    """How the tool-chain is run, taken out of parsed options; None where it is not."""
+    wanted = given.pop("toolchain")
+    how = ToolchainOptions(**take(given, ToolchainOptions))
+    if not wanted and how != ToolchainOptions():
+        idle = next(each.name for each in options_of(ToolchainOptions) if getattr(how, each.name) != each.default)
+        raise UsageError(f"`{idle}` goes with `toolchain`: give that, too, or leave it out")
+    return how if wanted else None
 
 
 def refuse_overwriting(option: str, written: str | None, *others: str | None) -> None:

@@ -24,6 +24,8 @@ from .options import (
     quantization_options,
     quiet_option,
     refuse_overwriting,
+    take_toolchain,
+    toolchain_options,
     verbose_option,
 )
 from .progress import Progress
@@ -51,6 +53,7 @@ from .reports import echo_report, report_option, writing
 )
 @encodings_options
 @mixed_options
+@toolchain_options
 @report_option
 @quiet_option
 @verbose_option("Print each step and each node left in float.")
@@ -70,6 +73,7 @@ def quantize_command(
     if calib is None and not stats and not given["data_free"] and given["from_encodings"] is None:
         raise click.UsageError("Missing option '--calib' (or '--stats', '--data-free', '--from-encodings').")
     search, config = take_search(given, calib, stats)
+    toolchain = take_toolchain(given)
     arguments = parse(dict(given))
     source = arguments["options"].from_encodings
     refuse_overwriting("OUTPUT", output, calib, *stats)
@@ -101,6 +105,7 @@ def quantize_command(
             progress=progress,
             details=bool(reports),
             evaluation_samples=None if found is None else found.samples,
+            toolchain=toolchain,
             before_writing=finish,
         )
     if not quiet:

@@ -46,6 +46,26 @@ def is_plain(kind: onnx.TypeProto) -> bool:
     )
 
 
+def dynamic_input(proto: ModelProto) -> tuple[str, str] | None:
+    """The first input that must be fed and has no static shape, in words, and the option that gives it one; None where
+    all shapes are static."""
+    constant = {tensor.name for tensor in proto.graph.initializer}
+    for value in proto.graph.input:
+        kind = value.type.tensor_type
+        if value.name in constant or not value.type.HasField("tensor_type"):
+            continue
+        if not kind.HasField("shape"):
+            return f"input {value.name!r} has no shape", f"`freeze` {value.name}=SIZExSIZE..."
+        dims = [
+            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else d.dim_param or "?" for d in kind.shape.dim
+        ]
+        if not all(isinstance(d, int) for d in dims):
+            shape = "x".join(str(d if isinstance(d, int) else 1) for d in dims)
+            words = f"input {value.name!r} has dynamic dimensions ({', '.join(map(str, dims))})"
+            return words, f"`freeze` {value.name}={shape} makes them static"
+    return None
+
+
 def tensor_bytes(proto: ModelProto, names: Iterable[str], feed: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Size of each tensor in bytes for inputs shaped as in `feed`.
 

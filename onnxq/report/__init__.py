@@ -5,6 +5,7 @@ from .records import (
     Box,
     ChannelRanges,
     Distribution,
+    FallbackNode,
     FloatNode,
     Layer,
     LogEntry,
@@ -21,14 +22,16 @@ from .records import (
     Sensitivity,
     SensitivityRanking,
     Step,
+    ToolchainResult,
 )
 from .report import Report
-from .text import printable
+from .text import printable, toolchain_lines
 
 __all__ = [
     "Box",
     "ChannelRanges",
     "Distribution",
+    "FallbackNode",
     "FloatNode",
     "Layer",
     "LogEntry",
@@ -46,5 +49,7 @@ __all__ = [
     "Sensitivity",
     "SensitivityRanking",
     "Step",
+    "ToolchainResult",
     "printable",
+    "toolchain_lines",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from .markup import count, decibels, name, number, percent
 from .records import ReportData, Step
-from .text import node_counts, sample_counts, size, was_compared
+from .text import node_counts, sample_counts, size, toolchain_lines, was_compared
 
 ROWS = 50
 """Of a table; the JSON report has all."""
@@ -40,6 +40,8 @@ def _summary(report: ReportData) -> str:
         f"preset {_text(str(report.options.get('preset')))}, target {_text(str(report.options.get('target')))}"
         f"{f', whose {len(report.requirements)} requirements it keeps to' * bool(report.requirements)}",
     ]
+    if report.toolchain is not None:
+        facts.append("; ".join(_text(line.strip()) for line in toolchain_lines(report.toolchain)))
     facts += [f"**warning**: {_text(warning)}" for warning in report.warnings]
     return f"# Quantization of {_code(str(report.source.path or 'model'))}\n\n" + "\n".join(
         f"- {fact}" for fact in facts

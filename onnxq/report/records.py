@@ -295,6 +295,48 @@ class LogEntry:
 
 
 @dataclass(frozen=True)
+class FallbackNode:
+    """A node that a tool-chain does not run in integers on its device. where: what it runs on instead, or in."""
+
+    node: str
+    op: str
+    where: str
+
+
+@dataclass(frozen=True)
+class ToolchainResult:
+    """What the vendor's own tool-chain made of the result.
+
+    accepted: it compiles the model. message: what it said. partitions: pieces of the model that it took.
+    nodes, integer_nodes: nodes that it had to take, and those that it did; None: it does not tell.
+    samples: that it ran, of `source`; the figures are of these.
+    is_compared: whether any output could be compared. sqnr_db: its outputs against those of ONNX Runtime without
+    optimisations, in dB. top1_agreement: share of samples with the same best class. quality_db, runtime_quality_db: its
+    outputs, and ONNX Runtime's, against the float model's; None where these are not known.
+    Like all figures in dB they are None where nothing differs.
+    problem: why the model is of no use there; empty where it is.
+    """
+
+    toolchain: str
+    versions: dict[str, str]
+    accepted: bool
+    message: str
+    partitions: int | None
+    nodes: int | None
+    integer_nodes: int | None
+    fallback: tuple[FallbackNode, ...]
+    samples: int
+    source: str
+    is_compared: bool = False
+    sqnr_db: float | None = None
+    top1_agreement: float | None = None
+    quality_db: float | None = None
+    runtime_quality_db: float | None = None
+    problem: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything about a run. `options` reproduce it; `seconds` are wall time.
 
@@ -304,6 +346,7 @@ class ReportData:
 
     layers, distributions: only where details were asked for. measures, sensitivity, pareto, log: of the commands
     that find them out. requirements: of the target, each with its id; the result was checked and keeps to them.
+    toolchain: what the vendor's own one made of the result, where it was asked.
     """
 
     onnxq: str
@@ -329,3 +372,4 @@ class ReportData:
     pareto: ParetoFront | None = None
     log: tuple[LogEntry, ...] = ()
     requirements: tuple[str, ...] = ()
+    toolchain: ToolchainResult | None = None

@@ -23,7 +23,7 @@ from .markup import (
 )
 from .records import LogEntry, ParetoFront, ReportData, SensitivityRanking, Step
 from .svg import dumbbell, pareto
-from .text import because, sample_counts, size, was_compared
+from .text import because, sample_counts, size, toolchain_lines, was_compared
 
 SHOWN = 1000
 """Rows of the longest tables: beyond, the JSON report has them all."""
@@ -323,6 +323,8 @@ def _run(report: ReportData) -> Section:
         for q in report.quality
         if not q.is_unknown
     ]
+    if report.toolchain is not None:
+        facts += [("Tool-chain", name(line.strip())) for line in toolchain_lines(report.toolchain)]
     listed = tag("dl", *(join(tag("dt", key), tag("dd", value)) for key, value in facts))
     options = [[Cell(tag("code", key)), Cell(name(str(value)))] for key, value in report.options.items()]
     every = _folded("All options", table("Options", [Column("Option"), Column("Value")], options))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from .records import FloatNode, OutputQuality, ReportData, RoundedLayer, SampleSets, Step
+from .records import FloatNode, OutputQuality, ReportData, RoundedLayer, SampleSets, Step, ToolchainResult
 
 
 def to_text(report: ReportData, verbose: bool = False) -> str:
@@ -21,6 +21,8 @@ def to_text(report: ReportData, verbose: bool = False) -> str:
         lines += [line for step in report.steps for line in _step_lines(step)]
         operators = ", ".join(f"{count} {op}" for op, count in report.runtime_operators.items())
         lines.append(f"ONNX Runtime runs: {operators}")
+    if report.toolchain is not None:
+        lines += toolchain_lines(report.toolchain, verbose)
     lines += [f"warning: {warning}" for warning in report.warnings]
     return "\n".join(lines)
 
@@ -65,6 +67,39 @@ def _quality(quality: OutputQuality, origin: str) -> str:
     if quality.top1_agreement is not None:
         text += f", same top-1 on {100 * quality.top1_agreement:.1f} % of samples"
     return f"{text}, {origin} (ONNX Runtime optimised against not: {db(quality.runtime_sqnr_db)})"
+
+
+def toolchain_lines(result: ToolchainResult, verbose: bool = False) -> list[str]:
+    """What a tool-chain made of a model: what it took, what runs elsewhere, what it computes."""
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    head = f"{result.toolchain} ({versions}): {'accepted' if result.accepted else 'refused'}"
+    if result.partitions is not None:
+        head += f", {result.partitions} partition{'s' * (result.partitions != 1)}"
+    if result.integer_nodes is not None:
+        head += f", {result.integer_nodes}{'' if result.nodes is None else f' of {result.nodes}'} nodes in integers"
+    lines = [head]
+    if result.message and not result.problem:
+        lines.append(printable(f"  it says: {result.message}"))
+    groups = Counter((node.op, node.where) for node in result.fallback)
+    if verbose:
+        lines += [printable(f"  falls back to {n.where}: {n.node} ({n.op})") for n in result.fallback]
+    else:
+        lines += [printable(f"  falls back to {where}: {count} {op}") for (op, where), count in groups.most_common()]
+    if result.is_compared:
+        text = f"  SQNR {db(result.sqnr_db)} against ONNX Runtime without optimisations"
+        if result.top1_agreement is not None:
+            text += f", same top-1 on {100 * result.top1_agreement:.1f} % of samples"
+        lines.append(printable(f"{text} ({result.samples} samples of {result.source})"))
+        if result.quality_db is not None:
+            text = (
+                f"  SQNR {db(result.quality_db)} against float, where ONNX Runtime has {db(result.runtime_quality_db)}"
+            )
+            lines.append(text)
+    elif result.samples:
+        lines.append(f"  it ran {result.samples} samples; none of the outputs can be compared")
+    elif result.accepted:
+        lines.append("  it was compiled and not run")
+    return [*lines, printable(f"  problem: {result.problem}")] if result.problem else lines
 
 
 def db(value: float | None) -> str:

@@ -51,6 +51,7 @@ OPENVINO = Target(
     bias="float",
     adds_biases=True,
     keeps_activations=True,
+    toolchain="openvino",
     requirements={
         "opset": _OPSETS,
         "activation-types": _CPU,

@@ -59,6 +59,7 @@ QNN = Target(
     outputs="grid",
     added_bias="operator",
     smallest_range=1e-4,
+    toolchain="qnn",
     requirements={
         "opset": _ONNX,
         "activation-types": _PROVIDER,

@@ -17,6 +17,9 @@ from ..operators.linear import LinearLayer, linear_layer
 from ..operators.node import ONNX_DOMAINS
 from ..operators.registry import Kind, linear_form, names, operator_of, preserves_grid
 
+ToolchainName = Literal["", "tensorrt", "qnn", "openvino", "rknn", "tract", "opencv"]
+"""The vendor's own software that `onnxq.toolchains` can run; empty: none."""
+
 Condition = Callable[[gs.Node], str | None]
 
 
@@ -108,6 +111,7 @@ class Target:
     min_opset, max_opset: where its quantized operators exist.
     quantizes_float_weights: whether it does so by itself where the tensors around a float layer are quantized.
     runs_here: whether ONNX Runtime's integer kernels are what will run, so that they must agree with the model.
+    toolchain: which of `onnxq.toolchains` runs the result.
 
     requirements: what a model must fulfil, a key of `REQUIREMENTS` each, and who says so.
     activation_types, weight_types: that the tool-chain reads, as integers of that width.
@@ -137,6 +141,7 @@ class Target:
     max_opset: int | None = None
     quantizes_float_weights: bool = False
     runs_here: bool = False
+    toolchain: ToolchainName = ""
     requirements: Mapping[str, str] = field(default_factory=dict)
     activation_types: tuple[str, ...] = ("uint8", "int8", "uint16", "int16")
     weight_types: tuple[str, ...] = ("int8", "uint8", "int16", "uint16", "int4", "uint4")

@@ -45,6 +45,7 @@ TENSORRT = Target(
     outputs="float",
     bias="float",
     max_opset=24,
+    toolchain="tensorrt",
     requirements={
         "opset": f"{_OPERATORS} (TensorRT 10.15: operator sets 9 to 24; 13 brings scales per channel)",
         "activation-types": _TYPES,
