@@ -28,7 +28,7 @@ from .calibration import statistics as statistics_file
 from .calibration.collect import collect_tensors
 from .calibration.statistics import Statistics
 from .check import CheckResult, check
-from .data import Preprocess
+from .data import Feed, Preprocess
 from .debugging.workflow import AccuracyTarget, debug
 from .encodings import read as read_encodings
 from .encodings import to_json as encodings_json
@@ -299,5 +299,7 @@ def check_model(
         source = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else IN_MEMORY
         if calibration is None:
             calibration, source = random_feeds(proto, inputs, count), RANDOM_INPUTS
-        samples = open_data(calibration, inputs, Options(), preprocess, input_keys).draw(count) if calibration else []
+        samples: list[Feed] = []
+        if not (isinstance(calibration, list) and not calibration):  # integers cannot be made up
+            samples = open_data(calibration, inputs, Options(), preprocess, input_keys, proto).draw(count)
         return replace(result, toolchain=check_toolchain(path, proto, vendors, toolchain, samples, source))

@@ -148,6 +148,13 @@ def test_dynamic_dimensions_are_named_as_the_cause(fake, needed):
     assert "freeze" not in checked(written(STATIC)).problem
 
 
+def test_samples_may_be_an_array(fake):
+    fake(RUNS)
+    batch = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
+    found = onnxq.check_model(written(), "qnn", toolchain=ToolchainOptions(), calibration=batch).toolchain
+    assert (found.samples, found.source) == (3, "data in memory")
+
+
 def test_integers_as_inputs_are_compiled_only(fake):
     proto = model(
         "(int64[1,4] i) => (float[1,4,5] y) <float[9,6] t, float[6,5] w> { e = Gather(t, i) y = MatMul(e, w) }"
