@@ -20,6 +20,7 @@ from quantized import PLAIN, samples
 import onnxq
 from onnxq.cli import main
 from onnxq.errors import EngineError, UsageError, VerificationError
+from onnxq.report import toolchain_lines
 from onnxq.toolchains import Toolchain, ToolchainOptions, process, toolchain
 
 ADAPTERS = Path(toolchain.__file__).parent / "adapters"
@@ -95,7 +96,8 @@ def test_quantize_measures_against_float_too(fake):
     report = onnxq.quantize(STATIC, samples(STATIC), target="qnn", toolchain=ToolchainOptions(), **PLAIN).report
     found = report.toolchain
     assert found.quality_db == pytest.approx(found.runtime_quality_db, abs=1)
-    assert "Fake (numpy" in report.to_text()
+    assert "\n".join(toolchain_lines(found)) in report.to_text()
+    assert toolchain_lines(found)[0] == f"Fake (numpy {np.__version__}): accepted"
     assert json.loads(report.to_json())["toolchain"]["accepted"] is True
     assert "Fake" in report.to_markdown()
     assert "Fake" in report.to_html()
