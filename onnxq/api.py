@@ -134,7 +134,7 @@ def quantize(
         encodings_path = None if encodings is None else stack.enter_context(storage.replacing(encodings))
         if options.float_output and encodings_path is None:
             raise UsageError("a float output without its encodings has lost what was found out; name a file for them")
-        proto, origin = open_model(model)
+        proto, origin = open_model(model, freeze=options.freeze)
         known = read_statistics(statistics)
         given = () if options.from_encodings is None else read_encodings(options.from_encodings)
         if calibration is None:
@@ -171,7 +171,11 @@ def quantize(
         report = build_report(task, quantized, quantized_path, output, seconds, result, evaluation_samples, collector)
         if vendors is not None and toolchain is not None:
             samples, source = feeds.draw(toolchain.toolchain_samples), where or IN_MEMORY
-            seen = check_toolchain(quantized_path, quantized.proto, vendors, toolchain, samples, source, proto)
+            static = find_target(options.target).static_shapes
+            seen = check_toolchain(
+                quantized_path, quantized.proto, vendors, toolchain, samples, source, static_shapes=static,
+                reference=proto,
+            )  # fmt: skip
             if seen.problem:
                 raise VerificationError(f"{seen.problem}; the model was not written")
             report = replace(report, toolchain=seen)
@@ -220,7 +224,7 @@ def calibrate(
         stack.enter_context(large.storing())
         path = open_output(stack, model, output)
         assert path is not None
-        proto, origin = open_model(model)
+        proto, origin = open_model(model, freeze=options.freeze)
         feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto)
         workers = stack.enter_context(open_workers(scheduler))
         context = make_context(options, feeds, progress, workers=workers)
@@ -255,7 +259,7 @@ def inspect(
     subclass of OnnxqError.
     """
     options = with_settings(options, settings)
-    proto, origin = open_model(model)
+    proto, origin = open_model(model, freeze=options.freeze)
     data = None
     if calibration is not None:
         data = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto)
@@ -302,4 +306,6 @@ def check_model(
         samples: list[Feed] = []
         if not (isinstance(calibration, list) and not calibration):  # integers cannot be made up
             samples = open_data(calibration, inputs, Options(), preprocess, input_keys, proto).draw(count)
-        return replace(result, toolchain=check_toolchain(path, proto, vendors, toolchain, samples, source))
+        static = target.static_shapes
+        found = check_toolchain(path, proto, vendors, toolchain, samples, source, static_shapes=static)
+        return replace(result, toolchain=found)

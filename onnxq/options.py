@@ -13,6 +13,7 @@ from typing import Any
 
 from .encodings import VERSIONS
 from .errors import UsageError
+from .graph.freeze import parse_freeze
 from .numeric.quant import WIDE_OPSET, Grid, QuantSpec
 from .numeric.ranges import check_method, parse_method, usage
 from .rounding.choice import EFFORTS
@@ -178,6 +179,11 @@ class Options:
         RANGES,
         metavar="METHOD",
     )
+    freeze: tuple[str, ...] = option(
+        (),
+        "Make dynamic dimensions static: the shape of an input (image=1x3x224x224), or a named dimension (batch=1).",
+        TARGET, metavar="NAME=SHAPE", parse=parse_freeze,
+    )  # fmt: skip
     include: tuple[str, ...] = option((), "Quantize only these nodes or operators.", TARGET, metavar="GLOB")
     exclude: tuple[str, ...] = option((), "Leave these nodes or operators in float.", TARGET, metavar="GLOB")
     tie: tuple[str, ...] = option((), "Inputs of these operators share a scale.", TARGET, choices=("Add", "Concat"))

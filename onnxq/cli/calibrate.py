@@ -12,6 +12,7 @@ from .options import (
     calib_option,
     config_option,
     data_options,
+    freeze_option,
     parse,
     quiet_option,
     refuse_overwriting,
@@ -27,6 +28,7 @@ from .progress import Progress
 @click.argument("output", type=click.Path(readable=False))
 @calib_option()
 @data_options
+@freeze_option
 @run_options
 @scheduler_option
 @quiet_option

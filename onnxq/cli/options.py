@@ -265,6 +265,7 @@ placement_options = from_schema(Options, TARGET)
 data_free_options = from_schema(Options, DATA_FREE)
 encodings_options = from_schema(Options, ENCODINGS)
 thread_options = from_schema(Options, names=("batch_size", "threads"))
+freeze_option = from_schema(Options, names=("freeze",))
 run_options = from_schema(Options, RUNNING)
 quantization_options = options(data_options, placement_options, from_schema(Options, STEPS, RANGES), run_options)
 

@@ -46,24 +46,24 @@ def is_plain(kind: onnx.TypeProto) -> bool:
     )
 
 
-def dynamic_input(proto: ModelProto) -> tuple[str, str] | None:
-    """The first input that must be fed and has no static shape, in words, and the option that gives it one; None where
-    all shapes are static."""
+def dynamic_inputs(proto: ModelProto, feed: Mapping[str, np.ndarray]) -> str:
+    """What to say of inputs with dynamic dimensions, with the option that makes them static as in `feed`; empty where
+    there are none."""
     constant = {tensor.name for tensor in proto.graph.initializer}
+    words, options = [], []
     for value in proto.graph.input:
         kind = value.type.tensor_type
         if value.name in constant or not value.type.HasField("tensor_type"):
             continue
-        if not kind.HasField("shape"):
-            return f"input {value.name!r} has no shape", f"`freeze` {value.name}=SIZExSIZE..."
-        dims = [
-            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else d.dim_param or "?" for d in kind.shape.dim
-        ]
-        if not all(isinstance(d, int) for d in dims):
-            shape = "x".join(str(d if isinstance(d, int) else 1) for d in dims)
-            words = f"input {value.name!r} has dynamic dimensions ({', '.join(map(str, dims))})"
-            return words, f"`freeze` {value.name}={shape} makes them static"
-    return None
+        dims = [d.dim_value if d.dim_value > 0 else d.dim_param or "?" for d in kind.shape.dim]
+        if kind.HasField("shape") and all(isinstance(d, int) for d in dims):
+            continue
+        shape = feed[value.name].shape if value.name in feed else [d if isinstance(d, int) else 1 for d in dims]
+        words.append(f"{value.name!r} ({', '.join(map(str, dims))})")
+        options.append(f"`freeze` {value.name}={'x'.join(map(str, shape))}")
+    if not words:
+        return ""
+    return f"input {', '.join(words)} has dynamic dimensions: {' '.join(options)} makes them static"
 
 
 def tensor_bytes(proto: ModelProto, names: Iterable[str], feed: Mapping[str, np.ndarray]) -> dict[str, int]:

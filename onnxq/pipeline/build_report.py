@@ -18,6 +18,7 @@ from ..execution.session import saturates
 from ..graph import large
 from ..graph.model import Model, Quantizer
 from ..graph.precision import WIDENED_FROM
+from ..graph.shapes import dynamic_inputs
 from ..options import Options
 from ..report import FloatNode, ModelFacts, QuantizedTensor, Report, SampleSets
 from ..thresholds import FEW_SAMPLES
@@ -168,6 +169,7 @@ def _warnings(task: Task, quantized: Quantized) -> tuple[str, ...]:
         _widened_weights(task),
         _missing_ranges(task, quantized),
         _saturating_cpu(task),
+        _dynamic_shapes(task, quantized),
         RANDOM_INPUTS_WARNING if task.has_random_inputs else "",
     ]
     return tuple(warning for warning in found if warning)
@@ -231,6 +233,16 @@ def _saturating_cpu(task: Task) -> str:
     if not (task.context.target.runs_here and weight is not None and weight.grid.bits == 8 and saturates()):
         return ""
     return "this CPU has no VNNI: products of 8-bit integers saturate on it; quantize for `target` ort-no-vnni"
+
+
+def _dynamic_shapes(task: Task, quantized: Quantized) -> str:
+    """What a target that needs static shapes will say to this model."""
+    target = task.context.target
+    if not target.static_shapes:
+        return ""
+    (feed,) = task.feeds.take(1)
+    dynamic = dynamic_inputs(quantized.proto, feed.arrays)
+    return dynamic and f"{target.name} runs nothing of a model with dynamic shapes, and {dynamic}"
 
 
 def _facts(proto: ModelProto, path: str | None) -> ModelFacts:

@@ -21,23 +21,27 @@ from ..encodings import Encoding
 from ..errors import DataError, EngineError, ModelError, OutputError, UsageError
 from ..execution.session import Session
 from ..graph import storage
+from ..graph.freeze import frozen
 from ..graph.import_model import import_model
 from ..graph.storage import in_order
 from ..options import Options
 from ..thresholds import RANDOM_SAMPLES
 
 
-def open_model(model: str | os.PathLike[str] | ModelProto, *, quantized: bool = False) -> tuple[ModelProto, str]:
-    """The model as a checked protobuf, and what messages call it. Raises ModelError.
+def open_model(
+    model: str | os.PathLike[str] | ModelProto, *, quantized: bool = False, freeze: Sequence[str] = ()
+) -> tuple[ModelProto, str]:
+    """The model as a checked protobuf, and what messages call it. Raises ModelError, or UsageError of `freeze`.
 
     quantized: whether it may be; then it stays as it is, else `graph.import_model` brings it into one form.
+    freeze: dynamic dimensions to make static, as in `Options`.
     """
     if isinstance(model, ModelProto):
         proto, origin = in_order(model), "model"
         storage.check(proto, origin, quantized=quantized)
     else:
         proto, origin = storage.read(model, quantized=quantized), str(model)
-    return (proto if quantized else import_model(proto, origin)), origin
+    return (proto if quantized else frozen(import_model(proto, origin), freeze, origin)), origin
 
 
 def input_specs(proto: ModelProto) -> list[InputSpec]:

@@ -166,7 +166,7 @@ def _open_task(
     input_keys: Mapping[str, str] | None,
     progress: Progress | None,
 ) -> Task:
-    proto, origin = open_model(model)
+    proto, origin = open_model(model, freeze=options.freeze)
     fewer = replace(options, samples=min(options.samples or QAT_CALIBRATION_SAMPLES, QAT_CALIBRATION_SAMPLES))
     feeds = open_data(data, input_specs(proto), fewer, preprocess, input_keys, proto)
     where = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None

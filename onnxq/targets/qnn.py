@@ -59,6 +59,7 @@ QNN = Target(
     outputs="grid",
     added_bias="operator",
     smallest_range=1e-4,
+    static_shapes=True,
     toolchain="qnn",
     requirements={
         "opset": _ONNX,

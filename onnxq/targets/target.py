@@ -111,6 +111,7 @@ class Target:
     min_opset, max_opset: where its quantized operators exist.
     quantizes_float_weights: whether it does so by itself where the tensors around a float layer are quantized.
     runs_here: whether ONNX Runtime's integer kernels are what will run, so that they must agree with the model.
+    static_shapes: whether it runs nothing of a model with dynamic dimensions.
     toolchain: which of `onnxq.toolchains` runs the result.
 
     requirements: what a model must fulfil, a key of `REQUIREMENTS` each, and who says so.
@@ -141,6 +142,7 @@ class Target:
     max_opset: int | None = None
     quantizes_float_weights: bool = False
     runs_here: bool = False
+    static_shapes: bool = False
     toolchain: ToolchainName = ""
     requirements: Mapping[str, str] = field(default_factory=dict)
     activation_types: tuple[str, ...] = ("uint8", "int8", "uint16", "int16")

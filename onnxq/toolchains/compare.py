@@ -20,7 +20,7 @@ from ..execution.session import Session
 from ..graph.class_scores import class_score_outputs
 from ..graph.model import Model
 from ..graph.scratch import scratch_folder
-from ..graph.shapes import dynamic_input
+from ..graph.shapes import dynamic_inputs
 from ..numeric.metrics import OutputSqnr, finite, same_class
 from ..operators.registry import linear_form
 from ..report import FallbackNode, ToolchainResult
@@ -38,12 +38,16 @@ def check_toolchain(
     options: ToolchainOptions,
     feeds: Sequence[Feed],
     source: str,
+    *,
+    static_shapes: bool = False,
     reference: ModelProto | None = None,
 ) -> ToolchainResult:
     """What the tool-chain makes of a quantized model.
 
     path, proto: the model's file, and what is in it. feeds: samples to run; none: it is only compiled. source: where
-    they come from. reference: the float model. Raises EngineError where the tool does not end, or ONNX Runtime fails.
+    they come from.
+    static_shapes: whether the target needs these. reference: the float model. Raises EngineError where the tool does
+    not end, or ONNX Runtime fails.
     """
     start = time.perf_counter()
     with scratch_folder() as folder:
@@ -74,9 +78,8 @@ def check_toolchain(
     )
     must_run = toolchain.runs_models and bool(feeds)
     problem = _problem(result, must_run)
-    dynamic = dynamic_input(proto) if problem and toolchain.needs_static_shapes else None
-    if dynamic is not None:
-        problem += f"; it needs static shapes, and {dynamic[0]}: {dynamic[1]}"
+    if problem and static_shapes and (dynamic := dynamic_inputs(proto, feeds[0].arrays if feeds else {})):
+        problem += f"; it needs static shapes, and {dynamic}"
     return replace(result, problem=problem, seconds=time.perf_counter() - start)
 
 

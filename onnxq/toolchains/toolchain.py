@@ -22,14 +22,12 @@ PYTHON_VARIABLE = "ONNXQ_TOOLCHAIN_PYTHON"
 class Toolchain:
     """One of them. title: what messages call it. install: what to install, for pip.
 
-    needs_static_shapes: it runs nothing of a model with dynamic dimensions. runs_models: it can run here, too, what it
-    has compiled.
+    runs_models: it can run here, too, what it has compiled.
     """
 
     name: ToolchainName
     title: str
     install: str
-    needs_static_shapes: bool = False
     runs_models: bool = True
 
     @property
@@ -42,11 +40,11 @@ TOOLCHAINS: Mapping[str, Toolchain] = {
     toolchain.name: toolchain
     for toolchain in (
         Toolchain("tensorrt", "TensorRT", "tensorrt-rtx (works without a GPU), or tensorrt", runs_models=False),
-        Toolchain("qnn", "Qualcomm QNN (HTP)", "onnxruntime onnxruntime-qnn", needs_static_shapes=True),
+        Toolchain("qnn", "Qualcomm QNN (HTP)", "onnxruntime onnxruntime-qnn"),
         Toolchain("openvino", "OpenVINO (CPU)", "openvino"),
-        Toolchain("rknn", "RKNN-Toolkit2 (RK3588)", "rknn-toolkit2", needs_static_shapes=True),
+        Toolchain("rknn", "RKNN-Toolkit2 (RK3588)", "rknn-toolkit2"),
         Toolchain("tract", "tract", "tract"),
-        Toolchain("opencv", "OpenCV (new engine)", "opencv-python-headless>=5 onnx", needs_static_shapes=True),
+        Toolchain("opencv", "OpenCV (new engine)", "opencv-python-headless>=5 onnx"),
     )
 }
 
