@@ -157,7 +157,8 @@ CHANGED: dict[str, Any] = {
     "asymmetric_weights": True, "power_of_two": True, "block_size": 7, "dead_channels": False, "cle": "off",
     "absorb": False, "bias_correction": "empirical", "smoothquant": 0.25, "a16_fallback": "auto", "rounding": "gptq",
     "effort": "low", "input_ranges": (("a=b", -1.0, 2.5), ("x", 0.0, 1.0)), "weight_range": "minmax",
-    "activation_range": "percentile:99.9", "logits_range": "mse", "freeze": ("image=1x3x8x8", "n=1"), "include": ("Conv*", '"quoted" \\ \x7f'),
+    "activation_range": "percentile:99.9", "logits_range": "mse", "freeze": ("image=1x3x8x8", "n=1"),
+    "include": ("Conv*", '"quoted" \\ \x7f'),
     "exclude": ("Add",), "tie": ("Concat", "Add"), "overrides": (Override(tensor="w", range=(-1.0, 1.0)),),
     "encodings_version": "2.0.0", "float_output": True, "samples": 5, "seed": 3, "strict": True,
 }  # fmt: skip
