@@ -170,7 +170,8 @@ def quantize(
         seconds = time.perf_counter() - start
         report = build_report(task, quantized, quantized_path, output, seconds, result, evaluation_samples, collector)
         if vendors is not None and toolchain is not None:
-            samples, source = feeds.draw(toolchain.toolchain_samples), where or IN_MEMORY
+            samples = task.samples.reporting.draw(toolchain.toolchain_samples)
+            source = (where or IN_MEMORY) + ", held out" * task.samples.is_divided
             static = find_target(options.target).static_shapes
             seen = check_toolchain(
                 quantized_path, quantized.proto, vendors, toolchain, samples, source, static_shapes=static,

@@ -234,6 +234,7 @@ def test_all_options_in_a_file(place):
         exclude = "*_b"
         tie = ["Add"]
         force-int-kernels = true
+        freeze = ["x=1x3x8x8"]
         dead-channels = false
         cle = "range"
         absorb = false
@@ -277,7 +278,8 @@ def test_all_options_in_a_file(place):
     override = {**dict.fromkeys(Override.__dataclass_fields__), "node": "Conv_a", "bits": 7, "keep_float": False}
     assert options == {
         "target": "ort", "preset": "w8a8", "per_channel": False, "include": ["Conv", "Add"], "exclude": ["*_b"],
-        "tie": ["Add"], "force_int_kernels": True, "dead_channels": False, "cle": "range", "absorb": False,
+        "tie": ["Add"], "force_int_kernels": True, "freeze": ["x=1x3x8x8"],
+        "dead_channels": False, "cle": "range", "absorb": False,
         "smoothquant": 0.25, "a16_fallback": "auto",
         "bias_correction": "off", "rounding": "nearest", "effort": "low",
         "checkpoint": None, "data_free": False, "synthetic": False, "input_ranges": [],
