@@ -147,9 +147,8 @@ class Options:
     rounding: str = option(
         "auto",
         "How weights are rounded, layer after layer, on calibration samples, some of which are held out to choose."
-        " auto: coordinate-descent below 8 bits, at 8 bits gptq (per tensor coordinate-descent) where"
-        f" nearest leaves less than {CLEAR_DB:g} dB; else"
-        " nearest (3.4).",
+        " auto: coordinate-descent below 8 bits, at 8 bits gptq (per tensor, or with fewer bits for activations,"
+        f" coordinate-descent) where nearest leaves less than {CLEAR_DB:g} dB; else nearest (3.4).",
         STEPS, choices=("auto", *ROUNDINGS),
     )  # fmt: skip
     effort: str = option("medium", "Time for quality, in `rounding`.", STEPS, choices=tuple(EFFORTS))

@@ -111,6 +111,8 @@ def test_at_8_bits_rounding_is_optimised_where_nearest_is_not_clear(
     assert found["CorrectBias"].kept != rounded
     assert any("dB: GPTQ instead" in note for note in found["CorrectBias"].notes) == rounded
     assert "RoundWeights" not in steps(rounding="nearest")
+    few_bits = steps(preset="w8a4")
+    assert any("dB: coordinate descent instead" in note for note in few_bits["CorrectBias"].notes) == rounded
 
 
 def test_where_nearest_is_below_the_noise_floor_steps_are_compared_with_optimised_rounding(

@@ -181,6 +181,20 @@ def test_samples_held_out_join_the_fit_once_lambda_is_chosen():
     np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-5)  # the bias takes the mean error of all samples
 
 
+@pytest.mark.parametrize(("bits", "two_candidates"), [(8, True), (4, False), (None, True)])
+def test_behind_inputs_of_few_bits_weights_may_move_further_than_floor_and_ceil(bits, two_candidates):
+    proto = graphs.model(LAYERS["gemm"], seed=3)
+    feeds = correlated(proto, 60)
+    activation = None if bits is None else QuantSpec(Grid(bits, False), symmetric=False)
+    model = with_ranges(proto, feeds, activation=activation, weight=spec(8))
+    (before,) = planned_layers(model)
+    W, scale = np.asarray(before.weight.values).copy(), model.quantizers[before.weight.name].params.scale[:, None]
+    RoundWeights("gptq").apply(model, context(proto, feeds))
+    (after,) = planned_layers(model)
+    moved = np.abs(np.asarray(after.weight.values) - W) / scale
+    assert (moved.max() < 1.001) == two_candidates
+
+
 def test_a_shared_weight_stays_one():
     proto = graphs.model(TIED, seed=2)
     feeds = correlated(proto, 60)

@@ -223,8 +223,12 @@ class _Rounder:
         quantizer = self.model.quantizers[uses[0].weight.name]
         assert quantizer.params is not None
         input_scales = [input_scale(self.model, use) for use in uses]
+        grids = [
+            self.model.quantizers[use.input.name].spec.grid for use in uses if use.input.name in self.model.quantizers
+        ]
+        bits, spec = min((grid.bits for grid in grids), default=None), quantizer.spec
         return WeightChooser(
-            uses, statistics, input_scales, quantizer.params, quantizer.spec, self.method, self.effort.dampings
+            uses, statistics, input_scales, bits, quantizer.params, spec, self.method, self.effort.dampings
         ).choose()
 
     def _record(self, uses: Sequence[LinearLayer], choice: Choice) -> RoundedLayer:

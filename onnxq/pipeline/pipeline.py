@@ -334,7 +334,8 @@ def _fitting_correction(model: Model, task: Task) -> tuple[tuple[Pass, ...], Ste
 
 def _optimised_where_needed(model: Model, task: Task, passes: tuple[Pass, ...]) -> tuple[tuple[Pass, ...], Steps]:
     """At 8 bits, too, `auto` rounds optimally where nearest leaves outputs below `CLEAR_DB`: per channel by GPTQ, which
-    has two candidates for each weight there; per tensor by coordinate descent."""
+    has two candidates for each weight there; per tensor, and where activations have fewer bits, by coordinate descent.
+    """
     weight = task.options.weight
     if passes != (CorrectBias(),) or task.options.rounding != "auto" or weight is None:
         return passes, ()
@@ -345,7 +346,9 @@ def _optimised_where_needed(model: Model, task: Task, passes: tuple[Pass, ...]) 
     db = _quality(task).db(_lowered(copy, task))
     if db is None or db >= CLEAR_DB:
         return passes, ()
-    method, name = ("gptq", "GPTQ") if weight.per_channel else ("coordinate-descent", "coordinate descent")
+    activation = task.options.activation
+    has_two_candidates = weight.per_channel and (activation is None or activation.grid.bits >= 8)
+    method, name = ("gptq", "GPTQ") if has_two_candidates else ("coordinate-descent", "coordinate descent")
     reason = f"rounded to nearest, outputs would be at {db:.1f} dB: {name} instead"
     return correction(replace(task.options, rounding=method)), (not_run(passes[0], reason),)
 
