@@ -1,6 +1,7 @@
-"""Raising a model to the operator set that a target needs.
+"""Bringing a model to an operator set that a target reads.
 
-ONNX's own converter does it, but for what it gets wrong or drops (each found by running models before and after):
+ONNX's own converter does it, once operators that the older set does not have are expanded (`expand`), but for what it
+gets wrong or drops (each found by running models before and after):
 
     Upsample, Resize before 11   read x / scale; the converter leaves Resize's default, half pixels
     Hardmax before 13            takes the maximum over all trailing axes; the converter leaves the last one alone
@@ -21,6 +22,7 @@ from ..errors import ModelError
 from ..operators.node import ONNX_DOMAINS
 from ..operators.registry import registered
 from . import large
+from .expand import expand_newer
 from .model import nodes_of
 
 OLDEST_OPSET = 6
@@ -52,7 +54,10 @@ def convert_opset(proto: ModelProto, lowest: int, origin: str, highest: int | No
             proto = onnx.inliner.inline_local_functions(proto, convert_version=True)
         sampling = _sampling(proto, opset)
         _refuse_unconverted(proto, opset)
-        converted = onnx.version_converter.convert_version(_as_converter_expects(proto), wanted)
+        listed = _as_converter_expects(proto)
+        if wanted < opset:
+            listed = expand_newer(listed, opset, wanted)
+        converted = _convert(listed, opset, wanted)
         for node in nodes_of(converted.graph):
             if node.op_type == "Resize" and node.output[0] in sampling:
                 _set_attributes(node, sampling[node.output[0]])
@@ -67,6 +72,48 @@ def convert_opset(proto: ModelProto, lowest: int, origin: str, highest: int | No
             f" {' '.join(str(error).split())[:300]}; export the model again at opset {wanted}"
         ) from None
     return converted
+
+
+def _convert(proto: ModelProto, opset: int, wanted: int) -> ModelProto:
+    """What ONNX's converter makes of a model. Where it cannot go back, it does not see operators whose later versions
+    took more types and nothing else (Mul, Reshape, ConstantOfShape): it lacks a way back for some."""
+    try:
+        return onnx.version_converter.convert_version(proto, wanted)
+    except RuntimeError:
+        if wanted > opset:
+            raise
+    for node in nodes_of(proto.graph):
+        if node.domain in ONNX_DOMAINS and _has_same_signature(node.op_type, opset, wanted):
+            node.domain = _HIDDEN
+    proto.opset_import.add(domain=_HIDDEN, version=1)
+    converted = onnx.version_converter.convert_version(proto, wanted)
+    for node in nodes_of(converted.graph):
+        if node.domain == _HIDDEN:
+            node.domain = ""
+    kept = [imported for imported in converted.opset_import if imported.domain != _HIDDEN]
+    del converted.opset_import[:]
+    converted.opset_import.extend(kept)
+    return converted
+
+
+_HIDDEN = "onnxq.hidden"
+
+
+def _has_same_signature(op: str, *opsets: int) -> bool:
+    """Whether an operator has the same attributes, inputs and outputs in two operator sets, types apart."""
+    try:
+        schemas = [onnx.defs.get_schema(op, opset) for opset in opsets]
+    except onnx.defs.SchemaError:
+        return False
+    signatures = [
+        (
+            {name: (a.type, a.required, a.default_value.SerializeToString()) for name, a in s.attributes.items()},
+            [(p.name, p.option) for p in s.inputs],
+            [(p.name, p.option) for p in s.outputs],
+        )
+        for s in schemas
+    ]
+    return signatures[0] == signatures[1]
 
 
 def _converted(function: FunctionProto, wanted: int) -> FunctionProto:
