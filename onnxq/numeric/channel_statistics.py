@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ Vector = NDArray[np.float64]
 _DIGIT = 32
 _LOWEST = -1120  # exponent of the first digit: below that of the smallest subnormal, and a multiple of 32
 _DIGITS = (1024 - _LOWEST) // _DIGIT + 2
+_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -51,28 +51,66 @@ class ExactSum:
 
     def __init__(self, digits: NDArray[np.int64] | int) -> None:
         """digits: (C, n), as `merge` makes them; or the number of channels of an empty sum."""
-        self.digits = np.zeros((digits, _DIGITS), np.int64) if isinstance(digits, int) else digits
+        self._digits = np.zeros((digits, _DIGITS), np.int64) if isinstance(digits, int) else digits
+        self._waiting: list[Vector] = []
 
     def add(self, values: Vector) -> None:
         """Add one finite value to each channel."""
-        mantissa, exponent = np.frexp(values)
+        self._waiting.append(values)
+        if len(self._waiting) == _AT_ONCE:
+            self._add_up()
+
+    def merge(self, other: ExactSum) -> ExactSum:
+        self._add_up()
+        other._add_up()
+        return ExactSum(self._digits + other._digits)
+
+    def over(self, count: int) -> Vector:
+        """The sum, rounded once, divided by `count`, (C,)."""
+        self._add_up()
+        used = np.flatnonzero(self._digits.any(axis=0))
+        first, last = (int(used[0]), int(used[-1]) + 3) if used.size else (0, 3)
+        digits = np.zeros((len(self._digits), last - first), np.int64)
+        digits[:, :-2] = self._digits[:, first : last - 2]
+        _carry(digits)
+        negative = digits[:, -1] < 0
+        digits[negative] *= -1
+        _carry(digits)
+        # all digits are in [0, 2^32) now; the highest one that is not zero and two below hold 64 bits at least
+        top = np.maximum(last - first - 1 - np.argmax(digits[:, ::-1] != 0, axis=1), 2)
+        rows = np.arange(len(digits))
+        high, middle, low = (digits[rows, top - i].astype(np.float64) for i in range(3))
+        filled = np.logical_or.accumulate(digits != 0, axis=1)
+        low = 2 * low + ((top > 2) & filled[rows, top - 3])  # what is below decides ties only
+        high, middle = high * 2.0 ** (2 * _DIGIT + 1), middle * 2.0 ** (_DIGIT + 1)
+        total = high + middle
+        lost = middle - (total - high)  # exactly, and exact with `low`: all is rounded once
+        found = np.ldexp(total + (lost + low), _LOWEST + _DIGIT * (first + top - 2) - 1) / count
+        return np.where(negative, -found, found)
+
+    def _add_up(self) -> None:
+        """Cut all that waits into digits at once: numpy's calls take longer than their work on a few channels."""
+        if not self._waiting:
+            return
+        mantissa, exponent = np.frexp(np.stack(self._waiting))
+        self._waiting.clear()
         whole = np.int64(mantissa * 2.0**53)
         place, shift = np.divmod(np.int64(exponent) - 53 - _LOWEST, _DIGIT)
         place = np.where(whole == 0, 0, place)
-        rows, mask = np.arange(values.size), np.int64(2**_DIGIT - 1)
+        mask = np.int64(2**_DIGIT - 1)
         sign, whole = np.sign(whole), np.abs(whole)
         low, high = (whole & mask) << shift, (whole >> _DIGIT) << shift
-        self.digits[rows, place] += sign * (low & mask)
-        self.digits[rows, place + 1] += sign * ((low >> _DIGIT) + (high & mask))
-        self.digits[rows, place + 2] += sign * (high >> _DIGIT)
+        cell = place + np.arange(place.shape[1]) * _DIGITS
+        flat = self._digits.reshape(-1)
+        for i, digit in enumerate((low & mask, (low >> _DIGIT) + (high & mask), high >> _DIGIT)):
+            np.add.at(flat, cell + i, sign * digit)
 
-    def merge(self, other: ExactSum) -> ExactSum:
-        return ExactSum(self.digits + other.digits)
 
-    def over(self, count: int) -> Vector:
-        """The sum divided by `count`, rounded once, (C,)."""
-        totals = (sum(int(d) << (_DIGIT * i) for i, d in enumerate(row) if d) for row in self.digits)
-        return np.array([float(Fraction(total, count << -_LOWEST)) for total in totals])
+def _carry(digits: NDArray[np.int64]) -> None:
+    """Bring all digits but the last into [0, 2^32)."""
+    for i in range(digits.shape[1] - 1):
+        digits[:, i + 1] += digits[:, i] >> _DIGIT
+        digits[:, i] &= 2**_DIGIT - 1
 
 
 @dataclass
