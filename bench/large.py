@@ -1,6 +1,6 @@
 """Optimised rounding at the size of ResNet-50: time, peak memory, and where the time goes.
 
-    python bench/large.py [--images 128] [--size 224] [--width 64] [--preset w4a8] [--effort medium] [--threads N]
+    python bench/large.py [--images 128] [--size 224] [--width 64] [--preset w4a8] [--effort default] [--threads N]
 
 The network has ResNet-50's 53 convolutions and its Gemm, weights at random (He), and BatchNorm whose moments are those
 that its inputs really have. Images have the spectrum of photographs, 1 / f. Accuracy means nothing here. Time is
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="height and width of the images [224]")
     parser.add_argument("--width", type=int, default=64, help="channels of the first stage [64, as in ResNet-50]")
     parser.add_argument("--preset", default="w4a8")
-    parser.add_argument("--effort", default="medium")
+    parser.add_argument("--effort", default="default")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--report", type=Path, help="also write the report to this JSON file")
     args = parser.parse_args()

@@ -3,7 +3,7 @@
     python bench/rounding.py [MODEL ...] [--quick] [--markdown bench/results/accuracy-rounding.md]
 
 Every cell is what `onnxq.quantize` makes with `rounding` set, all other options at their defaults; `adaround` runs
-with the low effort, and at W4A8 alone unless `--everything` is given: it takes ten times as long as the others.
+with effort fast, and at W4A8 alone unless `--everything` is given: it takes ten times as long as the others.
 ultraface, which has no labels, is measured only where it is named. Two idle cores should need about half an hour for
 the others, and 5 minutes for `--quick`. A quantization that fails leaves a cell that says so, and
 the reason below the table. Needs `pip install -e '.[bench]'`.
@@ -78,7 +78,7 @@ class Subject:
         if row == MIXED:
             settings = {"rounding": "coordinate-descent", "overrides": self.at_8_bits()}
         if row == SLOW:
-            settings["effort"] = "low"
+            settings["effort"] = "fast"
         begin = time.process_time()
         try:
             made = onnxq.quantize(
@@ -146,7 +146,7 @@ optimisations on.
 - *Error on held-out samples*: squared error of a layer's output in percent of its variance, mean over channels, then
   over layers; one sample in five is held out while the rounding is chosen. *Nearest* is not what rounding to nearest
   from the start makes: layers before are optimised already. Empty where the step was not kept.
-- `adaround` runs with `--effort low` (500 iterations), the others with the default effort; -: not run.
+- `adaround` runs with `--effort fast` (500 iterations), the others with the default effort; -: not run.
 - *CPU seconds*: of the whole quantization, with all steps that are tried and measured, and the verification of the
   result; all threads together, so that two cores need little more than half of it on the clock.
 """

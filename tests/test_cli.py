@@ -242,7 +242,7 @@ def test_all_options_in_a_file(place):
         a16-fallback = "auto"
         no-bias-correction = true
         rounding = "nearest"
-        effort = "low"
+        effort = "fast"
         symmetric-activations = true
         asymmetric-weights = true
         power-of-two = true
@@ -281,7 +281,7 @@ def test_all_options_in_a_file(place):
         "tie": ["Add"], "force_int_kernels": True, "freeze": ["x=1x3x8x8"],
         "dead_channels": False, "cle": "range", "absorb": False,
         "smoothquant": 0.25, "a16_fallback": "auto",
-        "bias_correction": "off", "rounding": "nearest", "effort": "low",
+        "bias_correction": "off", "rounding": "nearest", "effort": "fast",
         "checkpoint": None, "data_free": False, "synthetic": False, "input_ranges": [],
         "symmetric_activations": True, "asymmetric_weights": True,
         "power_of_two": True, "block_size": 2, "weight_range": "minmax", "activation_range": "percentile:99.9",

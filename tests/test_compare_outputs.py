@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import graphs
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from onnx import ModelProto
 
 from onnxq.data import Feed
 from onnxq.errors import EngineError
-from onnxq.execution.compare_outputs import map_models, output_sqnr, reference_outputs, run_models
+from onnxq.execution.compare_outputs import Reference, map_models, output_sqnr, reference_outputs, run_models
+from onnxq.execution.services import Services
 from onnxq.execution.session import Session
 from onnxq.numeric.metrics import sqnr
 
@@ -64,3 +67,32 @@ def test_a_model_that_fails_is_an_error() -> None:
     model, _ = pair()
     with pytest.raises(EngineError):
         list(run_models((model,), [Feed({"x": np.zeros((1, 5), np.float32)}, None, "")], 1))
+
+
+@pytest.mark.parametrize("max_memory", [1 << 20, 1])
+@pytest.mark.parametrize("optimize", [False, True])
+def test_what_others_are_compared_with_is_computed_once(max_memory: int, optimize: bool) -> None:
+    model, other = pair()
+    given, read = feeds(model), list[Feed]()
+
+    class Data:
+        def __iter__(self) -> Iterator[Feed]:
+            read.extend(given)
+            return iter(given)
+
+    reference = Reference(model, Data(), Services(threads=2, max_memory=max_memory), optimize=optimize)
+    expected = [{name: x for name, x in each.items() if name == "y"} for each in reference_outputs(model, given, 1)]
+    for second in (other, model, other):
+        found = list(reference.beside(second))
+        for (ours, theirs), x, y in zip(found, expected, reference_outputs(second, given, 1), strict=True):
+            np.testing.assert_allclose(ours["y"], x["y"], rtol=1e-6)
+            np.testing.assert_allclose(theirs["y"], y["y"], rtol=1e-6)
+    assert len(read) == len(given)
+
+
+def test_a_model_that_fails_beside_the_reference_leaves_it_usable() -> None:
+    model, other = pair()
+    reference = Reference(model, feeds(model), Services())
+    with pytest.raises(EngineError):
+        list(reference.beside(graphs.model("(float[N,5] x) => (float[N,5] y) { y = Relu(x) }")))
+    assert len(list(reference.beside(other))) == len(feeds(model))

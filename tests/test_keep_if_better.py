@@ -121,6 +121,88 @@ def test_where_nearest_is_below_the_noise_floor_steps_are_compared_with_optimise
     compared = []
     for floor in (-1000.0, 1000.0):
         monkeypatch.setattr(pipeline, "NOISE_FLOOR_DB", floor)
-        compared.append(steps(preset="w3a8")["RemoveDeadChannels"].before_db)
-        assert steps(preset="w3a8", rounding="nearest")["RemoveDeadChannels"].before_db == compared[0]
+        compared.append(steps(preset="w3a8")["EqualizeLayers"].before_db)
+        assert steps(preset="w3a8", rounding="nearest")["EqualizeLayers"].before_db == compared[0]
     assert compared[1] != compared[0]
+
+
+@dataclass(frozen=True)
+class Fitted(Perturb):
+    """Adds as much noise as it has samples."""
+
+    title: ClassVar[str] = "Fitted"
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        count = len(list(context.feeds))
+        return super().apply(model, context) if count else Outcome()
+
+
+def test_a_step_is_tried_on_few_samples_first() -> None:
+    proto = model("(float[N,5] x) => (float[N,3] y) <float[5,3] w> { y = Gemm(x, w) }")
+    some = [Feed(feeds(proto, seed=i), None, "") for i in range(3)]
+    quality, seen = QualityMeasure(proto, some), list[int]()
+
+    @dataclass(frozen=True)
+    class Watched(Fitted):
+        def apply(self, model: Model, context: Context) -> Outcome:
+            seen.append(len(list(context.feeds)))
+            return super().apply(model, context)
+
+    def run(noise: float, few: int) -> list[int]:
+        seen.clear()
+        every, first = Context(feeds=some), Context(feeds=some[:few])
+        keep_if_better([Watched(noise)], wrapped(proto), every, rounded, quality, first)  # type: ignore[arg-type]
+        return list(seen)
+
+    assert run(0.0, 1) == [1, 3]  # no worse: once more on all
+    assert run(1.0, 1) == [1]
+    assert run(0.0, 0) == [0]  # nothing to do
+
+
+def test_the_quality_of_the_start_is_asked_for_once_and_only_where_a_step_does_something() -> None:
+    proto = model("(float[N,5] x) => (float[N,3] y) <float[5,3] w> { y = Gemm(x, w) }")
+    quality, asked = QualityMeasure(proto, [Feed(feeds(proto), None, "")]), list[float]()
+
+    def before() -> float:
+        asked.append(50.0)
+        return 50.0
+
+    nothing = Context()
+    for context, times in ((nothing, 0), (Context(feeds=quality.feeds), 1)):
+        tried = [Fitted(1.0), Fitted(2.0)]
+        _, found = keep_if_better(tried, wrapped(proto), context, rounded, quality, None, before)  # type: ignore[arg-type]
+        assert len(asked) == times
+        assert all(step.before_db == (50.0 if times else None) for step in found)
+
+
+def test_default_effort_tries_equalization_per_channel_only_where_outputs_are_not_clear(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ("RemoveDeadChannels", "EqualizeLayers", "AbsorbBias")
+    for clear, status in ((-1000.0, "not run"), (1000.0, "tried")):
+        monkeypatch.setattr(pipeline, "CLEAR_DB", clear)
+        found = steps()
+        assert {found[name].status == "not run" for name in names} == {status == "not run"}
+        assert "not run" not in {steps(per_channel=False)[name].status for name in names}
+        assert "not run" not in {steps(effort="high")[name].status for name in names}
+
+
+def test_effort_fast_measures_no_quality_but_that_of_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(QualityMeasure, "db", lambda *_: pytest.fail("a trial"))
+    for options in ({}, {"per_channel": False}, {"preset": "w4a8"}, {"rounding": "gptq"}, {"smoothquant": 0.5}):
+        found = steps(effort="fast", **options)
+        assert ("RoundWeights" in found) == ("rounding" in options)
+        assert ("CorrectBias" in found) != ("rounding" in options)
+        assert (found["EqualizeLayers"].status == "not run") == options.get("per_channel", True)
+
+
+def test_means_for_bias_correction_come_from_the_pass_that_sets_ranges() -> None:
+    proto = model(NET)
+    x = np.concatenate([feeds(proto, seed=i, free=1)["x"] for i in range(24)])
+    labels = list[str]()
+    result = onnxq.quantize(
+        proto, x, force_int_kernels=True, effort="fast", progress=lambda label, done, total: labels.append(label)
+    )
+    assert next(step for step in result.report.steps if step.name == "CorrectBias").changed
+    assert "calibrating" in labels
+    assert "measuring means" not in labels

@@ -154,6 +154,6 @@ def test_an_option_that_did_nothing_says_so(options: dict[str, Any], warning: st
 def test_methods_of_rounding_carry_their_own_names() -> None:
     titles = {"gptq": "GPTQ", "coordinate-descent": "Coordinate descent", "adaround": "AdaRound"}
     for rounding, title in titles.items():
-        found = report(rounding=rounding, effort="low")
+        found = report(rounding=rounding, effort="fast")
         assert next(s.title for s in found.steps if s.name == "RoundWeights") == title
         assert np.any([title in form for form in (found.to_text(verbose=True), found.to_markdown(), found.to_html())])

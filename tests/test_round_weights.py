@@ -79,7 +79,7 @@ def test_outputs_come_nearer(text, per_channel, rounding):
     unseen = correlated(proto, 80)[60:]
     model = prepared(proto, feeds, per_channel=per_channel)
     before = quality(proto, model, unseen)
-    outcome = RoundWeights(rounding, effort="low").apply(model, context(proto, feeds))
+    outcome = RoundWeights(rounding, effort="fast").apply(model, context(proto, feeds))
     gain = quality(proto, model, unseen) - before
     # With one scale for all channels, faint ones may gain at the cost of the others.
     assert gain > (-2.0 if rounding == "nearest" else 1.0)
@@ -259,7 +259,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
     assert outcome.rounded == reference.rounded
     assert model.to_proto() == expected.to_proto()
     other = with_ranges(proto, feeds, weight=spec())
-    RoundWeights(checkpoint=tmp_path, effort="low").apply(other, context(proto, feeds))
+    RoundWeights(checkpoint=tmp_path, effort="fast").apply(other, context(proto, feeds))
     assert len(list(tmp_path.iterdir())) == 4  # results of another effort are of no use
 
 
@@ -287,7 +287,7 @@ def test_blocks_keep_their_own_scales(name, block, rounding):
     feeds = correlated(proto, 10 if name == "conv" else 60)
     model = prepared(proto, feeds, block=block)
     before, planned = quality(proto, model, feeds), model.quantizers["w"].params.scale
-    assert RoundWeights(rounding, effort="low").apply(model, context(proto, feeds)).changed == 1
+    assert RoundWeights(rounding, effort="fast").apply(model, context(proto, feeds)).changed == 1
     params, (layer,) = model.quantizers["w"].params, planned_layers(model)
     assert params.scale.shape == planned.shape
     np.testing.assert_array_equal(params.fake(layer.weight.values), layer.weight.values)
@@ -305,7 +305,7 @@ def test_at_8_bits_weights_stay_at_floor_or_ceil_of_their_planned_scale(text, ro
     model = prepared(proto, feeds, bits=8)
     (layer,) = planned_layers(model)
     before, params = layer.weight.values.copy(), model.quantizers[layer.weight.name].params
-    (record,) = RoundWeights(rounding, effort="low").apply(model, context(proto, feeds)).rounded
+    (record,) = RoundWeights(rounding, effort="fast").apply(model, context(proto, feeds)).rounded
     assert record.kept_nearest_because is None or text == WIDE
     after = model.quantizers[layer.weight.name].params
     np.testing.assert_array_equal(after.scale, params.scale)

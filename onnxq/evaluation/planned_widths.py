@@ -78,7 +78,7 @@ class PlannedWidths:
 def plan(task: Task, candidates: Candidates) -> PlannedWidths:
     """Plan the model once for each candidate.
 
-    Weights of less than 8 bits are rounded by coordinate descent at low effort where the options leave the method open.
+    Weights of less than 8 bits are rounded by coordinate descent at effort fast where options leave the method open.
     Units whose bits the user's own overrides set have no choice. Raises OnnxqError.
     """
     options = task.options
@@ -116,7 +116,7 @@ def _with_widths(options: Options, units: Mapping[str, bool], weight: int | None
     overrides = tuple(Override(tensor=escape(name), bits=width) for name, width in widths.items() if width is not None)
     options = replace(options, overrides=(*overrides, *options.overrides))
     if weight is not None and is_rounded_by_coordinate_descent(options, weight):
-        return replace(options, rounding="coordinate-descent", effort="low")
+        return replace(options, rounding="coordinate-descent", effort="fast")
     return options
 
 

@@ -86,7 +86,7 @@ class ExactSum:
         total = high + middle
         lost = middle - (total - high)  # exactly, and exact with `low`: all is rounded once
         found = np.ldexp(total + (lost + low), _LOWEST + _DIGIT * (first + top - 2) - 1) / count
-        return np.where(negative, -found, found)
+        return np.asarray(np.where(negative, -found, found))
 
     def _add_up(self) -> None:
         """Cut all that waits into digits at once: numpy's calls take longer than their work on a few channels."""

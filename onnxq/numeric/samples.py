@@ -91,6 +91,23 @@ def merged(parts: Iterable[Mapping[str, S]]) -> Mapping[str, S]:
 
 
 @dataclass
+class Together:
+    """Several statistics of one tensor, from one pass over the data; samples are those of the first."""
+
+    parts: tuple[Statistic, ...]
+
+    def update(self, x: FloatArray) -> None:
+        for part in self.parts:
+            part.update(x)
+
+    def merge(self, other: Together) -> Together:
+        return Together(tuple(mine.merge(theirs) for mine, theirs in zip(self.parts, other.parts, strict=True)))
+
+    def samples(self) -> Samples:
+        return self.parts[0].samples()
+
+
+@dataclass
 class MinMax:
     """The extremes of a tensor: 16 bytes, whatever is seen. Not-a-number, once seen, stays."""
 

@@ -41,9 +41,9 @@ class CorrectBias:
     preserves: ClassVar[bool | None] = False
 
     def apply(self, model: Model, context: Context) -> Outcome:
-        layers = [layer for layer in linear_layers(model.graph.nodes) if _is_quantized(model, layer)]
+        layers = _quantized_layers(model)
         source = context if self.means == "data" else replace(context, feeds=())
-        facts = channel_facts(model, _input_axes(model, layers), source, "measuring means")
+        facts = channel_facts(model, input_axes(model), source, "measuring means")
         changed, skips, largest = 0, [], 0.0
         for layer in layers:
             known = facts.get(layer.input.name)
@@ -62,16 +62,16 @@ class CorrectBias:
         return Outcome(changed, tuple(skips), (f"largest correction {largest:.3g}",))
 
 
-def _is_quantized(model: Model, layer: LinearLayer) -> bool:
-    quantizer = model.weight_quantizer(layer)
-    return quantizer is not None and quantizer.params is not None
+def _quantized_layers(model: Model) -> list[LinearLayer]:
+    quantizers = ((layer, model.weight_quantizer(layer)) for layer in linear_layers(model.graph.nodes))
+    return [layer for layer, quantizer in quantizers if quantizer is not None and quantizer.params is not None]
 
 
-def _input_axes(model: Model, layers: list[LinearLayer]) -> dict[str, int]:
-    """Inputs of the layers and their channel axes."""
+def input_axes(model: Model) -> dict[str, int]:
+    """Inputs of the layers whose weights have scales, the tensors whose means are needed, and their channel axes."""
     places = find_groups(model).tensors
     axes = {}
-    for layer in layers:
+    for layer in _quantized_layers(model):
         axis, name = layer.output_axis, layer.input.name
         axes[name] = axis if axis == 1 or name not in places else places[name][0]
     return axes

@@ -60,7 +60,7 @@ class RoundWeights:
     """
 
     rounding: str = "coordinate-descent"
-    effort: str = "medium"
+    effort: str = "default"
     seed: int = 0
     checkpoint: Path | None = None
     preserves: ClassVar[bool | None] = False

@@ -6,8 +6,8 @@ amount of data; or they were collected before (`Context.statistics`); or BatchNo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import ClassVar
 
@@ -19,11 +19,12 @@ from ..calibration.statistics import graph_hash
 from ..errors import DataError, UsageError
 from ..graph.model import Model, Quantizer, drop_quantizer, grid_root
 from ..graph.patterns import class_logits, feeds_softmax
+from ..numeric.channel_statistics import ChannelStatistics
 from ..numeric.histogram import Histogram
 from ..numeric.logits import Logits
 from ..numeric.quant import QuantParams
 from ..numeric.ranges import MASKED, Moments, parse_method, set_range, unmasked_range
-from ..numeric.samples import MinMax, Statistic
+from ..numeric.samples import MinMax, Statistic, Together
 from ..operators.elementwise import clip_bounds
 from ..report import Reason
 from .base import Context, Outcome, Skip
@@ -37,10 +38,12 @@ class SetActivationRanges:
     classifiers, found by what stands behind them.
     Scores of attention are ranged without their masks, which are cut off where Softmax makes nearly nothing of them.
     A tensor that takes infinite values or not-a-number (masks of attention) has no range: it stays in float.
+    channels: which tensors' channels (name -> axis) are measured in the same pass over the data, for steps that follow.
     """
 
     method: str = "mse"
     logits_method: str = "cross-entropy"
+    channels: Callable[[Model], Mapping[str, int]] | None = field(default=None, repr=False)
     title: ClassVar[str] = "Set activation ranges"
     preserves: ClassVar[bool | None] = None
 
@@ -92,7 +95,7 @@ class SetActivationRanges:
         if context.statistics is None:
             tensors = model.graph.tensors()
             shown = methods if context.ranged is not None else {n for n in methods if feeds_softmax(tensors[n])}
-            return collect_tensors(model, methods, context, lambda name: _statistic_for(methods[name], name in shown))
+            return self._measured(model, context, lambda name: _statistic_for(methods[name], name in shown), methods)
         if context.statistics.graph != graph_hash(model.to_proto()):
             raise DataError(
                 "the statistics were collected on another model, or prepared with other options;"
@@ -102,6 +105,23 @@ class SetActivationRanges:
         if missing:
             raise DataError(f"the statistics hold nothing on tensor {missing[0]!r}; run `onnxq calibrate` again")
         return {name: context.statistics.tensors[name] for name in methods}
+
+    def _measured(
+        self, model: Model, context: Context, make: Callable[[str], Statistic], names: Collection[str]
+    ) -> Mapping[str, Statistic]:
+        """One pass over the data: a statistic of each tensor, and facts of channels, which the context keeps."""
+        axes = {} if self.channels is None else self.channels(model)
+
+        def both(name: str) -> Together:
+            first = (make(name),) if name in names else ()
+            return Together((*first, *((ChannelStatistics(axes[name]),) if name in axes else ())))
+
+        found = collect_tensors(model, [*dict.fromkeys((*names, *axes))], context, both)
+        parts = {name: each.parts for name, each in found.items() if isinstance(each, Together)}
+        known = {(n, axes[n]): p[-1].facts() for n, p in parts.items() if isinstance(p[-1], ChannelStatistics)}
+        if known:
+            context.channel_facts.setdefault(graph_hash(model.to_proto()), {}).update(known)
+        return {name: parts[name][0] for name in names}
 
     def _params(
         self, model: Model, quantizer: Quantizer, method: str, statistics: Mapping[str, Statistic], context: Context

@@ -18,11 +18,12 @@ w4a4 8.0 and 6.9 dB, w8a8 29.0 and 28.6 dB, w4a8 25.2 and 25.4 dB. The coarser t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
@@ -41,7 +42,7 @@ from ..passes.add_quantizers import AddQuantizers
 from ..passes.apply_encodings import ApplyEncodings
 from ..passes.apply_overrides import ApplyOverrides
 from ..passes.base import Pass
-from ..passes.correct_bias import CorrectBias
+from ..passes.correct_bias import CorrectBias, input_axes
 from ..passes.correct_bias_empirically import CorrectBiasEmpirically
 from ..passes.equalize_layers import EqualizeLayers
 from ..passes.fallback_to_16_bits import FallbackTo16Bits
@@ -62,7 +63,7 @@ from ..passes.smoothquant import SmoothQuant
 from ..targets import find_target
 from ..thresholds import CLEAR_DB, NOISE_FLOOR_DB
 from .collect_report import ReportCollector
-from .keep_if_better import QualityMeasure, keep_if_better
+from .keep_if_better import keep_if_better
 from .log import log_steps
 from .node_states import node_states
 from .run_passes import Steps, not_run, run_passes
@@ -166,18 +167,39 @@ def equalization(options: Options) -> tuple[Pass, ...]:
 
 
 def equalize(model: Model, task: Task) -> tuple[Model, Steps]:
-    """The float model, easier to quantize. Without data nothing says what a step is worth: then all are applied."""
+    """The float model, easier to quantize. Without data nothing says what a step is worth: then all are applied, as
+    they are where nothing is tried for want of time."""
     passes, skipped = _fitting_equalization(task)
     if not passes:
         return model, skipped
-    if task.has_no_data:
-        model, steps = run_passes(passes, model, replace(task.learning, feeds=()))
+    if task.has_no_data or task.options.effort == "fast":
+        seen = () if task.has_no_data else task.samples.trial
+        model, steps = run_passes(passes, model, replace(task.learning, feeds=seen))
         return model, skipped + steps
-    correction = _quick_correction(model, task)
+
+    @cache
+    def quality() -> float | None:
+        return task.quality.db(_quantized_quickly(model.clone(), task, CorrectBias()))
+
+    if task.options.effort == "default" and task.options.per_channel and _is_clear(db := quality()):
+        reason = f"with a scale for each channel, outputs are at {db:.1f} dB without it; `effort` high tries it"
+        skipped += tuple(not_run(step, reason) for step in passes if isinstance(step, _FOR_UNEVEN_CHANNELS))
+        passes = tuple(step for step in passes if not isinstance(step, _FOR_UNEVEN_CHANNELS))
+    correction = _quick_correction(quality, task)
     model, steps = keep_if_better(
-        passes, model, task.context, lambda copy: _quantized_quickly(copy, task, correction), _quality(task)
+        passes,
+        model,
+        task.context,
+        lambda copy: _quantized_quickly(copy, task, correction),
+        task.quality,
+        few=_silent(task.context, task.samples.trial) if task.samples.is_divided else None,
+        before=quality if correction == CorrectBias() else None,
     )
     return model, skipped + steps
+
+
+_FOR_UNEVEN_CHANNELS = (RemoveDeadChannels, EqualizeLayers, AbsorbBias)
+"""Steps that weights with a scale for each channel hardly need: 0.4 dB at most (accuracy-steps.md)."""
 
 
 def _fitting_equalization(task: Task) -> tuple[tuple[Pass, ...], Steps]:
@@ -192,22 +214,28 @@ def _fitting_equalization(task: Task) -> tuple[tuple[Pass, ...], Steps]:
     elif task.options.data_free and task.options.per_channel:
         reason = "per channel it helps only where data says so"
         dropped = tuple(step for step in passes if isinstance(step, EqualizeLayers))
+    elif task.options.effort == "fast" and task.options.per_channel:
+        reason = "with a scale for each channel it may do harm, and `effort` fast tries nothing"
+        dropped = tuple(step for step in passes if isinstance(step, _FOR_UNEVEN_CHANNELS))
     return tuple(p for p in passes if p not in dropped), tuple(not_run(p, reason) for p in dropped)
 
 
-def _quick_correction(model: Model, task: Task) -> Pass:
+def _is_clear(db: float | None) -> TypeGuard[float]:
+    return db is not None and db >= CLEAR_DB
+
+
+def _quick_correction(quality: Callable[[], float | None], task: Task) -> Pass:
     """What makes up for rounding while equalization is compared. Where rounding to nearest leaves the outputs below the
     noise floor, their SQNR says nothing: there weights are rounded by the quickest of the optimising methods."""
-    if task.options.optimised_rounding is None:
+    if task.options.optimised_rounding is None or (db := quality()) is None or db >= NOISE_FLOOR_DB:
         return CorrectBias()
-    db = _quality(task).db(_quantized_quickly(model.clone(), task, CorrectBias()))
-    return CorrectBias() if db is None or db >= NOISE_FLOOR_DB else RoundWeights("gptq", "low", task.options.seed)
+    return RoundWeights("gptq", "fast", task.options.seed)
 
 
 def _quantized_quickly(model: Model, task: Task, correction: Pass) -> ModelProto:
     """A float model quantized with a few samples and a quick correction: good enough to compare steps."""
     few = _silent(task.context, task.samples.trial)
-    model, _ = run_passes(ranging(task.options), model, few)
+    model, _ = run_passes(ranging(task.options, correction=correction), model, few)
     model = at_sufficient_opset(model, task.options)
     if task.options.weight is not None:
         correction.apply(model, few)
@@ -232,13 +260,17 @@ def placement(options: Options) -> tuple[Pass, ...]:
     return (place, ApplyOverrides(others)) if others else (place,)
 
 
-def ranging(options: Options, given: Sequence[Pass] = ()) -> tuple[Pass, ...]:
-    """Where quantizers go, and what their scales are. given: passes that decide some of them beforehand."""
+def ranging(options: Options, given: Sequence[Pass] = (), correction: Pass | None = None) -> tuple[Pass, ...]:
+    """Where quantizers go, and what their scales are. given: passes that decide some of them beforehand.
+
+    correction: what follows; the means that bias correction needs are measured with the ranges.
+    """
     passes = [*placement(options), *given, SetWeightRanges(options.weight_method)]
     if options.weighs_weights and options.weight is not None:
         passes.append(RefineWeightRanges())
     if options.synthetic or not options.data_free:
-        passes.append(SetActivationRanges(options.activation_range, options.logits_range))
+        channels = input_axes if correction == CorrectBias() and options.weight is not None else None
+        passes.append(SetActivationRanges(options.activation_range, options.logits_range, channels))
     if options.data_free:
         passes.append(SetDataFreeRanges(inputs=options.input_ranges))
     if find_target(options.target).fits_scales:
@@ -249,9 +281,10 @@ def ranging(options: Options, given: Sequence[Pass] = ()) -> tuple[Pass, ...]:
 def set_ranges(model: Model, task: Task, collector: ReportCollector | None = None) -> tuple[Model, Steps]:
     """The model, which is changed, with all quantizers and their ranges; weights and biases stay as they are."""
     options, context = task.options, task.learning
-    if collector is not None:
-        context = replace(context, ranged=collector.ranged)
-    model, steps = run_passes(ranging(options, _given_encodings(task)), model, context)
+    shown = context if collector is None else replace(context, ranged=collector.ranged)
+    following = next(iter(correction(options)), None)
+    model, steps = run_passes(ranging(options, _given_encodings(task), following), model, shown)
+    context.channel_facts.update(shown.channel_facts)
     if not model.quantizers:
         raise NothingToQuantizeError(f"{task.origin}: nothing to quantize: {_reasons(model)}")
     if options.a16_fallback == "auto" and options.activation is not None:
@@ -311,8 +344,10 @@ def correct(model: Model, task: Task) -> tuple[Model, Steps]:
         return model, skipped
     if task.has_no_data:
         model, steps = run_passes(passes, model.clone(), replace(task.learning, feeds=()))
+    elif task.options.effort == "fast":
+        model, steps = run_passes(passes, model.clone(), task.context)
     else:
-        model, steps = keep_if_better(passes, model, task.context, lambda copy: _lowered(copy, task), _quality(task))
+        model, steps = keep_if_better(passes, model, task.context, lambda copy: _lowered(copy, task), task.quality)
     return model, skipped + steps
 
 
@@ -339,11 +374,13 @@ def _optimised_where_needed(model: Model, task: Task, passes: tuple[Pass, ...]) 
     weight = task.options.weight
     if passes != (CorrectBias(),) or task.options.rounding != "auto" or weight is None:
         return passes, ()
+    if task.options.effort == "fast":
+        return passes, ()
     if weight.block is not None or weight.grid.bits > 8:
         return passes, ()
     copy = model.clone()
-    CorrectBias().apply(copy, _silent(task.context, task.samples.trial))
-    db = _quality(task).db(_lowered(copy, task))
+    CorrectBias().apply(copy, task.context)
+    db = task.quality.db(_lowered(copy, task))
     if db is None or db >= CLEAR_DB:
         return passes, ()
     activation = task.options.activation
@@ -387,11 +424,6 @@ def _lowered(model: Model, task: Task) -> ModelProto:
     model = at_sufficient_opset(model, task.options)
     model, _ = run_passes(LOWERING, model, replace(task.context, feeds=()))
     return model.to_proto()
-
-
-def _quality(task: Task) -> QualityMeasure:
-    """Measures on the choosing samples, which no range is set on while steps are compared."""
-    return QualityMeasure(task.proto, task.samples.choosing, task.context.services.threads)
 
 
 def _silent(context: Context, feeds: Iterable[Feed]) -> Context:

@@ -16,6 +16,7 @@ from ..execution.services import Here, Services, Workers, no_progress
 from ..execution.session import default_threads
 from ..options import Options
 from ..targets import find_target
+from .keep_if_better import QualityMeasure
 from .samples import Division, divide, undivided
 
 RANDOM_INPUTS = "random inputs"
@@ -56,6 +57,12 @@ class Task:
         """What passes may use; the feeds among it serve comparisons even where nothing may be learnt from them."""
         made = make_context(self.options, self.samples.fitting, self.progress, self.statistics, self.workers)
         return replace(made, choosing=self.samples.choosing)
+
+    @cached_property
+    def quality(self) -> QualityMeasure:
+        """Measures quantized models on the choosing samples, which no range is set on while steps are compared."""
+        services, target = self.context.services, self.context.target
+        return QualityMeasure(self.proto, self.samples.choosing, services, optimize=target.runs_here)
 
     @property
     def has_random_inputs(self) -> bool:

@@ -23,7 +23,7 @@ from .objective import Columns, Objective
 
 Array = NDArray[np.float64]
 
-_ITERATIONS = {"low": 500, "medium": 2000, "high": 10000}
+_ITERATIONS = {"fast": 500, "default": 2000, "high": 10000}
 """Iterations of Adam, by effort."""
 
 

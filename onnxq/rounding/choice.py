@@ -89,8 +89,8 @@ class Effort:
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "low": Effort(columns=16, dampings=(0.01,)),
-    "medium": Effort(columns=64, dampings=(0.001, 0.01, 0.1, 1.0)),
+    "fast": Effort(columns=16, dampings=(0.01,)),
+    "default": Effort(columns=64, dampings=(0.001, 0.01, 0.1, 1.0)),
     "high": Effort(columns=256, dampings=(0.0001, 0.001, 0.01, 0.1, 1.0)),
 }
 

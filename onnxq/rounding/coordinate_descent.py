@@ -26,7 +26,7 @@ from .objective import Gram, Objective
 
 Array = NDArray[np.float64]
 
-_SWEEPS = {"low": 3, "medium": 20, "high": 100}
+_SWEEPS = {"fast": 3, "default": 20, "high": 100}
 """Sweeps at most, by effort."""
 
 

@@ -35,7 +35,7 @@ class RoundingMethod(Protocol):
 
     @classmethod
     def of_effort(cls, effort: str, seed: int) -> RoundingMethod:
-        """With the time for quality that `--effort` names: low, medium or high. seed: for all that is drawn."""
+        """With the time for quality that `--effort` names: fast, default or high. seed: for all that is drawn."""
 
     def round(self, objective: Objective, grid: WeightGrid) -> Array:
         """Integers q (g, M, K) within the grid's bounds; the weights become s q."""
