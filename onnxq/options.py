@@ -126,6 +126,10 @@ class Options:
     block_size: int | None = option(
         None, "One weight scale for each N weights of a channel.", TARGET, least=1, metavar="N", shown="whole channels"
     )
+    embeddings: str = option(
+        "8", "Bits of tables that Gather looks up, one scale a row; an output layer that is tied to one has its grid.",
+        TARGET, choices=("8", "4", "float"),
+    )  # fmt: skip
     dead_channels: bool = option(True, "Empty channels that carry a constant.", STEPS)
     cle: str = option(
         "noise", "Cross-layer equalization, by expected noise or by the white paper's ranges (3.2).", STEPS,
@@ -271,6 +275,16 @@ class Options:
             spec = replace(spec, grid=Grid(spec.grid.bits, spec.grid.signed), symmetric=False)
         per_channel = spec.per_channel and self.per_channel and self.block_size is None
         return replace(spec, per_channel=per_channel, block=self.block_size)
+
+    @property
+    def table(self) -> QuantSpec | None:
+        """The grids of tables, which are symmetric, one scale a row; None: they are left in float."""
+        if self.embeddings == "float" or self.weight is None or self.from_encodings is not None:
+            return None
+        spec = find_target(self.target).weight_of(int(self.embeddings))
+        signed = replace(spec.grid, signed=True)
+        power_of_two = self.power_of_two or spec.power_of_two
+        return replace(spec, grid=signed, symmetric=True, per_channel=True, power_of_two=power_of_two)
 
     @property
     def weighs_weights(self) -> bool:

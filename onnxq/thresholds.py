@@ -204,6 +204,13 @@ TOOLCHAIN_SHARE = 0.5
 """Share of the quantized nodes that a vendor's tool-chain must run in integers, for the model to be of use there.
 Chosen: below, most of the network is not where it was quantized for."""
 
+SMALLEST_TABLE = 4096
+"""Weights of a table from which on its rows are quantized. Chosen: below 12 KiB saved, three nodes more are no gain."""
+
+FLOAT_BYTES_SHARE = 0.05
+"""Share of the file that constants in float must take for the summary to name them. Chosen: biases and norms take
+less."""
+
 # --- how many are looked at --------------------------------------------------------------------------------------
 
 MOST_EXAMINED = 10

@@ -7,6 +7,7 @@ from typing import Any
 from onnxq.report import (
     ChannelRanges,
     Distribution,
+    FloatConstant,
     FloatNode,
     Layer,
     LogEntry,
@@ -77,6 +78,7 @@ def report(layers: int = 20, tensors: int = 20, name: str = "", channels: int = 
             FloatNode(node, "Softmax", node, "inputs", node),
             FloatNode("gelu", "Gelu", "no kernel", "target"),
         ),
+        "float_constants": (FloatConstant(node, 5_000_000, node, "Gather", f"reason {node}"),),
         "tensors": tuple(
             QuantizedTensor(f"{node}{i}", "activation", "uint8", (0.1,), (3,), None, node) for i in range(tensors)
         ),

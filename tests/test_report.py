@@ -146,7 +146,7 @@ def test_figures_that_are_not_finite_do_no_harm():
 def test_markdown_tables_are_sound(name):
     text = report(name=name).to_markdown()
     tables = rows_of(text)
-    assert len(tables) == 6
+    assert len(tables) == 7
     for rows in tables:
         assert len({len(row) for row in rows}) == 1, rows
     assert "<img" not in re.sub(r"`[^`\n]*`", "", text.replace("\\<", ""))

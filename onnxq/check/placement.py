@@ -32,7 +32,7 @@ def same_grid(graph: QdqGraph, target: Target) -> Iterator[Violation]:
     for node, rule in _ruled(graph, target):
         if rule.grid != "same" or (rule.kind == "movement" and not preserves_grid(node)):
             continue
-        source = graph.read(node, 0)
+        source = graph.read(node, 0) if graph.constant(node, 0) is None else None  # rows of a table have their own grid
         for output in node.outputs:
             pair = graph.pair_of(output)
             if source is not None and pair is not None and not pair.grid.same_grid(source):

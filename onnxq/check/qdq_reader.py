@@ -50,7 +50,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Constant:
-    """A quantized constant, as one input of a node reads it. role: `weight` and `bias` of linear operators, or else."""
+    """A quantized constant, as one input of a node reads it. role: `weight` and `bias` of linear operators, the
+    `table` that a Gather looks up, or else."""
 
     node: gs.Node
     index: int
@@ -309,4 +310,6 @@ def _role(node: gs.Node, index: int, grid: TensorGrid) -> str:
     form = linear_form(node.op, node.domain)
     if form is not None and (index == form.weight or form.bias is not None):
         return "weight" if index == form.weight else "bias" if index == form.bias else "operand"
+    if index == 0 and is_op(node, "Gather", "GatherND"):
+        return "table"
     return "bias" if grid.type == "int32" else "operand"

@@ -72,8 +72,10 @@ class Traffic:
 
 
 def planned_layers(model: Model) -> list[LinearLayer]:
-    """The linear layers whose weight has a quantizer with parameters, in graph order."""
-    planned = ((layer, model.weight_quantizer(layer)) for layer in linear_layers(model.graph.nodes))
+    """The linear layers whose weight has a quantizer with parameters, in graph order; without those whose weight is a
+    table, for its rows have readers that these layers know nothing of: it stays rounded to nearest."""
+    own = (layer for layer in linear_layers(model.graph.nodes) if not model.reads_table(layer))
+    planned = ((layer, model.weight_quantizer(layer)) for layer in own)
     return [layer for layer, quantizer in planned if quantizer is not None and quantizer.params is not None]
 
 

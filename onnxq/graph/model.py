@@ -15,6 +15,7 @@ from ..errors import ModelError
 from ..numeric.quant import QuantParams, QuantSpec
 from ..operators.linear import LinearLayer
 from ..operators.node import in_subgraph
+from ..operators.tables import table_of
 from ..report import Reason
 from . import large
 
@@ -110,6 +111,7 @@ class Model:
     quantizers: by tensor name, in the order in which they were placed; data until `lower_to_qdq`.
     placement: what stays in float, and why.
     moments: by tensor name.
+    tied: weight -> table, by name: weights that are a table transposed (`graph.ties`).
     origin: what messages call the model, usually its path.
     is_large: its weights stay in files (`graph.large`).
     """
@@ -119,6 +121,7 @@ class Model:
     quantizers: dict[str, Quantizer] = field(default_factory=dict)
     placement: Placement = field(default_factory=Placement)
     moments: dict[str, Moments] = field(default_factory=dict)
+    tied: Mapping[str, str] = field(default_factory=dict)
     header: ModelProto = field(default_factory=ModelProto)
     is_large: bool = False
     _names: set[str] = field(default_factory=set, repr=False)
@@ -170,6 +173,7 @@ class Model:
         """Adopt what is planned and known of another model of the same tensors."""
         self.quantizers, self.moments = dict(other.quantizers), dict(other.moments)
         self.placement = Placement(dict(other.placement.nodes), dict(other.placement.tensors))
+        self.tied = other.tied
 
     def unique_name(self, stem: str) -> str:
         """A tensor name that nothing in the graph (subgraphs included) has: `stem`, or `stem_1`, ..."""
@@ -192,6 +196,14 @@ class Model:
         if len(tensor.outputs) == 1 and not self.is_output(tensor) and not in_subgraph(tensor.outputs[0]):
             return tensor.outputs[0]
         return None
+
+    def is_shared(self, layer: LinearLayer) -> bool:
+        """Whether others read a layer's weight, too, so that it cannot change for this layer alone."""
+        return self.sole_consumer(layer.weight) is None or layer.weight.name in self.tied
+
+    def reads_table(self, layer: LinearLayer) -> bool:
+        """Whether a layer's weight is a table of which other nodes look up rows."""
+        return layer.weight.name in self.tied or any(table_of(n) is layer.weight for n in layer.weight.outputs)
 
     def weight_quantizer(self, layer: LinearLayer) -> Quantizer | None:
         """The quantizer through which a layer reads its weight; None where it reads the weight in float."""

@@ -76,12 +76,12 @@ class QdqWriter:
     ) -> None:
         """Let `readers` read `integers`, dequantized, instead of a constant."""
         name, unique_name = tensor.name, self._model.unique_name
-        stored = _integers(f"{name}_quantized", integers, params.grid, unique_name)
+        stored = stored_integers(f"{name}_quantized", integers, params.grid, unique_name)
         if self._model.is_large:
             large.spill((tensor, stored))
         target = self._variable(f"{name}_dequantized", tensor)
         scale = gs.Constant(unique_name(f"{name}_scale"), np.asarray(params.scale, np.float32, order="C"))
-        zero_point = _integers(f"{name}_zero_point", np.asarray(params.zero_point), params.grid, unique_name)
+        zero_point = stored_integers(f"{name}_zero_point", np.asarray(params.zero_point), params.grid, unique_name)
         attributes = {}
         if params.axis is not None:
             attributes["axis"] = params.axis
@@ -92,8 +92,19 @@ class QdqWriter:
             nodes.append(gs.Node("Sum", inputs=[target], outputs=[self._variable(f"{name}_shielded", tensor)]))
         for reader in readers:
             edit.replace_input(reader, tensor, nodes[-1].outputs[0])
-        first = min(readers, key=lambda reader: self._order[id(reader)])
-        self._before.setdefault(id(first), []).extend(nodes)
+        self.before(self.first_of(readers), nodes)
+
+    def before(self, reader: gs.Node, nodes: Sequence[gs.Node]) -> None:
+        """Put nodes in front of one of the model's."""
+        self._before.setdefault(id(reader), []).extend(nodes)
+
+    def behind(self, node: gs.Node, nodes: Sequence[gs.Node]) -> None:
+        """Put nodes directly behind one of the model's, in front of what is there already."""
+        self._behind.setdefault(id(node), [])[:0] = nodes
+
+    def first_of(self, nodes: Sequence[gs.Node]) -> gs.Node:
+        """The one of some of the model's nodes that comes first."""
+        return min(nodes, key=lambda node: self._order[id(node)])
 
     def insert(self) -> None:
         """Put what was written into the graph, under names of its own."""
@@ -141,7 +152,7 @@ def activation_nodes(
     return nodes
 
 
-def _integers(stem: str, values: np.ndarray, grid: Grid, unique_name: UniqueName) -> gs.Constant:
+def stored_integers(stem: str, values: np.ndarray, grid: Grid, unique_name: UniqueName) -> gs.Constant:
     """A constant of the grid's stored type; 4-bit integers are packed in pairs, which numpy has no type for."""
     name = unique_name(stem)
     if grid.stored_bits != 4:

@@ -136,7 +136,7 @@ class _Search:
         return _PASS_ON[operator.scaling](self, node, known[0])
 
     def _layer(self, layer: LinearLayer) -> None:
-        shared = len(layer.weight.outputs) > 1
+        shared = self.model.is_shared(layer)
         inputs = self.layouts.get(layer.input.name)
         axis = 1 if layer.output_axis == 1 or inputs is None else inputs.ndim - 1
         fits = inputs is not None and inputs.axis == axis and inputs.ids.size == layer.input_channels

@@ -29,6 +29,7 @@ from ..operators.elementwise import clip_bounds
 from ..operators.linear import LinearLayer, linear_layer, linear_layers
 from ..operators.node import ONNX_DOMAINS, is_float, is_op
 from ..operators.registry import operands, preserves_grid
+from ..operators.tables import table_of
 from ..report import Reason
 from ..targets import OpRule, Target
 from .base import Context, Outcome, Skip
@@ -158,7 +159,7 @@ class _Choice:
                 continue
             rule, users = self._rule(node), self.options.users_reason(node)
             if users is not None:
-                if isinstance(rule, OpRule):
+                if isinstance(rule, OpRule) or table_of(node) is not None:
                     self.needed.update(p for p, _ in self.options.patterns() if _matches(node, p))
                 rule = users
             if isinstance(rule, OpRule):

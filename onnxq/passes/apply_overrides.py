@@ -124,4 +124,4 @@ def _axis(model: Model, quantizer: Quantizer, spec: QuantSpec) -> int | None:
         layer = linear_layer(node)
         if isinstance(layer, LinearLayer) and layer.weight.name == quantizer.tensor:
             return layer.reduction_axis if spec.block else layer.axis
-    return quantizer.axis
+    return None if spec.block else quantizer.axis

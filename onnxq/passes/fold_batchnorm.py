@@ -156,7 +156,7 @@ def _mapped_input(node: gs.Node) -> gs.Tensor | None:
 
 def _refuses(model: Model, layer: LinearLayer) -> str | None:
     """Why the weight must stay as it is, or None."""
-    if model.sole_consumer(layer.weight) is None:
+    if model.is_shared(layer):
         return f"weight {layer.weight.name!r} is shared"
     if layer.weight.dtype != np.float32:
         return f"weight {layer.weight.name!r} is not float32"

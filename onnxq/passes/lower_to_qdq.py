@@ -23,11 +23,13 @@ import onnx_graphsurgeon as gs
 from ..graph import edit
 from ..graph.model import Model, Quantizer
 from ..graph.qdq_writer import QdqWriter
+from ..graph.table_writer import TableWriter
 from ..numeric.quant import Grid, QuantParams
 from ..operators.elementwise import clip_bounds
 from ..operators.linear import LinearLayer, linear_layers
 from ..operators.node import is_op
 from ..operators.registry import preserves_grid
+from ..operators.tables import row_axis, table_of
 from ..targets import Target
 from .base import Context, Outcome
 
@@ -48,10 +50,13 @@ class LowerToQdq:
             lowering.bias(layer)
         for quantizer in model.quantizers.values():
             tensor = tensors[quantizer.tensor]
-            if isinstance(tensor, gs.Constant):
+            if isinstance(tensor, gs.Constant) and quantizer.tensor not in lowering.tables:
                 lowering.weight(tensor, quantizer)
+            elif isinstance(tensor, gs.Constant):
+                continue
             else:
                 lowering.activation(tensor, quantizer)
+        lowering.write_tables()
         lowering.writer.insert()
         _shield_branches(model)
         pairs = len(model.quantizers)
@@ -71,6 +76,48 @@ class _Lowering:
         self.float_layers, self.blocks = set[int](), set[int]()
         if target.quantizes_float_weights:
             self.float_layers, self.blocks = _nodes_to_shield(model)
+        self.tables = _stored_once(model)
+
+    def write_tables(self) -> None:
+        """Behind all others: what stands behind a look-up goes in front of the quantizer of its result."""
+        constants = {tensor.name: tensor for tensor in self.model.initializers()}
+        for names in dict.fromkeys(self.tables.values()):
+            self._table(constants[names[0]], [constants[name] for name in names])
+        for weight, table in self.model.tied.items():
+            both = constants.get(weight), constants.get(table)
+            if both[0] is not None and both[1] is not None and not {weight, table} & set(self.model.quantizers):
+                self._transpose(both[0], both[1])
+
+    def _table(self, table: gs.Constant, tied: list[gs.Constant]) -> None:
+        """A table, and the weights that are the same numbers, itself perhaps among them."""
+        readers_of = self.model.consumers
+        look_ups = [node for node in readers_of(table) if table_of(node) is table]
+        rows = self.target.tables == "rows"
+        params = _params(self.model.quantizers[table.name])
+        written = TableWriter(self.model, table, params, row_axis(look_ups[0]), rows=rows)
+        for tensor in tied:
+            quantizer = self.model.quantizers[tensor.name]
+            readers = [
+                n for n in self.model.consumers(tensor) if n.name in quantizer.readers and table_of(n) is not table
+            ]
+            if readers:
+                nodes = written.weight(tensor, _params(quantizer), readers)
+                self.writer.before(self.writer.first_of(readers), nodes)
+        for node in look_ups:
+            before, behind = written.look_up(node)
+            self.writer.before(node, before)
+            self.writer.behind(node, behind)
+
+    def _transpose(self, weight: gs.Constant, table: gs.Constant) -> None:
+        """Two constants in float that are one: a file holds but the table."""
+        readers = [node for node in self.model.consumers(weight) if id(node) in self.nodes]
+        if not readers or not np.array_equal(np.asarray(table.values).T, np.asarray(weight.values)):
+            return
+        transposed = gs.Variable(self.model.unique_name(f"{table.name}_transposed"), weight.dtype, weight.shape)
+        node = gs.Node("Transpose", attrs={"perm": [1, 0]}, inputs=[table], outputs=[transposed])
+        self.writer.before(self.writer.first_of(readers), [node])
+        for reader in readers:
+            edit.replace_input(reader, weight, transposed)
 
     def activation(self, tensor: gs.Tensor, quantizer: Quantizer) -> None:
         self.writer.activation(
@@ -169,6 +216,27 @@ class _Lowering:
         if tensor.name not in self.model.quantizers and behind is not None and clip_bounds(behind) is not None:
             tensor = behind.outputs[0]
         return self.model.quantizers.get(tensor.name)
+
+
+def _stored_once(model: Model) -> dict[str, tuple[str, ...]]:
+    """By name of a quantized table, and of the weights that are the same integers: all of these, the table first."""
+    found: dict[str, tuple[str, ...]] = {}
+    constants = {constant.name: constant for constant in model.initializers()}
+    tables = {t.name: t for node in model.graph.nodes if (t := table_of(node)) is not None}
+    for name, table in tables.items():
+        if name not in model.quantizers:
+            continue
+        params = _params(model.quantizers[name])
+        members = [name]
+        for weight in (w for w, source in model.tied.items() if source == name and w in model.quantizers):
+            other = _params(model.quantizers[weight])
+            integers = params.quantize(table.values).T
+            if np.array_equal(other.scale, params.scale) and np.array_equal(
+                other.quantize(np.asarray(constants[weight].values)), integers
+            ):
+                members.append(weight)
+        found |= dict.fromkeys(members, tuple(members))
+    return found
 
 
 def _nodes_to_shield(model: Model) -> tuple[set[int], set[int]]:

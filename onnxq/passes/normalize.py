@@ -20,6 +20,7 @@ from ..execution.session import Session
 from ..graph import edit
 from ..graph.model import Model
 from ..graph.shapes import infer_shapes, shape_elements
+from ..graph.ties import find_ties
 from ..operators.node import ONNX_DOMAINS, is_op
 from .base import Context, Outcome, Skip
 
@@ -55,6 +56,7 @@ class Normalize:
         _drop_unused_domains(model)
         edit.name_nodes(model.graph.nodes)
         skips = _observe_types(model, context)
+        model.tied = find_ties(model)
         notes = tuple(f"{label}: {count}" for label, count in counts.items() if count)
         return Outcome(sum(counts.values()), skips, notes)
 

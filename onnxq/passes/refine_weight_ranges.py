@@ -49,7 +49,7 @@ class RefineWeightRanges:
             quantizer = model.weight_quantizer(layer)
             if quantizer is None or quantizer.given:
                 continue
-            if len(layer.weight.outputs) > 1 or quantizer.spec.block is not None:
+            if model.is_shared(layer) or quantizer.spec.block is not None:
                 skips.append(Skip(layer.node.name, "its weight is shared, or quantized in blocks"))
                 continue
             samples = _weighed(layer, sensitivity, quantizer.axis)

@@ -63,7 +63,7 @@ class RemoveDeadChannels:
 
         def visit(layer: LinearLayer, inputs: ChannelFacts | None) -> None:
             nonlocal changed
-            if len(layer.weight.outputs) == 1 and inputs is not None:
+            if not model.is_shared(layer) and inputs is not None:
                 folded, padded = _fold_columns(model, layer, inputs)
                 changed += folded
                 if padded:
@@ -76,7 +76,7 @@ class RemoveDeadChannels:
 
 def _layers(model: Model) -> list[LinearLayer]:
     """Linear layers whose weight is theirs alone."""
-    return [layer for layer in linear_layers(model.graph.nodes) if len(layer.weight.outputs) == 1]
+    return [layer for layer in linear_layers(model.graph.nodes) if not model.is_shared(layer)]
 
 
 def _empty_rows(model: Model, layer: LinearLayer, facts: ChannelFacts, threshold: float) -> int:

@@ -124,6 +124,8 @@ def _readers(model: Model, norm: _Norm) -> list[LinearLayer] | str:
         return f"{others[0]!r} reads what it writes, too, and would see other values (a residual behind the norm)"
     if any(len(layer.weight.shape) != 2 for layer in layers):
         return "a weight that reads what it writes is no matrix"
+    if any(map(model.reads_table, layers)):
+        return "a weight that reads what it writes is a table that other nodes look up, too"
     for place in (norm.gamma, norm.beta):
         if place is not None and not isinstance(place[0].inputs[place[1]], gs.Constant):
             return "its gamma or beta is not constant"

@@ -16,7 +16,7 @@ from ..check import check
 from ..errors import VerificationError
 from ..execution.session import saturates
 from ..graph import large
-from ..graph.model import Model, Quantizer
+from ..graph.model import Model, Quantizer, nodes_of
 from ..graph.precision import WIDENED_FROM
 from ..graph.shapes import dynamic_inputs
 from ..options import Options
@@ -27,6 +27,7 @@ from .keep_if_better import UNKNOWN, WORSE
 from .node_states import NodeState, State, node_states
 from .pipeline import Quantized
 from .samples import samples_in
+from .stored_floats import float_constants
 from .task import Task
 from .verify import verify
 
@@ -84,6 +85,7 @@ def build_report(
         simulated_nodes=_count(states, "simulated"),
         weights_only_nodes=_count(states, "weights only"),
         float_nodes=float_nodes(states),
+        float_constants=float_constants(result or quantized.proto, planned),
         tensors=tuple(_record(planned, q) for q in planned.quantizers.values()),
         quality=verdict.quality,
         runtime_operators=dict(verdict.operators),
@@ -134,6 +136,8 @@ def check_target(task: Task, quantized: Quantized) -> tuple[str, ...]:
     """
     placed = quantized.planned.placement.nodes
     wanted = {name for name, node in placed.items() if node.reason is not None and node.reason.is_the_users}
+    if not any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes_of(quantized.proto.graph)):
+        return ()  # rows of tables alone are looked up as integers, which targets require nothing of
     result = check(quantized.proto, task.context.target, task.origin, wanted)
     if result.violations:
         some = "; ".join(str(violation) for violation in result.violations[:3])

@@ -64,6 +64,8 @@ def _planned_state(plan: Model, node: str) -> tuple[State, Reason | None]:
     if placed.weight is not None and not _is_quantized(plan, placed.weight, node):
         return "float", _not_quantized(plan, "weight", placed.weight)
     missing = next((name for name in placed.data if not _is_quantized(plan, name, node)), None)
+    if missing is None and placed.weight is not None and not placed.data:
+        return "weights only", None  # rows of a table: nothing is computed
     if missing is None:
         return "integers", None
     return "weights only" if placed.weight is not None else "float", _not_quantized(plan, "input", missing)

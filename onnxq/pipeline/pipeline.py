@@ -39,6 +39,7 @@ from ..graph.opset import convert_opset
 from ..options import Options, bits
 from ..passes.absorb_bias import AbsorbBias
 from ..passes.add_quantizers import AddQuantizers
+from ..passes.add_table_quantizers import AddTableQuantizers
 from ..passes.apply_encodings import ApplyEncodings
 from ..passes.apply_overrides import ApplyOverrides
 from ..passes.base import Pass
@@ -256,8 +257,12 @@ def placement(options: Options) -> tuple[Pass, ...]:
         tuple(o.node for o in options.overrides if o.node is not None and o.keep_float),
         options.tie,
     )
+    why = "the preset leaves weights in float" if options.weight is None else "`embeddings` float"
+    if options.from_encodings is not None:
+        why = "the encodings decide what is quantized"
+    tables = AddTableQuantizers(options.table, why)
     others = tuple(o for o in options.overrides if o.node is None or not o.keep_float)
-    return (place, ApplyOverrides(others)) if others else (place,)
+    return (place, tables, ApplyOverrides(others)) if others else (place, tables)
 
 
 def ranging(options: Options, given: Sequence[Pass] = (), correction: Pass | None = None) -> tuple[Pass, ...]:

@@ -16,7 +16,7 @@ ROWS = 50
 def to_markdown(report: ReportData) -> str:
     """Headings, lists and tables that GitHub and others show; names are escaped."""
     parts = [_summary(report), _steps(report), _layers(report), _activations(report), _sensitivity(report)]
-    parts += [_pareto(report), _log(report), _in_float(report)]
+    parts += [_pareto(report), _log(report), _in_float(report), _stored_in_float(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -131,6 +131,11 @@ def _in_float(report: ReportData) -> str:
     groups = Counter((n.op, n.reason) for n in report.float_nodes)
     rows = [[_text(op), str(held), _text(reason)] for (op, reason), held in groups.most_common()]
     return _table("Left in float", ("operator", "nodes", "reason"), "lrl", rows)
+
+
+def _stored_in_float(report: ReportData) -> str:
+    rows = [[_code(c.tensor), size(c.bytes), _text(c.op), _text(c.reason)] for c in report.float_constants]
+    return _table("Stored in float", ("constant", "size", "read by", "reason"), "lrll", rows)
 
 
 def _table(title: str, head: Sequence[str], align: str, rows: Sequence[Sequence[str]]) -> str:

@@ -49,6 +49,17 @@ class FloatNode:
 
 
 @dataclass(frozen=True)
+class FloatConstant:
+    """A constant of the result that is stored in float. bytes: its size. reader, op: the first node that reads it."""
+
+    tensor: str
+    bytes: int
+    reader: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class RoundedLayer:
     """A weight whose rounding was optimised for what its layer computes (section 3.4).
 
@@ -343,6 +354,7 @@ class ReportData:
     integer_nodes: that compute in integers, as far as is known: for ONNX Runtime from the graph that it runs, for other
     targets from the plan.  simulated_nodes: of which all tensors are quantized, and which ONNX Runtime computes in
     float.  weights_only_nodes: of which only the weights are quantized.  float_nodes: all others.
+    float_constants: what the result stores in float, the largest first.
 
     layers, distributions: only where details were asked for. measures, sensitivity, pareto, log: of the commands
     that find them out. requirements: of the target, each with its id; the result was checked and keeps to them.
@@ -360,6 +372,7 @@ class ReportData:
     simulated_nodes: int
     weights_only_nodes: int
     float_nodes: tuple[FloatNode, ...]
+    float_constants: tuple[FloatConstant, ...]
     tensors: tuple[QuantizedTensor, ...]
     quality: tuple[OutputQuality, ...]
     runtime_operators: dict[str, int]

@@ -261,6 +261,13 @@ def _in_float(report: ReportData) -> Section:
     every = table("Every node in float", [Column("Node"), Column("Operator"), Column("Reason")], nodes)
     summary = table("Nodes in float, by reason", [Column("Operator"), Column("Nodes", True), Column("Reason")], rows)
     body = join(summary, _folded(f"All {len(report.float_nodes)} nodes", every))
+    constants = [
+        [Cell(tag("code", name(c.tensor))), Cell(size(c.bytes), c.bytes), Cell(c.op), Cell(c.reason)]
+        for c in report.float_constants[:SHOWN]
+    ]
+    if constants:
+        columns = [Column("Constant"), Column("Size", True), Column("Read by"), Column("Reason")]
+        body = join(body, table("Constants stored in float", columns, constants))
     return Section("float", "Left in float", "Nodes that compute in float, and why.", body)
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+from ..thresholds import FLOAT_BYTES_SHARE
 from .records import FloatNode, OutputQuality, ReportData, RoundedLayer, SampleSets, Step, ToolchainResult
+
+SHOWN_CONSTANTS = 5
+"""Constants in float that the summary names; `verbose` names all."""
 
 
 def to_text(report: ReportData, verbose: bool = False) -> str:
@@ -17,6 +21,7 @@ def to_text(report: ReportData, verbose: bool = False) -> str:
     ]
     lines += [f"{'output ' * (q.compared_at is None)}{_quality(q, report.samples.origin)}" for q in report.quality]
     lines += _left_in_float(report, verbose)
+    lines += _stored_in_float(report, verbose)
     if verbose:
         lines += [line for step in report.steps for line in _step_lines(step)]
         operators = ", ".join(f"{count} {op}" for op, count in report.runtime_operators.items())
@@ -53,6 +58,18 @@ def _left_in_float(report: ReportData, verbose: bool) -> list[str]:
         ]
     groups = Counter((n.op, n.reason) for n in report.float_nodes)
     return [f"in float: {count} {printable(op)}: {printable(reason)}" for (op, reason), count in groups.most_common()]
+
+
+def _stored_in_float(report: ReportData, verbose: bool) -> list[str]:
+    """The largest constants that are stored in float, where these are a good part of the file."""
+    constants = report.float_constants
+    total = sum(constant.bytes for constant in constants)
+    if not verbose and total < FLOAT_BYTES_SHARE * report.result.bytes:
+        return []
+    shown = constants if verbose else constants[:SHOWN_CONSTANTS]
+    lines = [f"stored in float: {size(c.bytes)} {printable(c.tensor)}: {printable(c.reason)}" for c in shown]
+    rest = constants[len(shown) :]
+    return lines + [f"stored in float: {size(sum(c.bytes for c in rest))} in {len(rest)} more"] * bool(rest)
 
 
 def because(node: FloatNode) -> str:

@@ -88,6 +88,7 @@ ORT = Target(
     },
     fused=frozenset({"Relu", "Clip"}),
     joins="grids",
+    tables="rows",
     fused_needs_grid=True,
     quantizes_float_weights=True,
     runs_here=True,

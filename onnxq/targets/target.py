@@ -108,6 +108,8 @@ class Target:
     adds_biases: whether float biases of convolutions are added by a node of their own behind them.
     keeps_activations: whether Relu and Clip stay although the grid behind them does their work.
     reduced_weights: 8-bit weights use 7 bits.  smallest_range: of any grid, in real units.
+    tables: whether what is looked up in a quantized table is dequantized (`rows`), or the `whole` table in front of the
+    Gather, by a DequantizeLinear that the compiler moves behind it.
     min_opset, max_opset: where its quantized operators exist.
     quantizes_float_weights: whether it does so by itself where the tensors around a float layer are quantized.
     runs_here: whether ONNX Runtime's integer kernels are what will run, so that they must agree with the model.
@@ -138,6 +140,7 @@ class Target:
     reduced_weights: bool = False
     smallest_range: float = 0.0
     shifts: Shifts | None = None
+    tables: Literal["rows", "whole"] = "whole"
     min_opset: int = 13
     max_opset: int | None = None
     quantizes_float_weights: bool = False

@@ -40,6 +40,7 @@ VITIS_AI = Target(
     },
     fused=frozenset({"Relu", "Clip"}),
     outputs="grid",
+    tables="rows",
     added_bias="operator",
     bias="int8",
     shifts=Shifts(),
