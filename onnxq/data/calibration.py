@@ -17,17 +17,20 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, zip_longest
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ..errors import DataError, UsageError
 from .images import Preprocess
+from .in_memory import MAX_MEMORY, transformed
 from .inputs import Array, InputSpec, batch_size, shape_text, shown
-from .sources import Record, is_whole, open_source
+from .records import Record, is_whole
+from .sources import open_source
 
 Arrays: TypeAlias = Mapping[str, Array]
-Source: TypeAlias = str | os.PathLike[str] | Array | Arrays | Iterable[Array | Arrays]
+Source: TypeAlias = str | os.PathLike[str] | Array | Arrays | Iterable[Any] | Callable[[], Iterable[Any]] | Any
+"""What `data/in_memory.py` lists, or a path."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class CalibrationData:
         A folder holds images, .npy, .npz or .pb files, in subfolders too, taken in natural order (2 before
         10); or test_data_set_* folders; or it is one of these.
         .npy, .pb: the array of a model with one input. .npz: keys are input names (see `keys`).
-        In memory: an array, a mapping name -> array, or a list (any re-iterable object) of these.
+        In memory: an array, a mapping name -> array, a list or any other iterable of samples, a function that makes
+        one, a dataset, an iterator, or ONNX Runtime's CalibrationDataReader; see `data/in_memory.py`.
         Arrays hold one sample, or a batch of them along axis 0. uint8 arrays for a float input of rank 4 are
         images, N x H x W x C or H x W x C (for gray inputs N x H x W or H x W, too), and preprocessed as
         image files are; all other arrays have the input's dtype and are taken as they are.
@@ -70,6 +74,9 @@ class CalibrationData:
     seed: of the draw from each stretch; None: always the first.
     accepts_infinity: called with a feed that holds infinity, once for each; raises DataError where it is not sound.
         Without it every infinity is refused.
+    transform: called with each item of the source, the pixels of an image (uint8, H x W x C, red first), the array or
+        mapping of a file, or what the caller's iterable gives; returns an item: an array, mapping, or tuple of arrays.
+    max_memory: bytes of an iterator's items that stay in memory; more go to a scratch folder.
 
     A feed has one sample where the model's batch dimension is dynamic or 1. Where all inputs fix it to B > 1, B
     successive samples make a feed, the last one is filled by repeating its last sample, and `samples` chooses
@@ -81,7 +88,7 @@ class CalibrationData:
 
     Iterating raises DataError where a file is missing, unreadable or damaged, or where an array is empty, holds
     not-a-number, or is of the wrong dtype or shape. The constructor raises DataError where there is no data, and
-    UsageError for arguments that make no sense, among them a generator, which can be read only once.
+    UsageError for arguments that make no sense. An iterator is read once, by the constructor.
     """
 
     def __init__(
@@ -94,6 +101,8 @@ class CalibrationData:
         keys: Mapping[str, str] | None = None,
         seed: int | None = None,
         accepts_infinity: Callable[[Feed], None] | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        max_memory: int = MAX_MEMORY,
     ) -> None:
         if not inputs:
             raise UsageError("the model has no inputs, so it cannot be calibrated")
@@ -105,12 +114,13 @@ class CalibrationData:
         self.seed = seed
         self._accepts_infinity = accepts_infinity
         self._sound: set[str] = set()  # origins of the feeds with infinity that were accepted
-        self._records = open_source(source, _complete(keys or {}, self.inputs))
+        records = open_source(source, _complete(keys or {}, self.inputs), max_memory)
+        self._records = records if transform is None else transformed(records, transform)
         self._batch = batch_size(self.inputs)
 
         first = self.inputs[0]
         rank = len(first.shape or ())
-        images = isinstance(self._records, list) and self._records[0].is_image
+        images = isinstance(self._records, list) and any(record.is_image for record in self._records[:1])
         if images or (len(self.inputs) == 1 and first.dtype == np.uint8 and rank == 4):
             self.preprocess.check(first)
         if images and rank == 3:
@@ -206,7 +216,7 @@ class CalibrationData:
         """Samples per record. An image is one without being opened."""
         counts = []
         for record in self._records:
-            length = 1 if record.is_image else self._split(record, record.read(headers_only=True))[1]
+            length = 1 if record.is_single else self._split(record, record.read(headers_only=True))[1]
             counts.append(1 if length is None else length)
         if not counts:
             raise DataError("the calibration data is empty: no samples; give at least one")

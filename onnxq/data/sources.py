@@ -1,90 +1,23 @@
-"""Where calibration data lies: a path or an object in memory, as records that can be read again and again.
-
-A record is what is stored together: a file, an ONNX test_data_set folder, or a mapping in memory. It can be
-read in full, or only its headers, for counting: a header is an array of the declared shape and dtype that takes
-no memory.
-"""
+"""Calibration data in files and folders, as records; `open_source` opens what is in memory as well."""
 
 import os
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.lib import format as npy
 
-from ..errors import DataError, UsageError
+from ..errors import DataError
 from .images import decode
+from .in_memory import MAX_MEMORY, in_memory
 from .inputs import Array, reading, shown
 from .npz import NpzFile
+from .records import Record
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
-
-
-@dataclass(frozen=True)
-class Record(ABC):
-    """`keys` maps each input's name to the key under which a file or mapping holds its array."""
-
-    keys: Mapping[str, str]
-    is_image: ClassVar[bool] = False
-
-    @property
-    @abstractmethod
-    def origin(self) -> str:
-        """Where this record lies, as errors name it."""
-
-    @abstractmethod
-    def read(self, headers_only: bool = False) -> dict[str, Array]:
-        """Input name -> array as stored. Raises DataError for whatever keeps it from being read."""
-
-    @property
-    def input_name(self) -> str:
-        """The model's only input, for records that hold one array."""
-        (name,) = self.keys
-        return name
-
-    def pick(self, names: Iterable[str]) -> None:
-        """Raises DataError unless every key is among the names that the record holds."""
-        held = list(names)
-        for name, key in self.keys.items():
-            if key not in held:
-                raise DataError(
-                    f"{self.origin} has no array {shown(key)} for input {shown(name)}; it has "
-                    f"{', '.join(map(shown, held)) or 'none'}. Map names with `input_keys` {shown(name)}=KEY"
-                )
-
-
-@dataclass(frozen=True)
-class InMemory(Record):
-    """One feed, or a batch of them, that the caller holds."""
-
-    place: str
-    value: object
-
-    @property
-    def origin(self) -> str:
-        return self.place
-
-    def read(self, headers_only: bool = False) -> dict[str, Array]:
-        value = self.value
-        if isinstance(value, np.ndarray):
-            if len(self.keys) != 1:
-                raise DataError(
-                    f"{self.origin}: got one array for inputs {_names(self.keys)}; pass a mapping name -> array"
-                )
-            return {self.input_name: value}
-        if not isinstance(value, Mapping):
-            raise DataError(f"{self.origin}: expected a mapping name -> array, got {type(value).__name__}")
-        self.pick(value)
-        arrays = {name: value[key] for name, key in self.keys.items()}
-        for name, array in arrays.items():
-            if not isinstance(array, np.ndarray | np.generic):
-                kind = type(array).__name__
-                raise DataError(f"{self.origin}: input {shown(name)} is a {kind}; make it a numpy array")
-        return {name: np.asarray(array) for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -109,12 +42,6 @@ class NpyFile(FileRecord):
             return {self.input_name: npy.open_memmap(self.path, mode="r")}
 
 
-def is_whole(array: Array) -> bool:
-    """Whether the file that the array is mapped from, if it is, still has all its bytes."""
-    mapped = getattr(array, "_mmap", None)
-    return mapped is None or mapped.size() >= len(mapped)
-
-
 class Archive(FileRecord):
     """An .npz file."""
 
@@ -137,25 +64,14 @@ class ProtoFolder(FileRecord):
         expected = [f"input_{index}.pb" for index in range(len(self.keys))]
         if files != set(expected):
             raise DataError(
-                f"{self.origin}: expected {', '.join(expected)} for inputs {_names(self.keys)}, "
+                f"{self.origin}: expected {', '.join(expected)} for inputs {self.names}, "
                 f"found {', '.join(shown(f) for f in sorted(files, key=natural_order)) or 'none'}"
             )
         return {name: _load_proto(self.path / file) for name, file in zip(self.keys, expected, strict=True)}
 
 
-class Feeds:
-    """The records of an iterable of mappings; reading them again iterates it again."""
-
-    def __init__(self, feeds: Iterable[object], keys: Mapping[str, str]) -> None:
-        self._feeds, self._keys = feeds, keys
-
-    def __iter__(self) -> Iterator[Record]:
-        for index, feed in enumerate(self._feeds):
-            yield InMemory(self._keys, f"feed {index}", feed)
-
-
-def open_source(source: object, keys: Mapping[str, str]) -> Iterable[Record]:
-    """The records of a path or an in-memory object, in a fixed order (folders: natural order of their paths).
+def open_source(source: object, keys: Mapping[str, str], max_memory: int = MAX_MEMORY) -> Iterable[Record]:
+    """The records of a path or an object in memory, in a fixed order (folders: natural order of their paths).
 
     Raises DataError where the path has no calibration data, UsageError where `source` is no source at all.
     """
@@ -163,16 +79,7 @@ def open_source(source: object, keys: Mapping[str, str]) -> Iterable[Record]:
         path = Path(source)
         with reading(path):
             return _open_path(path, keys)
-    if isinstance(source, np.ndarray | Mapping):
-        return [InMemory(keys, "calibration data", source)]
-    if isinstance(source, Iterator):
-        raise UsageError(
-            f"calibration data is read several times, and a {type(source).__name__} only once; "
-            "pass a list, or an object whose __iter__ starts again"
-        )
-    if isinstance(source, Iterable):
-        return Feeds(source, keys)
-    raise UsageError(f"calibration data must be a path, array, mapping or list, got {type(source).__name__}")
+    return in_memory(source, keys, max_memory)
 
 
 def natural_order(path: str | Path) -> tuple[list[list[int | str]], str]:
@@ -249,7 +156,7 @@ def _open_file(path: Path, keys: Mapping[str, str]) -> Record:
     kind, record = _KINDS[path.suffix.lower()]
     if len(keys) != 1 and record is not Archive:
         raise DataError(
-            f"{shown(path)}: {kind} hold one array, and the model has inputs {_names(keys)}; "
+            f"{shown(path)}: {kind} hold one array, and the model has inputs {', '.join(map(shown, keys))}; "
             "use .npz files whose keys are the input names"
         )
     return record(keys, path)
@@ -266,10 +173,6 @@ def _load_proto(path: Path) -> Array:
             raise DataError(f"{shown(path)} keeps its values in another file; save them inside")
         array: np.ndarray[Any, Any] = numpy_helper.to_array(tensor)
         return array
-
-
-def _names(keys: Mapping[str, str]) -> str:
-    return ", ".join(map(shown, keys))
 
 
 _EXPECTED = f"images ({' '.join(IMAGE_SUFFIXES)}), .npy, .npz or test_data_set_*/input_*.pb"
