@@ -28,7 +28,7 @@ from .calibration import statistics as statistics_file
 from .calibration.collect import collect_tensors
 from .calibration.statistics import Statistics
 from .check import CheckResult, check
-from .data import Feed, Preprocess
+from .data import Feed, Preprocess, Transform
 from .debugging.workflow import AccuracyTarget, debug
 from .encodings import read as read_encodings
 from .encodings import to_json as encodings_json
@@ -95,6 +95,7 @@ def quantize(
     options: Options | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
+    transform: Transform | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     details: bool = False,
     evaluation_samples: int | None = None,
@@ -116,6 +117,7 @@ def quantize(
         that they were collected on.
     options, settings: `Options`, or its fields as keywords (`target="ort", per_channel=False`).
     preprocess: how images become inputs. input_keys: input name -> key in .npz files, where they differ.
+    transform: called with each item of the data as it is read, such as the pixels of an image; returns the input.
     progress: called with (label, done, total).
     details: also report on every layer and activation; this costs one more pass over some samples.
     evaluation_samples: how many of the calibration samples the quality in the report is measured on; None: the first
@@ -146,7 +148,7 @@ def quantize(
             raise UsageError("`synthetic` makes up calibration data, but some is given")
         else:
             where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
-        feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto)
+        feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto, transform)
         if known is not None and where != RANDOM_INPUTS and not known.cover(feeds.sample_hashes()):
             raise DataError(
                 f"{where or 'the calibration data'} holds samples that the statistics were not collected on"
@@ -208,6 +210,7 @@ def calibrate(
     options: Options | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
+    transform: Transform | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     scheduler: str | None = None,
     **settings: Any,
@@ -226,7 +229,7 @@ def calibrate(
         path = open_output(stack, model, output)
         assert path is not None
         proto, origin = open_model(model, freeze=options.freeze)
-        feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto)
+        feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto, transform)
         workers = stack.enter_context(open_workers(scheduler))
         context = make_context(options, feeds, progress, workers=workers)
         prepared, _ = prepare(proto, origin, options, context)
@@ -252,6 +255,7 @@ def inspect(
     options: Options | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
+    transform: Transform | None = None,
     **settings: Any,
 ) -> inspection.Inspection:
     """What a float model is made of, what of it `quantize` would quantize with these options, and what not and why.
@@ -263,7 +267,7 @@ def inspect(
     proto, origin = open_model(model, freeze=options.freeze)
     data = None
     if calibration is not None:
-        data = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto)
+        data = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto, transform)
     return inspection.inspect(proto, origin, options, data)
 
 
@@ -275,6 +279,7 @@ def check_model(
     calibration: Any = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
+    transform: Transform | None = None,
 ) -> CheckResult:
     """Check a QDQ model, written by any tool, against what a target requires.
 
@@ -306,7 +311,7 @@ def check_model(
             calibration, source = random_feeds(proto, inputs, count), RANDOM_INPUTS
         samples: list[Feed] = []
         if not (isinstance(calibration, list) and not calibration):  # integers cannot be made up
-            samples = open_data(calibration, inputs, Options(), preprocess, input_keys, proto).draw(count)
+            samples = open_data(calibration, inputs, Options(), preprocess, input_keys, proto, transform).draw(count)
         static = target.static_shapes
         found = check_toolchain(path, proto, vendors, toolchain, samples, source, static_shapes=static)
         return replace(result, toolchain=found)

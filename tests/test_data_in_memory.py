@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from graphs import model
 from onnxruntime.quantization import CalibrationDataReader
 from PIL import Image
 from samples_on_disk import X, Y, assert_feeds, batch, refused
 
+import onnxq
 from onnxq.data import CalibrationData
 from onnxq.errors import DataError, UsageError
 
@@ -106,7 +108,6 @@ def test_tuples_follow_the_order_of_the_inputs_and_labels_may_stand_behind() -> 
 
 def test_a_loader_that_shuffles_is_noticed() -> None:
     data = CalibrationData(Loader(shuffle=True), [X])
-    list(data)
     with pytest.raises(DataError, match=r"changed: feed 0 is not what it was.*no shuffling"):
         list(data)
     assert len(list(CalibrationData(iter(Loader(shuffle=True)), [X]))) == 4
@@ -198,3 +199,31 @@ def test_a_transform_that_fails_is_named() -> None:
 
     refused(r"feed 0: `transform` failed: KeyError: 'pixels'", [VALUES], transform=broken)
     refused("feed 0: input x is of type NoneType", [VALUES], transform=lambda item: None)
+
+
+MODEL = "(float[N,3,5] x) => (float[N,4] y) <float[15,4] w> { f = Flatten(x) y = MatMul(f, w) }"
+
+
+def test_every_function_takes_an_iterator_and_a_transform() -> None:
+    """Two passes and more are made over what can be read once; the result is that of the same arrays."""
+    proto = model(MODEL)
+    rows = list(np.random.default_rng(0).standard_normal((12, 3, 5)).astype(np.float32))
+
+    def double(row: np.ndarray) -> np.ndarray:
+        return 2 * row
+
+    doubled = np.stack(rows) * 2
+    settings = {"rounding": "nearest", "cle": "off"}
+    expected = onnxq.quantize(proto, doubled, **settings).model
+    found = onnxq.quantize(proto, (row for row in rows), transform=double, **settings).model
+    assert found == expected
+    compared = onnxq.compare(proto, expected, (row for row in rows), transform=double)
+    assert compared == onnxq.compare(proto, expected, doubled)
+    again = onnxq.evaluate(expected, iter(rows), transform=double, reference=proto)
+    assert again.figures == onnxq.evaluate(expected, doubled, reference=proto).figures
+    options = onnxq.Options(**settings)
+    ranked = onnxq.sensitivity(proto, (row for row in rows), options=options, transform=double)
+    assert ranked.measured == onnxq.sensitivity(proto, doubled, options=options).measured
+    debugged = onnxq.debug(proto, (row for row in rows), options=options, transform=double, closest=True)
+    assert debugged.options == onnxq.debug(proto, doubled, options=options, closest=True).options
+    assert onnxq.inspect(proto, iter(rows), transform=lambda row: row * 0).data.findings  # type: ignore[union-attr]

@@ -10,6 +10,7 @@ Nothing is kept between two passes: memory holds one record at a time, however m
 
 from .calibration import CalibrationData, Feed, Source, spread
 from .images import Preprocess
+from .in_memory import Transform, replayable
 from .inputs import InputSpec
 
-__all__ = ["CalibrationData", "Feed", "InputSpec", "Preprocess", "Source", "spread"]
+__all__ = ["CalibrationData", "Feed", "InputSpec", "Preprocess", "Source", "spread", "Transform", "replayable"]

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..errors import DataError, UsageError
 from .images import Preprocess
-from .in_memory import MAX_MEMORY, transformed
+from .in_memory import MAX_MEMORY, Transform, transformed
 from .inputs import Array, InputSpec, batch_size, shape_text, shown
 from .records import Record, is_whole
 from .sources import open_source
@@ -101,7 +101,7 @@ class CalibrationData:
         keys: Mapping[str, str] | None = None,
         seed: int | None = None,
         accepts_infinity: Callable[[Feed], None] | None = None,
-        transform: Callable[[Any], Any] | None = None,
+        transform: Transform | None = None,
         max_memory: int = MAX_MEMORY,
     ) -> None:
         if not inputs:

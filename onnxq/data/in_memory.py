@@ -28,6 +28,9 @@ from ..graph.scratch import scratch_folder
 from .inputs import Array, shown
 from .records import Record
 
+Transform = Callable[[Any], Any]
+"""Called with each item as it is read; returns an item."""
+
 MAX_MEMORY = 512 * 2**20
 """Bytes of an iterator's items that are kept in memory."""
 
@@ -43,8 +46,13 @@ class InMemory(Record):
     def origin(self) -> str:
         return self.place
 
+    @property
+    def item(self) -> object:
+        """A mapping, a tuple or one array."""
+        return self.value
+
     def read(self, headers_only: bool = False) -> dict[str, Array]:
-        value = self.value
+        value = self.item
         if isinstance(value, Mapping):
             self.pick(value)
             values = {name: value[key] for name, key in self.keys.items()}
@@ -65,13 +73,18 @@ class InMemory(Record):
         return {name: self._array(name, held) for name, held in values.items()}
 
     def _array(self, name: str, value: object) -> Array:
-        if not isinstance(value, np.ndarray) and not hasattr(value, "__array__"):
-            kind = type(value).__name__
-            raise DataError(f"{self.origin}: input {shown(name)} is of type {kind}; make it a numpy array")
-        try:
-            return np.asarray(value)
-        except Exception as error:  # of whichever library: a tensor on a GPU, or one that records gradients
-            raise DataError(f"{self.origin}: input {shown(name)} cannot be made a numpy array: {error}") from None
+        what = f"{self.origin}: input {shown(name)}"
+        if not hasattr(value, "__array__"):
+            raise DataError(f"{what} is of type {type(value).__name__}; make it a numpy array")
+        return as_array(value, what)
+
+
+def as_array(value: object, what: str) -> Array:
+    """Raises DataError where it cannot be one: a tensor on a GPU, or one that records gradients."""
+    try:
+        return np.asarray(value)
+    except Exception as error:  # of whichever library
+        raise DataError(f"{what} cannot be made a numpy array: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -109,45 +122,73 @@ class _Again:
 # --- what can be read once ----------------------------------------------------------------------------------------
 
 
-class _Kept(list[Record]):
-    """Records whose files go with them."""
+class Replayed:
+    """The items of an iterator, read once and kept as long as this lives: arrays in memory, and beyond `max_memory`
+    bytes in files of a scratch folder. Raises DataError for an item that is no sample, OutputError where no file can
+    be made.
+    """
 
+    def __init__(self, items: Iterable[object], max_memory: int = MAX_MEMORY) -> None:
+        self._left, self._files = max_memory, 0
+        self._folder: Path | None = None
+        self._items = [self._kept(item, f"feed {index}") for index, item in enumerate(items)]
 
-def _kept(items: Iterable[object], keys: Mapping[str, str], max_memory: int) -> list[Record]:
-    """The items of an iterator. Raises DataError for one that is no sample, OutputError where no file can be made."""
-    records, folder, nbytes = _Kept(), None, 0
-    own = {name: name for name in keys}
-    for index, value in enumerate(items):
-        place = f"feed {index}"
-        arrays = {name: np.array(array) for name, array in InMemory(keys, place, value).read().items()}  # not a buffer
-        nbytes += sum(array.nbytes for array in arrays.values())
-        if nbytes <= max_memory or any(array.dtype.hasobject for array in arrays.values()):
-            records.append(InMemory(own, place, arrays))
-            continue
-        if folder is None:
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> object:
+        """An item as it was: a mapping, a tuple, or one array."""
+        item = self._items[index]
+        if isinstance(item, dict):
+            return {key: _loaded(value) for key, value in item.items()}
+        return tuple(map(_loaded, item)) if isinstance(item, tuple) else _loaded(item)
+
+    def _kept(self, item: object, place: str) -> object:
+        if isinstance(item, Mapping):
+            return {key: self._stored(value, place) for key, value in item.items()}
+        if isinstance(item, tuple | list):
+            return tuple(self._stored(value, place) for value in item)
+        return self._stored(item, place)
+
+    def _stored(self, value: object, place: str) -> object:
+        """An array as a copy, since loaders reuse their buffers, or as a file; anything else as it is."""
+        if not hasattr(value, "__array__"):
+            return value
+        array = np.array(as_array(value, f"{place}: a value"))
+        self._left -= array.nbytes
+        if self._left >= 0 or array.dtype.hasobject:
+            return array
+        if self._folder is None:
             stack = ExitStack()
-            folder = stack.enter_context(scratch_folder())
-            finalize(records, stack.close)
-        files = {name: folder / f"{index}-{number}.npy" for number, name in enumerate(arrays)}
-        for name, array in arrays.items():
-            np.save(files[name], array)
-        records.append(_InFiles(own, place, files))
-    return records
+            self._folder = stack.enter_context(scratch_folder())
+            finalize(self, stack.close)
+        path = self._folder / f"{self._files}.npy"
+        self._files += 1
+        np.save(path, array)
+        return path
+
+
+def _loaded(value: object) -> object:
+    return np.load(value, mmap_mode="r") if isinstance(value, Path) else value
+
+
+def replayable(source: object, max_memory: int = MAX_MEMORY) -> object:
+    """A source that can be opened again and again: an iterator or a reader is read, any other is left as it is."""
+    if callable(get_next := getattr(source, "get_next", None)):  # onnxruntime.quantization.CalibrationDataReader
+        return Replayed(iter(get_next, None), max_memory)
+    return Replayed(source, max_memory) if isinstance(source, Iterator) else source
 
 
 @dataclass(frozen=True)
-class _InFiles(Record):
-    """An item with a file for each array."""
+class _FromReplayed(InMemory):
+    """An item by its place in `value`."""
 
-    place: str
-    files: Mapping[str, Path]
+    index: int
 
     @property
-    def origin(self) -> str:
-        return self.place
-
-    def read(self, headers_only: bool = False) -> dict[str, Array]:
-        return {name: np.load(file, mmap_mode="r") for name, file in self.files.items()}
+    def item(self) -> object:
+        assert isinstance(self.value, Replayed)
+        return self.value[self.index]
 
 
 # --- a caller's function ------------------------------------------------------------------------------------------
@@ -158,7 +199,7 @@ class Transformed(Record):
     """A record behind the caller's function: of an image its pixels, else the array or the mapping that is stored."""
 
     record: Record
-    function: Callable[[Any], Any]
+    function: Transform
 
     @property
     def origin(self) -> str:
@@ -170,7 +211,7 @@ class Transformed(Record):
 
     def read(self, headers_only: bool = False) -> dict[str, Array]:
         if isinstance(self.record, InMemory):
-            value = self.record.value
+            value = self.record.item
         else:
             arrays = self.record.read()
             value = next(iter(arrays.values())) if len(arrays) == 1 else arrays
@@ -184,17 +225,17 @@ class Transformed(Record):
 class _AllTransformed:
     """Records behind a function, each time they are iterated."""
 
-    def __init__(self, records: Iterable[Record], function: Callable[[Any], Any]) -> None:
+    def __init__(self, records: Iterable[Record], function: Transform) -> None:
         self._records, self._function = records, function
 
     def __iter__(self) -> Iterator[Record]:
         return (Transformed(record.keys, record, self._function) for record in self._records)
 
 
-def transformed(records: Iterable[Record], function: Callable[[Any], Any]) -> Iterable[Record]:
+def transformed(records: Iterable[Record], function: Transform) -> Iterable[Record]:
     """Records behind a function, which is called with each item as it is read, and returns an item."""
     behind = _AllTransformed(records, function)
-    return list(behind) if isinstance(records, list) and not isinstance(records, _Kept) else behind
+    return list(behind) if isinstance(records, list) else behind
 
 
 # --- any source ---------------------------------------------------------------------------------------------------
@@ -205,14 +246,13 @@ def in_memory(source: object, keys: Mapping[str, str], max_memory: int = MAX_MEM
 
     Raises UsageError where it is nothing that data can be read from, and what reading an iterator raises.
     """
+    source = replayable(source, max_memory)
+    if isinstance(source, Replayed):
+        return [_FromReplayed(keys, f"feed {index}", source, index) for index in range(len(source))]
     if isinstance(source, np.ndarray | Mapping):
         return [InMemory(keys, "calibration data", source)]
     if isinstance(source, list | tuple):
         return [InMemory(keys, f"feed {index}", value) for index, value in enumerate(source)]
-    if callable(get_next := getattr(source, "get_next", None)):  # onnxruntime.quantization.CalibrationDataReader
-        return _kept(iter(get_next, None), keys, max_memory)
-    if isinstance(source, Iterator):
-        return _kept(source, keys, max_memory)
     if isinstance(source, Iterable):
         return _Again(lambda: source, keys)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):  # a dataset of PyTorch

@@ -24,7 +24,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from ..data import Preprocess
+from ..data import Preprocess, Transform
 from ..errors import UsageError, VerificationError
 from ..evaluation.evaluator import Evaluator, Labels, open_evaluator
 from ..evaluation.sensitivity import SensitivityAnalysis, rank
@@ -95,6 +95,7 @@ def debug(
     options: Options | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
+    transform: Transform | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     on_entry: OnEntry | None = None,
 ) -> DebugResult:
@@ -119,14 +120,14 @@ def debug(
         raise UsageError("the calibration data has `labels`, and `evaluation` has none: give `evaluation_labels`, too")
     evaluator = open_evaluator(
         model, calibration, options=options, labels=labels, metric=metric, evaluation_samples=evaluation_samples,
-        preprocess=preprocess, input_keys=input_keys, progress=progress, by_classes=True,
+        preprocess=preprocess, input_keys=input_keys, transform=transform, progress=progress, by_classes=True,
     )  # fmt: skip
     held_out = None
     if evaluation is not None:
         measured_by = None if evaluation_labels is not None and labels is None else metric
         held_out = open_evaluator(
             model, evaluation, options=replace(options, samples=None), labels=evaluation_labels, metric=measured_by,
-            preprocess=preprocess, input_keys=input_keys, by_classes=True,
+            preprocess=preprocess, input_keys=input_keys, transform=transform, by_classes=True,
         )  # fmt: skip
     log = Log(evaluator.metric, on_entry)
     found = _Workflow(evaluator, target or AccuracyTarget(), frozenset(without), budget, held_out, log).run()

@@ -26,7 +26,7 @@ from onnx import ModelProto
 
 from ..calibration.context import Context
 from ..check.integer_operators import with_dequantizers
-from ..data import Feed, Preprocess
+from ..data import Feed, Preprocess, Transform
 from ..errors import DataError, ModelError, OnnxqError
 from ..execution.compare_outputs import Outputs, map_models
 from ..execution.partial import extract, parts_that_fit
@@ -65,6 +65,7 @@ def compare(
     options: Options | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
+    transform: Transform | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     scheduler: str | None = None,
     **settings: Any,
@@ -81,7 +82,7 @@ def compare(
     proto, name = open_model(reference, quantized=True)
     other, other_name = open_model(quantized, quantized=True)
     inputs = common_inputs(proto, other, (name, other_name))
-    feeds = open_data(calibration, inputs, options, preprocess, input_keys, proto)
+    feeds = open_data(calibration, inputs, options, preprocess, input_keys, proto, transform)
     readable = with_dequantizers(other)
     found = match(proto, readable)
     selected = selected_tensors(proto)

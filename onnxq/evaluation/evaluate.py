@@ -11,7 +11,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from ..data import CalibrationData, Preprocess
+from ..data import CalibrationData, Preprocess, Transform
 from ..errors import ModelError, UsageError
 from ..execution.compare_outputs import run_models
 from ..execution.observe import observed
@@ -89,6 +89,7 @@ def evaluate(
     options: Options | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
+    transform: Transform | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Evaluation:
@@ -108,7 +109,7 @@ def evaluate(
     proto, name = open_model(model, quantized=True)
     other, other_name = (None, None) if reference is None else open_model(reference, quantized=True)
     inputs = input_specs(proto) if other is None else common_inputs(proto, other, (name, str(other_name)))
-    feeds = open_data(data, inputs, options, preprocess, input_keys, other or proto)
+    feeds = open_data(data, inputs, options, preprocess, input_keys, other or proto, transform)
     known = None if labels is None else read_labels(labels, feeds)
     scores = None if other is None else class_score_outputs(other)
     chosen = _chosen(metrics, known, output, scores)

@@ -10,7 +10,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from ..data import CalibrationData, Feed, Preprocess
+from ..data import CalibrationData, Feed, Preprocess, Transform, replayable
 from ..errors import UsageError
 from ..execution.compare_outputs import Outputs
 from ..execution.layerwise import isolate
@@ -104,6 +104,7 @@ def open_evaluator(
     evaluation_samples: int | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
+    transform: Transform | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     by_classes: bool = False,
     workers: Workers | None = None,
@@ -121,7 +122,8 @@ def open_evaluator(
     if options.from_encodings is not None:
         raise UsageError("grids that `from_encodings` gives are neither chosen nor ranked: leave it out")
     proto, origin = open_model(model, freeze=options.freeze)
-    feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto)
+    calibration = replayable(calibration, options.max_memory * 2**20)
+    feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto, transform)
     where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
     task = Task(proto, origin, feeds, options, where, input_keys or {}, workers=workers, progress=progress)
     scores = class_score_outputs(proto) if by_classes and metric is None and labels is None else frozenset()
@@ -131,7 +133,7 @@ def open_evaluator(
         distance = labels is None and metric in (None, "sqnr", "kl")
         evaluation_samples = EVALUATION_SAMPLES if distance else COUNTED_SAMPLES
     fewer = replace(options, samples=min(evaluation_samples, options.samples or evaluation_samples))
-    samples = open_data(calibration, input_specs(proto), fewer, preprocess, input_keys, proto)
+    samples = open_data(calibration, input_specs(proto), fewer, preprocess, input_keys, proto, transform)
     known = None if labels is None else read_labels(labels, samples)
     return Evaluator(task, parse_metric(metric, known, scores or None), list(samples))
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from ..data import Preprocess
+from ..data import Preprocess, Transform
 from ..errors import UsageError, VerificationError
 from ..execution.switches import Switchboard
 from ..graph import large
@@ -84,6 +84,7 @@ def auto_mixed(
     options: Options | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
+    transform: Transform | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> MixedPrecision:
     """Options for `quantize`, on the same model and data, that keep the limits; see the module.
@@ -99,7 +100,7 @@ def auto_mixed(
     widths.check(options)
     evaluator = open_evaluator(
         model, calibration, options=options, labels=labels, metric=metric, evaluation_samples=evaluation_samples,
-        preprocess=preprocess, input_keys=input_keys, progress=progress, by_classes=True,
+        preprocess=preprocess, input_keys=input_keys, transform=transform, progress=progress, by_classes=True,
     )  # fmt: skip
     return choose(evaluator, widths, limits, closest)
 

@@ -24,7 +24,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from ..data import Feed, Preprocess
+from ..data import Feed, Preprocess, Transform
 from ..execution.compare_outputs import Outputs
 from ..execution.layerwise import planned_layers
 from ..execution.partial import tensor_values
@@ -150,6 +150,7 @@ def sensitivity(
     options: Options | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
+    transform: Transform | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     scheduler: str | None = None,
 ) -> SensitivityAnalysis:
@@ -165,7 +166,7 @@ def sensitivity(
         evaluator = open_evaluator(
             model, calibration, options=options or Options(), labels=labels, metric=metric,
             evaluation_samples=evaluation_samples, preprocess=preprocess,
-            input_keys=input_keys, progress=progress, workers=workers,
+            input_keys=input_keys, transform=transform, progress=progress, workers=workers,
         )  # fmt: skip
         base, switches = evaluator.planned()
         return rank(evaluator, base, switches, units_of(base, switches, by), budget)

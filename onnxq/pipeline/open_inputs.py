@@ -15,7 +15,7 @@ from onnx import ModelProto
 
 from ..calibration import statistics as statistics_file
 from ..calibration.statistics import Statistics
-from ..data import CalibrationData, Feed, InputSpec, Preprocess
+from ..data import CalibrationData, Feed, InputSpec, Preprocess, Transform
 from ..data.inputs import shown
 from ..encodings import Encoding
 from ..errors import DataError, EngineError, ModelError, OutputError, UsageError
@@ -112,6 +112,7 @@ def open_data(
     preprocess: Preprocess | None,
     input_keys: Mapping[str, str] | None,
     model: ModelProto,
+    transform: Transform | None = None,
 ) -> CalibrationData:
     """Data for a model with these inputs, as the options choose from it. Raises DataError or UsageError."""
     return CalibrationData(
@@ -122,6 +123,8 @@ def open_data(
         keys=input_keys,
         seed=options.seed,
         accepts_infinity=_FiniteOutputs(model),
+        transform=transform,
+        max_memory=options.max_memory * 2**20,
     )
 
 

@@ -26,7 +26,7 @@ from onnx import ModelProto
 
 from ..calibration.checkpoint import Checkpoint, key_of
 from ..calibration.context import Context
-from ..data import Preprocess
+from ..data import Preprocess, Transform, replayable
 from ..errors import UsageError
 from ..evaluation.labels import read_labels
 from ..execution.session import default_threads
@@ -80,6 +80,7 @@ def train(
     options: Options | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
+    transform: Transform | None = None,
     progress: Progress | None = None,
     details: bool = False,
     **settings: Any,
@@ -98,10 +99,11 @@ def train(
     _refuse_dataless(options)
     with ExitStack() as stack:
         path = open_output(stack, model, output)
-        task = _open_task(model, data, options, preprocess, input_keys, progress)
+        data = replayable(data, options.max_memory * 2**20)
+        task = _open_task(model, data, options, preprocess, input_keys, transform, progress)
         collector = ReportCollector() if details else None
         stack.enter_context(_threads(options))
-        samples = _read(task, data, labels, options, preprocess, input_keys, stack)
+        samples = _read(task, data, labels, options, preprocess, input_keys, transform, stack)
         training, plan = _initialized(task, samples, recipe, collector)  # equalization, quantizers, ranges
         started = time.perf_counter()
         training.run()
@@ -125,6 +127,7 @@ def prepare(
     options: Options | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
+    transform: Transform | None = None,
     learn_ranges: bool = True,
     progress: Progress | None = None,
     **settings: Any,
@@ -135,7 +138,7 @@ def prepare(
     model's inputs in order, and returns its outputs. Its `weights` and `quantizers` are what there is to train.
     Raises a subclass of OnnxqError.
     """
-    task = _open_task(model, data, with_settings(options, settings), preprocess, input_keys, progress)
+    task = _open_task(model, data, with_settings(options, settings), preprocess, input_keys, transform, progress)
     _, start = start_of(make_plan(task), task.context)
     return TorchNetwork(start, task.context.target, learn_ranges)
 
@@ -164,11 +167,12 @@ def _open_task(
     options: Options,
     preprocess: Preprocess | None,
     input_keys: Mapping[str, str] | None,
+    transform: Transform | None,
     progress: Progress | None,
 ) -> Task:
     proto, origin = open_model(model, freeze=options.freeze)
     fewer = replace(options, samples=min(options.samples or QAT_CALIBRATION_SAMPLES, QAT_CALIBRATION_SAMPLES))
-    feeds = open_data(data, input_specs(proto), fewer, preprocess, input_keys, proto)
+    feeds = open_data(data, input_specs(proto), fewer, preprocess, input_keys, proto, transform)
     where = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
     return Task(proto, origin, feeds, options, where, input_keys or {}, progress=progress)
 
@@ -180,9 +184,10 @@ def _read(
     options: Options,
     preprocess: Preprocess | None,
     input_keys: Mapping[str, str] | None,
+    transform: Transform | None,
     stack: ExitStack,
 ) -> TrainingSamples:
-    feeds = open_data(data, input_specs(task.proto), options, preprocess, input_keys, task.proto)
+    feeds = open_data(data, input_specs(task.proto), options, preprocess, input_keys, task.proto, transform)
     known = None if labels is None else read_labels(labels, feeds)
     return read_samples(feeds, known, options.max_memory * 2**20, stack)
 
