@@ -15,7 +15,7 @@ from PIL import Image
 from samples_on_disk import X, Y, assert_feeds, batch, refused
 
 import onnxq
-from onnxq.data import CalibrationData
+from onnxq.data import CalibrationData, replayable
 from onnxq.errors import DataError, UsageError
 
 VALUES = batch(4, 3, 5)
@@ -134,6 +134,16 @@ def test_an_iterator_is_read_once_and_kept(tmp_path: Path, monkeypatch: pytest.M
     del part
     gc.collect()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_replayable_reads_only_what_can_be_read_once() -> None:
+    for source in (VALUES, ROWS, "calib", Loader(), Dataset(), lambda: iter(ROWS)):
+        assert replayable(source) is source
+    for once in (iter(ROWS), (row for row in ROWS), Reader()):
+        kept = replayable(once)
+        assert replayable(kept) is kept
+        for _ in range(2):
+            assert_feeds(CalibrationData(kept, [X]), ROWS)
 
 
 def test_a_generator_that_fails_says_so() -> None:
