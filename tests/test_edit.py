@@ -142,3 +142,11 @@ def test_names_of_nodes() -> None:
     assert names == ["a", "Abs_c_1", "a_2", "a_1", "Abs_c"]
     edit.name_nodes(wrapper.graph.nodes)
     assert [n.name for n in wrapper.graph.nodes] == names
+
+
+def test_removed_nodes_are_no_readers() -> None:
+    after = wrapped(model("(float[N,3] x) => (float[N,3] y) <float[3] c> { d = Neg(c) y = Add(x, d) }"))
+    gone = after.graph.nodes[0]
+    constant = gone.inputs[0]
+    edit.remove(after, [gone])
+    assert after.consumers(constant) == []

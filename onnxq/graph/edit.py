@@ -65,8 +65,12 @@ def constant(model: Model, stem: str, values: np.ndarray) -> gs.Constant:
 
 
 def remove(model: Model, nodes: Iterable[gs.Node]) -> None:
-    """Take nodes out of the graph by identity: equality of graph surgeon's nodes looks at what they hold."""
+    """Take nodes out of the graph by identity: equality of graph surgeon's nodes looks at what they hold. They read
+    nothing any more, so that they are no consumers of what they read."""
+    nodes = list(nodes)
     gone = {id(node) for node in nodes}
+    for node in nodes:
+        node.inputs.clear()
     model.graph.nodes = [node for node in model.graph.nodes if id(node) not in gone]
 
 
