@@ -10,16 +10,21 @@ from collections.abc import Mapping
 
 from ..errors import UsageError
 from .generic import GENERIC_INT8
+from .opencv import OPENCV
 from .openvino import OPENVINO, OPENVINO_NPU
 from .ort import ORT, ORT_NO_VNNI
 from .qnn import QNN
 from .read_toml import read_target
 from .requirements import REQUIREMENTS, Requirement, requirements
+from .rknn import RKNN
+from .stedgeai import STEDGEAI
 from .target import FixedEncoding, OpRule, Shifts, Target
 from .tensorrt import TENSORRT
+from .tract import TRACT
 from .vitis_ai import VITIS_AI
 
 __all__ = [
+    "ALIASES",
     "ORT",
     "REQUIREMENTS",
     "TARGETS",
@@ -33,18 +38,48 @@ __all__ = [
 ]
 
 TARGETS: Mapping[str, Target] = {
-    target.name: target for target in (ORT, ORT_NO_VNNI, OPENVINO, OPENVINO_NPU, TENSORRT, QNN, VITIS_AI, GENERIC_INT8)
+    target.name: target
+    for target in (
+        ORT, ORT_NO_VNNI, OPENVINO, OPENVINO_NPU, TENSORRT, QNN, VITIS_AI, RKNN, STEDGEAI, TRACT, OPENCV, GENERIC_INT8,
+    )
+}  # fmt: skip
+
+ALIASES: Mapping[str, str] = {
+    **dict.fromkeys(("onnxruntime", "onnxruntime-web", "cpu"), "ort"),
+    **dict.fromkeys(("intel", "intel-cpu", "intel-gpu", "openvino-cpu", "openvino-gpu"), "openvino"),
+    "intel-npu": "openvino-npu",
+    **dict.fromkeys(("trt", "tensorrt-rtx", "nvidia", "jetson"), "tensorrt"),
+    **dict.fromkeys(("qualcomm", "snapdragon", "hexagon", "htp", "qairt"), "qnn"),
+    **dict.fromkeys(("amd", "ryzen-ai", "ryzenai", "xint8", "quark"), "vitis-ai"),
+    **dict.fromkeys(("rockchip", "rk3588", "rknn-toolkit2"), "rknn"),
+    **dict.fromkeys(("stm32", "st", "stm32cube-ai", "x-cube-ai"), "stedgeai"),
+    "cv2": "opencv",
+    "int8": "generic-int8",
 }
+"""Other names of vendors and devices -> the target."""
 
 
 def find_target(name: str) -> Target:
-    """The target of this name, or the one written in the TOML file of this name. Raises UsageError."""
-    if name in TARGETS:
-        return TARGETS[name]
+    """The target of this name or alias, or the one written in the TOML file of this name. Raises UsageError."""
+    known = name.lower().replace("_", "-").replace(" ", "-")
+    known = ALIASES.get(known, known)
+    if known in TARGETS:
+        return TARGETS[known]
     if name.endswith(".toml"):
         return read_target(name, TARGETS)
-    close = difflib.get_close_matches(name, TARGETS, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    close = _closest(known)
+    hint = f"; did you mean {close!r}?" if close else ""
     raise UsageError(
         f"`target` {name!r} is unknown; expected one of {', '.join(sorted(TARGETS))}, or a .toml file{hint}"
     )
+
+
+def _closest(name: str) -> str | None:
+    """The target that is spelled most like this name, or that begins or ends like it; None where none is."""
+    names = {**{each: each for each in TARGETS}, **ALIASES}
+    ratio = {each: difflib.SequenceMatcher(None, name, each).ratio() for each in names}
+    best = max(ratio, key=lambda each: (ratio[each], each in TARGETS))
+    if ratio[best] < 0.6:
+        within = [each for each in names if min(len(name), len(each)) > 2 and (name in each or each in name)]
+        best = max(within, key=lambda each: ratio[each], default="")
+    return names.get(best)

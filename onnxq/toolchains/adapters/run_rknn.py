@@ -23,14 +23,21 @@ def attempt(job: protocol.Job) -> None:
         job.accept()
         rknn.init_runtime()
         job.run(lambda feed: rknn.inference(inputs=list(feed.values()), data_format=["nchw"] * len(feed)))
+    except ValueError as error:  # its stack as one text
+        raise RuntimeError(_without_frames(str(error).splitlines())) from None
     finally:
         rknn.release()
 
 
 def _said(job: protocol.Job) -> str:
-    """Its lines of level E, without the frames of its stack."""
-    lines = [line[2:].strip() for line in job.logged("E ")]
-    return "; ".join(line for line in lines if "Traceback" not in line and " File " not in line and "===" not in line)
+    """Its lines of level E."""
+    return _without_frames([line[2:] for line in job.logged("E ")])
+
+
+def _without_frames(lines: list[str]) -> str:
+    """What a log says, without the frames of a stack and the rules around them."""
+    noise = ("Traceback", "File ", "During handling", "===", "-----")
+    return "; ".join(line.strip() for line in lines if line.strip() and not line.strip().startswith(noise))
 
 
 protocol.main(("rknn-toolkit2",), attempt)
