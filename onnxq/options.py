@@ -14,12 +14,13 @@ from typing import Any
 from .encodings import VERSIONS
 from .errors import UsageError
 from .graph.freeze import parse_freeze
-from .numeric.quant import WIDE_OPSET, Grid, QuantSpec
+from .numeric.quant import Grid, QuantSpec
 from .numeric.ranges import check_method, parse_method, usage
 from .rounding.choice import EFFORTS
 from .rounding.methods import ROUNDINGS
 from .schema import check_fields, documented, option, unknown
 from .targets import find_target
+from .targets.contradictions import contradictions
 from .thresholds import CLEAR_DB
 
 DATA = "Calibration data"
@@ -130,6 +131,12 @@ class Options:
         "8", "Bits of tables that Gather looks up, one scale a row; an output layer that is tied to one has its grid.",
         TARGET, choices=("8", "4", "float"),
     )  # fmt: skip
+    store_4bit: str = option(
+        "auto",
+        "How weights of up to 4 bits are stored; the values are the same. auto: in int8 where the target has no kernel"
+        " for 4 bits, else packed as int4.",
+        TARGET, choices=("auto", "int4", "int8"),
+    )  # fmt: skip
     dead_channels: bool = option(True, "Empty channels that carry a constant.", STEPS)
     cle: str = option(
         "noise", "Cross-layer equalization, by expected noise or by the white paper's ranges (3.2).", STEPS,
@@ -238,9 +245,17 @@ class Options:
                 "`from_encodings` takes weights and biases as they are: it goes with `rounding` nearest and without"
                 " empirical `bias_correction`"
             )
+        self._refuse_contradictions()
         check_method(self.weight_method, "weights", "`weight_range`")
         check_method(self.activation_range, "activations", "`activation_range`")
         check_method(self.logits_range, "logits", "`logits_range`")
+
+    def _refuse_contradictions(self) -> None:
+        """Refuse what no model of the target can have."""
+        target = find_target(self.target)
+        found = next(contradictions(target, self.weight, self.activation, self.store_4bit), None)
+        if found is not None:
+            raise UsageError(f"`preset` {self.preset}, `target` {self.target}: {found}")
 
     def _refuse_data_free(self) -> None:
         """Refuse what needs calibration data."""
@@ -311,17 +326,14 @@ class Options:
     @property
     def has_integer_kernels(self) -> bool:
         """Whether the target computes with these widths, rather than simulating them in float."""
-        return bits(self.preset) == (8, 8) and self.block_size is None
+        weight, activation = bits(self.preset)
+        if weight is None or activation != 8 or self.block_size is not None:
+            return False
+        return weight == 8 or (weight < 8 and not (weight <= 4 and self.packs_int4(beside_integers=True)))
 
-    @property
-    def min_opset(self) -> int:
-        """The operator set that the result needs."""
-        needed = [find_target(self.target).min_opset]
-        needed += [spec.min_opset for spec in (self.activation, self.weight) if spec is not None]
-        needed += [Grid(o.bits, signed=True).min_opset for o in self.overrides if o.bits is not None]
-        if self.block_size is not None or any(o.block is not None for o in self.overrides):
-            needed.append(WIDE_OPSET)
-        return max(needed)
+    def packs_int4(self, *, beside_integers: bool) -> bool:
+        """Whether weights of up to 4 bits are stored in 4 bits, where the input of their layer is quantized or not."""
+        return find_target(self.target).packs_int4(self.store_4bit, beside_integers)
 
 
 def with_settings(options: Options | None, settings: Mapping[str, Any]) -> Options:

@@ -239,6 +239,7 @@ def test_mixed_precision_from_a_file_is_that_of_the_api(place):
     result = run_with(
         place,
         """preset = "w6a8"
+        store-4bit = "int4"
         [[override]]
         tensor = "w"
         bits = 4
@@ -257,7 +258,8 @@ def test_mixed_precision_from_a_file_is_that_of_the_api(place):
         Override(node="Conv_y", power_of_two=True),
         Override(tensor="x", bits=16, range=(-3, 3.5)),
     )
-    written = onnxq.quantize(place / "in.onnx", place / "calib.npy", preset="w6a8", overrides=overrides).model
+    settings = {"preset": "w6a8", "store_4bit": "int4", "overrides": overrides}
+    written = onnxq.quantize(place / "in.onnx", place / "calib.npy", **settings).model
     assert (place / "out.onnx").read_bytes() == written.SerializeToString(deterministic=True)
     kinds = {t.name: t.data_type for t in written.graph.initializer}
     assert kinds["w_quantized"] == onnx.TensorProto.INT4

@@ -16,7 +16,8 @@ from quantized import PLAIN, samples
 import onnxq
 from onnxq import TARGETS, Override
 from onnxq.check import CHECKS, check
-from onnxq.errors import ModelError, VerificationError
+from onnxq.errors import ModelError, UsageError
+from onnxq.pipeline import pipeline
 from onnxq.targets import REQUIREMENTS, OpRule
 
 
@@ -229,9 +230,24 @@ def test_a_float_model_is_refused():
 def test_options_that_contradict_the_target_are_refused(tmp_path):
     proto = FAMILIES["Conv-Relu"]
     path = tmp_path / "out.onnx"
-    with pytest.raises(VerificationError, match=r"breaks 2 requirements of tensorrt.*weight-zero-point: Conv_a"):
+    with pytest.raises(UsageError, match="tensorrt takes weights with zero point 0: leave `asymmetric_weights` out"):
         onnxq.quantize(proto, samples(proto), target="tensorrt", asymmetric_weights=True, output=path, **PLAIN)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("target", ["qnn", "vitis-ai", "generic-int8"])
+def test_a_tensor_kept_in_float_that_a_whole_operator_needs_is_refused_before_any_work(target, monkeypatch):
+    proto = FAMILIES["residual"]
+    monkeypatch.setattr(pipeline, "equalize", None)  # the first step of the work
+    keep = (Override(tensor="r", keep_float=True),)
+    with pytest.raises(UsageError, match=rf"`overrides` contradict {target}: .*'r': expected quantized"):
+        onnxq.quantize(proto, samples(proto), target=target, overrides=keep, **PLAIN)
+
+
+def test_mixed_widths_are_refused_where_inputs_have_one_width():
+    proto = FAMILIES["residual"]
+    with pytest.raises(UsageError, match=r"contradict qnn: one-width: Add_s"):
+        onnxq.quantize(proto, samples(proto), target="qnn", overrides=(Override(tensor="r", bits=16),), **PLAIN)
 
 
 def test_the_report_lists_what_was_asked_for():

@@ -248,6 +248,7 @@ def test_all_options_in_a_file(place):
         asymmetric-weights = true
         power-of-two = true
         block-size = 2
+        store-4bit = "int8"
         weight-range = "minmax"
         activation-range = "percentile:99.9"
         logits-range = "mse"
@@ -285,7 +286,8 @@ def test_all_options_in_a_file(place):
         "bias_correction": "off", "rounding": "nearest", "effort": "fast",
         "checkpoint": None, "data_free": False, "synthetic": False, "input_ranges": [],
         "symmetric_activations": True, "asymmetric_weights": True,
-        "power_of_two": True, "block_size": 2, "weight_range": "minmax", "activation_range": "percentile:99.9",
+        "power_of_two": True, "block_size": 2, "store_4bit": "int8",
+            "weight_range": "minmax", "activation_range": "percentile:99.9",
         "logits_range": "mse", "overrides": [override], "samples": 3, "seed": 5, "strict": True,
         "batch_size": 2, "threads": 1,
         "max_memory": 100, "encodings_version": "1.0.0", "float_output": False, "from_encodings": None,

@@ -153,7 +153,8 @@ def test_messages_name_arguments_in_python_and_flags_on_the_command_line(tmp_pat
 # --- configuration files ------------------------------------------------------------------------------------------
 
 CHANGED: dict[str, Any] = {
-    "target": "qnn", "preset": "w4a16", "per_channel": False, "force_int_kernels": True, "symmetric_activations": True,
+    "target": "openvino", "preset": "w4a16", "store_4bit": "int8", "embeddings": "4", "per_channel": False,
+    "force_int_kernels": True, "symmetric_activations": True,
     "asymmetric_weights": True, "power_of_two": True, "block_size": 7, "dead_channels": False, "cle": "off",
     "absorb": False, "bias_correction": "empirical", "smoothquant": 0.25, "a16_fallback": "auto", "rounding": "gptq",
     "effort": "fast", "input_ranges": (("a=b", -1.0, 2.5), ("x", 0.0, 1.0)), "weight_range": "minmax",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from onnx import ModelProto
@@ -80,14 +80,9 @@ class CheckResult:
         return "\n".join([*(printable(line) for line in lines), *said])
 
 
-def check(
-    proto: ModelProto, target: Target, origin: str = "model", exempt: Container[str] = frozenset()
-) -> CheckResult:
-    """What of the target's requirements a QDQ model breaks. Raises ModelError where nothing in it is quantized.
-
-    exempt: names of nodes that are as they are on purpose.
-    """
-    graph = QdqGraph(Model.from_proto(proto, origin))
+def check(proto: ModelProto, target: Target, origin: str = "model") -> CheckResult:
+    """What of the target's requirements a QDQ model breaks. Raises ModelError where nothing in it is quantized."""
+    graph = QdqGraph(Model.from_proto(proto, origin), proto)
     if not graph.is_quantized:
         raise ModelError(
             f"{origin}: holds no QuantizeLinear and no DequantizeLinear, so there is nothing to check; `onnxq"
@@ -98,6 +93,6 @@ def check(
         replace(violation, requirement=requirement.id, source=requirement.source)
         for requirement in checked
         for violation in CHECKS[requirement.id](graph, target)
-        if violation.node not in exempt
+        if violation.node not in graph.exempt
     )
     return CheckResult(origin, target.name, checked, violations)

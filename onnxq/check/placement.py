@@ -10,7 +10,6 @@ from ..operators.elementwise import clip_bounds
 from ..operators.registry import is_convolution, operands, preserves_grid
 from ..targets import OpRule, Target
 from ..targets.requirements import readers, reads_integers
-from ..targets.target import masks_attention
 from .qdq_reader import Pair, QdqGraph, label
 from .tensor_grid import is_dequantize, is_quantize
 from .violation import Violation
@@ -104,8 +103,8 @@ def residual_add(graph: QdqGraph, target: Target) -> Iterator[Violation]:
 
 
 def whole_operators(graph: QdqGraph, target: Target) -> Iterator[Violation]:
-    for node, rule in _ruled(graph, target):
-        if rule.kind in ("residual", "commuting", "either") or (target.added_bias == "layer" and graph.adds_bias(node)):
+    for node, rule in graph.chosen(target):
+        if rule.kind == "residual" or (target.added_bias == "layer" and graph.adds_bias(node)):
             continue
         output = node.outputs[0]
         pair = _written_through_bias(graph, target, node) if rule.kind == "linear" else graph.written(node)
@@ -113,14 +112,8 @@ def whole_operators(graph: QdqGraph, target: Target) -> Iterator[Violation]:
         last = target.outputs == "float" and graph.ends_model(node)
         if weighted and pair is None and rule.output == "grid" and not last:
             yield Violation(label(node), output.name, "its output quantized, as its weight is", "in float")
-        if weighted or (pair is not None and not _runs_in_float(graph, target, node, rule)):
+        if weighted or pair is not None:
             yield from _float_inputs(graph, node, rule)
-
-
-def _runs_in_float(graph: QdqGraph, target: Target, node: gs.Node, rule: OpRule) -> bool:
-    """Whether an operator reads no integers at all; its output is quantized for the next one."""
-    reads = [graph.read(node, index) for index, _ in graph.activations(node)]
-    return rule.kind in ("elementwise", "movement") and target.joins != "everywhere" and reads == [None] * len(reads)
 
 
 def one_width(graph: QdqGraph, target: Target) -> Iterator[Violation]:
@@ -157,8 +150,7 @@ def _float_inputs(graph: QdqGraph, node: gs.Node, rule: OpRule) -> Iterator[Viol
         if not tensor.name or graph.read(node, index) is not None:
             continue
         moved = rule.kind == "movement" and isinstance(tensor, gs.Constant)
-        masked = bool(tensor.inputs) and masks_attention(tensor.inputs[0]) is not None
-        if not moved and not masked and (tensor.dtype is None or str(tensor.dtype).endswith("float32")):
+        if not moved and (tensor.dtype is None or str(tensor.dtype).endswith("float32")):
             yield Violation(label(node), tensor.name, "quantized, as the rest of the operator", "in float")
 
 
@@ -169,4 +161,5 @@ def _ends_convolution(graph: QdqGraph, tensor: gs.Tensor) -> bool:
     if producer is None or is_dequantize(producer) or not is_convolution(producer):
         return False
     alone = len(source.outputs) == 1 and len(tensor.outputs) == 1 and not graph.model.is_output(source)
-    return alone and graph.constant(producer, operands(producer)[1]) is not None
+    in_integers = graph.read(producer, 0) is not None and graph.constant(producer, operands(producer)[1]) is not None
+    return alone and in_integers

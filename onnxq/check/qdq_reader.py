@@ -9,6 +9,7 @@ without pairs. Graphs inside control flow are not looked into.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +18,19 @@ from typing import Literal, TypeAlias
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+from onnx import ModelProto
 
 from ..graph.model import Model
 from ..graph.patterns import find_composites
+from ..graph.qdq_writer import EXEMPT
 from ..operators.elementwise import clip_bounds
-from ..operators.linear import lacks_bias_input
+from ..operators.linear import LinearLayer, lacks_bias_input, linear_layer
 from ..operators.node import ONNX_DOMAINS, is_float, is_op
 from ..operators.registry import linear_form, preserves_grid
+from ..report import Reason
+from ..targets import OpRule, Target
+from ..targets.choice import choose
+from .float_view import float_view
 from .integer_operators import SUFFIX, WEIGHT_GRID
 from .tensor_grid import TensorGrid, grid_of, is_dequantize, is_qdq, is_quantize
 
@@ -71,10 +78,13 @@ class Constant:
 
 
 class QdqGraph:
-    """A model with its quantized tensors. nodes: without QuantizeLinear, DequantizeLinear, and what passes them on."""
+    """A model with its quantized tensors. nodes: without QuantizeLinear, DequantizeLinear, and what passes them on.
 
-    def __init__(self, model: Model) -> None:
-        self.model, self.opset = model, model.graph.opset
+    proto: what the model was read from; only `chosen` needs it.
+    """
+
+    def __init__(self, model: Model, proto: ModelProto | None = None) -> None:
+        self.model, self.opset, self._proto = model, model.graph.opset, proto
         self.nodes = [n for n in model.graph.nodes if not (is_qdq(n) or _passes_on(n))]
         self.is_quantized = any(is_qdq(n) for n in model.graph.nodes)
 
@@ -178,6 +188,31 @@ class QdqGraph:
             return "integers"
         weight = None if form is None else self.constant(node, form.weight)
         return "float" if weight is None else "weights only"
+
+    def chosen(self, target: Target) -> list[tuple[gs.Node, OpRule]]:
+        """The nodes that the target would run in integers, by the rule that places quantizers (`targets.choice`), given
+        what the model's author left in float: layers with float weights; and, where a target does not want operators in
+        integers everywhere, those of which all inputs are read in float."""
+        assert self._proto is not None
+        model, nodes = float_view(self._proto)
+        of_view = {id(inner): node for inner, node in zip(nodes, self.model.graph.nodes, strict=True)}
+
+        def keeps(inner: gs.Node) -> Reason | None:
+            node, layer = of_view[id(inner)], linear_layer(inner)
+            if isinstance(layer, LinearLayer):
+                kept = self.constant(node, layer.form.weight) is None
+            else:
+                reads = [self.read(node, index) for index, _ in self.activations(node)]
+                kept = target.joins != "everywhere" and bool(reads) and not any(reads)
+            return Reason("excluded", "the model has it in float") if kept or node.name in self.exempt else None
+
+        return [(of_view[id(each.node)], each.rule) for each in choose(model, target, keeps).chosen]
+
+    @cached_property
+    def exempt(self) -> frozenset[str]:
+        """Names of nodes that the model says are in float on purpose, see `graph.qdq_writer.EXEMPT`."""
+        entries = () if self._proto is None else self._proto.metadata_props
+        return frozenset(name for entry in entries if entry.key == EXEMPT for name in json.loads(entry.value))
 
     def ends_model(self, node: gs.Node) -> bool:
         """Whether a node computes an output of the model, itself or through one bias and one activation behind it."""

@@ -33,6 +33,10 @@ Source: TypeAlias = ModelProto | str | os.PathLike[str]
 LEAN_WEIGHTS = 1 << 27
 """Models of more weights run one sample at a time, one model at a time, and free memory after each operator."""
 
+EXACT_PRODUCTS = "session.qdq_matmulnbits_accuracy_level"
+"""A session option of ONNX Runtime: 1 computes MatMulNBits in float32; 4, the default behind DequantizeLinear, rounds
+activations to 8 bits in blocks."""
+
 _ONE_AT_A_TIME = threading.Lock()
 
 T = TypeVar("T")
@@ -72,18 +76,28 @@ def _processor_flags() -> list[str]:
 
 
 class Session:
-    """A model loaded for the CPU, from a path or from memory. `optimize`: whether ONNX Runtime rewrites it first.
+    """A model loaded for the CPU, from a path or from memory. `optimize`: whether ONNX Runtime rewrites it first;
+    `exact_products`: whether it then multiplies weights of few bits with activations as they are (`EXACT_PRODUCTS`).
 
     Raises EngineError where the model does not load, or fails when it runs.
     """
 
-    def __init__(self, model: Source, *, optimize: bool = False, optimized_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: Source,
+        *,
+        optimize: bool = False,
+        exact_products: bool = False,
+        optimized_path: Path | None = None,
+    ) -> None:
         options = ort.SessionOptions()
         self._lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self._weights: list[tuple[np.ndarray, Any]] = []
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         levels = ort.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+        if exact_products:
+            options.add_session_config_entry(EXACT_PRODUCTS, "1")
         if optimized_path is not None:
             options.optimized_model_filepath = str(optimized_path)
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")

@@ -63,11 +63,12 @@ def grid_root(quantizers: Mapping[str, Quantizer], name: str) -> str:
 @dataclass(frozen=True)
 class PlacedNode:
     """What was decided of a node: to run in integers, for which its `data` and its `weight`, if it has one, must be
-    quantized; or to stay in float for a reason."""
+    quantized, and what it `writes`, where its kernel has no output in float; or to stay in float for a reason."""
 
     reason: Reason | None = None
     data: tuple[str, ...] = ()
     weight: str | None = None
+    writes: str | None = None
 
 
 @dataclass

@@ -14,7 +14,7 @@ group is treated as the one operator that it stands for. Patterns are expression
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -172,17 +172,18 @@ def _before_reshaping(tensor: gs.Tensor) -> list[gs.Tensor]:
     return tensors
 
 
-def residual_input(model: Model, node: gs.Node) -> gs.Tensor | str:
+def residual_input(model: Model, node: gs.Node, in_integers: Callable[[gs.Tensor], bool]) -> gs.Tensor | str:
     """The input of an Add that does not come straight from the convolution that the Add ends; the reason if none.
 
     Straight: nothing else reads what the convolution writes. Of two convolutions the one that runs last takes the
-    Add, so that the other one's output is the residual.
+    Add, so that the other one's output is the residual. in_integers: whether a tensor is computed so; a convolution in
+    float does not count.
     """
     if any(isinstance(tensor, gs.Constant) for tensor in node.inputs):
         return "it adds a constant"
-    ends = [t for t in node.inputs if model.sole_consumer(t) is node and _is_convolution(t)]
+    ends = [t for t in node.inputs if model.sole_consumer(t) is node and _is_convolution(t) and in_integers(t)]
     if not ends:
-        return "neither input comes straight from a convolution"
+        return "neither input comes straight from a convolution in integers"
     if len(ends) == 2:
         order = {id(n): index for index, n in enumerate(model.graph.nodes)}
         ends.sort(key=lambda tensor: order[id(tensor.inputs[0])])

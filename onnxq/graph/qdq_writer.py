@@ -24,6 +24,10 @@ from ..numeric.quant import Grid, QuantParams
 from . import edit, large
 from .model import Model
 
+EXEMPT = "onnxq.kept_in_float"
+"""Metadata of a quantized model: names of nodes, as JSON, that are in float for another reason than the target's rule,
+since the user wanted it, or data did not allow it. `onnxq check` does not hold them to the target's requirements."""
+
 UniqueName = Callable[[str], str]
 """stem -> a tensor name that nothing in the model has."""
 

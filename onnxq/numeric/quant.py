@@ -33,11 +33,13 @@ WIDE_OPSET = 21
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers a quantized value may land on: `bits` wide; `narrow` leaves out the lowest, so that qmin = -qmax."""
+    """The integers a quantized value may land on: `bits` wide; `narrow` leaves out the lowest, so that qmin = -qmax.
+    packed: whether up to 4 bits are stored as such, two integers in a byte, and not in 8 bits."""
 
     bits: int
     signed: bool
     narrow: bool = False
+    packed: bool = True
 
     def __post_init__(self) -> None:
         if not (2 <= self.bits <= 16 or self.bits == 32):
@@ -60,7 +62,7 @@ class Grid:
     @property
     def stored_bits(self) -> int:
         """Width of the ONNX type that stores the grid: 4, 8, 16 or 32; `dtype` holds 4-bit integers in 8 bits."""
-        return next(w for w in (4, 8, 16, 32) if self.bits <= w)
+        return next(w for w in (4, 8, 16, 32) if self.bits <= w and (w > 4 or self.packed))
 
     @property
     def min_opset(self) -> int:

@@ -15,6 +15,8 @@
     set_activation_ranges   activation scales from calibration data                           (3.1)
     set_data_free_ranges    the same without data, from BatchNorm                             (18, 19)
     fallback_to_16_bits     16 bits for the activations that fewer bits spoil                 (4.2)
+    leave_incomplete        what lost a quantizer stays in float whole, where the target wants it so
+    choose_storage          4-bit weights in 4 or in 8 bits
     correct_bias            the mean error of rounded weights goes into the bias              (25 to 28)
     correct_bias_empirically    the same layer after layer in the quantized network           (27, 28)
     round_weights           rounding, scale and bias optimised layer after layer              (33 to 35)

@@ -1,8 +1,6 @@
 """Where quantizers go (white paper sections 2.3.2 and 2.3.3): the inputs of every operator that runs in integers.
 
-    1. Choose the nodes (`_Choice`). Linear operators are quantized always; elementwise ones where an input is computed
-       in integers. The user's patterns come first, then the target's rules, then the graph around the node: each may
-       keep a node in float, with a `Reason`.
+    1. Choose the nodes, by the rule that `onnxq check` reads, too (`targets.choice`). The user's patterns come first.
     2. Place quantizers (`_Placement`) at the tensors that these nodes read, and at those they must write. An activation
        that the target fuses stands between an operator and the quantizer of its output.
     3. Data movement keeps the grid of its input: walking backwards, what is wanted behind a Reshape is wanted
@@ -13,25 +11,22 @@ A tensor has one quantizer, however many nodes read it. What was decided of each
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..errors import UsageError
 from ..graph.model import Model, PlacedNode, Quantizer, grid_root
-from ..graph.patterns import ACTIVATIONS, Composite, find_composites, residual_input
 from ..numeric.quant import QuantSpec
-from ..operators.elementwise import clip_bounds
 from ..operators.linear import LinearLayer, linear_layer, linear_layers
-from ..operators.node import ONNX_DOMAINS, is_float, is_op
-from ..operators.registry import operands, preserves_grid
-from ..operators.tables import table_of
+from ..operators.node import ONNX_DOMAINS
+from ..operators.registry import preserves_grid
 from ..report import Reason
 from ..targets import OpRule, Target
+from ..targets.choice import Choice, ChosenNode, choose
 from .base import Context, Outcome, Skip
 
 
@@ -58,35 +53,35 @@ class AddQuantizers:
     def apply(self, model: Model, context: Context) -> Outcome:
         self._refuse_unmatched_patterns(model)
         target = context.target
-        choice = _Choice(model, target, self)
-        chosen = choice.run()
-        placement = _Placement(model, target, self, chosen, choice.fused, choice.composites)
+        choice = choose(model, target, self.users_reason, force_int_kernels=self.force_int_kernels)
+        placement = _Placement(model, target, self, choice)
         placement.place()
         tied = [
-            placement.tie(node, output=node.op in self.tie or rule.tie == "all")
-            for node, rule in chosen
-            if node.op in self.tie or rule.tie != "none"
+            placement.tie(each.node, output=each.node.op in self.tie or each.rule.tie == "all")
+            for each in choice.chosen
+            if each.node.op in self.tie or each.rule.tie != "none"
         ]
         model.quantizers.update(placement.quantizers)
-        for node, rule in chosen:
-            if rule.kind != "movement" or placement.keeps_grid(node):
-                model.placement.nodes[node.name] = self._placed(node, rule, placement)
+        for each in choice.chosen:
+            if each.rule.kind != "movement" or placement.keeps_grid(each.node):
+                model.placement.nodes[each.node.name] = self._placed(each, placement)
         model.placement.nodes |= {name: PlacedNode(reason) for name, reason in choice.reasons.items()}
         count = sum(placed.reason is None for placed in model.placement.nodes.values())
         skips = tuple(Skip(where, reason.text) for where, reason in choice.reasons.items())
-        warnings = (*choice.unneeded_patterns(), *self._unneeded_ties(any(tied)))
-        return Outcome(count, skips, (f"quantized tensors: {len(placement.quantizers)}",), warnings=warnings)
+        warnings = (*self._unneeded_patterns(model, choice.kept), *self._unneeded_ties(any(tied)))
+        notes = (f"quantized tensors: {len(placement.quantizers)}", *placement.whole_channels)
+        return Outcome(count, skips, notes, warnings=warnings)
 
-    def _placed(self, node: gs.Node, rule: OpRule, placement: _Placement) -> PlacedNode:
+    def _placed(self, chosen: ChosenNode, placement: _Placement) -> PlacedNode:
         """What a chosen node needs; the preset may keep it in float all the same."""
-        layer = linear_layer(node) if rule.kind == "linear" else None
+        layer = linear_layer(chosen.node) if chosen.rule.kind == "linear" else None
         weight = layer.weight.name if isinstance(layer, LinearLayer) else None
         if weight is not None and self.weight is None:
             return PlacedNode(Reason("preset", "the preset leaves weights in float"))
         if weight is None and self.activation is None:
             return PlacedNode(Reason("preset", "the preset leaves activations in float"))
-        data = _data_inputs(placement.model, node, rule)
-        return PlacedNode(None, tuple(t.name for t in data if id(t) not in placement.biases), weight)
+        data = tuple(t.name for t in chosen.data if id(t) not in placement.biases)
+        return PlacedNode(None, data, weight, placement.written_by(chosen))
 
     def patterns(self) -> Iterator[tuple[str, str]]:
         """Of nodes that the user keeps in float: (pattern, what names it in messages)."""
@@ -99,6 +94,13 @@ class AddQuantizers:
                 raise UsageError(
                     f"{name} matches no node name and no operator type of {model.origin}; `onnxq inspect` lists them"
                 )
+
+    def _unneeded_patterns(self, model: Model, kept: Collection[str]) -> Iterator[str]:
+        """Of the user's patterns, those that match what stays in float without them. kept: what would not."""
+        nodes = [node for node in model.graph.nodes if node.name in kept]
+        for pattern, name in self.patterns():
+            if not any(_matches(node, pattern) for node in nodes):
+                yield f"{name} did nothing: what it matches stays in float, or runs as a part of another node, anyway"
 
     def _unneeded_ties(self, tied: bool) -> Iterator[str]:
         if self.tie and not tied:
@@ -121,175 +123,12 @@ def _matches(node: gs.Node, pattern: str) -> bool:
     return fnmatchcase(node.name, pattern) or fnmatchcase(node.op, pattern)
 
 
-def _data_inputs(model: Model, node: gs.Node, rule: OpRule) -> list[gs.Tensor]:
-    """The tensors, beside weights of linear layers, that must be quantized for the node to run in integers."""
-    if rule.kind == "residual":
-        branch = residual_input(model, node)
-        return [] if isinstance(branch, str) else [branch]
-    if rule.kind == "movement" or rule.grid != "own" or rule.data == "first":
-        return [node.inputs[0]]
-    if rule.kind == "linear":
-        return [t for t in (node.inputs[i] for i in operands(node)) if not isinstance(t, gs.Constant)]
-    return [t for t in node.inputs if t.name and is_float(t)]
-
-
-class _Choice:
-    """Step 1: which nodes run in integers, and why the others do not."""
-
-    def __init__(self, model: Model, target: Target, options: AddQuantizers) -> None:
-        self.model, self.target, self.options = model, target, options
-        self.reasons: dict[str, Reason] = {}  # of nodes that stay in float, by name
-        self.integer: set[int] = {id(t) for t in model.graph.inputs if is_float(t)}  # tensors, by identity
-        self.inputs = set(self.integer)  # those that are but inputs of the model, moved at most
-        self.gridded: set[int] = set()  # integers that cannot be had in float for nothing: their kernel writes a grid
-        self.weights = {id(layer.weight) for layer in linear_layers(model.graph.nodes)}
-        self.composites = {id(node): whole for whole in find_composites(model) for node in whole.nodes}
-        fusible = {operator: forms for operator, forms in ACTIVATIONS.items() if operator in target.fused}
-        self.activations = {id(whole.input): whole for whole in find_composites(model, fusible)}
-        self.fused: dict[int, gs.Tensor] = {}  # tensor -> output of the activation that its producer fuses
-        self.fused_nodes: set[int] = set()
-        self.needed: set[str] = set()  # patterns of the user's without which something would run in integers
-
-    def run(self) -> list[tuple[gs.Node, OpRule]]:
-        chosen = []
-        layers = linear_layers(self.model.graph.nodes) if self.target.added_bias == "layer" else ()
-        biases = {id(layer.bias_node) for layer in layers if layer.bias_node is not layer.node}
-        for node in self.model.graph.nodes:
-            if id(node) in biases or id(node) in self.fused_nodes:
-                continue
-            rule, users = self._rule(node), self.options.users_reason(node)
-            if users is not None:
-                if isinstance(rule, OpRule) or table_of(node) is not None:
-                    self.needed.update(p for p, _ in self.options.patterns() if _matches(node, p))
-                rule = users
-            if isinstance(rule, OpRule):
-                self._mark(node, rule)
-                chosen.append((node, rule))
-            elif rule is None and self._commutes(node):
-                self._hand_on(node)
-            elif rule is not None and _computes_floats(node):
-                self.reasons[node.name] = rule
-        return chosen
-
-    def unneeded_patterns(self) -> Iterator[str]:
-        """Of the user's patterns, those that match what stays in float without them."""
-        for pattern, name in self.options.patterns():
-            if pattern not in self.needed:
-                yield f"{name} did nothing: what it matches stays in float, or runs as a part of another node, anyway"
-
-    def _rule(self, node: gs.Node) -> OpRule | Reason | None:
-        """The rule by which the node is quantized, or why it is not; None where that is not worth a word."""
-        if (whole := self.composites.get(id(node))) is not None:
-            return Reason("part", f"part of {whole.operator}, which ends in {whole.nodes[0].name!r}")
-        rule = self.target.rule(node)
-        if isinstance(rule, str):
-            return self._follows_float_layer(node) or Reason("target", rule)
-        if not self.options.force_int_kernels and (slow := rule.slow(node)) is not None:
-            return Reason("slow", slow)
-        if rule.kind in ("commuting", "either"):
-            return None
-        if rule.kind == "residual" and isinstance(addend := residual_input(self.model, node), str):
-            return Reason("target", addend)
-        data = _data_inputs(self.model, node, rule)
-        if not all(is_float(t) for t in (*data, *node.outputs[:1])):
-            return None if rule.kind == "movement" else Reason("type", "its tensors are not float32")
-        if rule.kind == "movement":
-            if id(data[0]) in self.integer:
-                return rule
-            idle = isinstance(data[0], gs.Constant) or all(map(self._ends_in_outputs, node.outputs))
-            return rule if self.target.joins == "everywhere" and not idle else None
-        return self._elementwise_reason(node, data) or rule if rule.kind == "elementwise" else rule
-
-    def _elementwise_reason(self, node: gs.Node, data: list[gs.Tensor]) -> Reason | None:
-        """Why an elementwise operator that has an integer kernel stays in float here."""
-        if not self._joins(data):
-            producers = (t.inputs[0].name for t in data if t.inputs)
-            cause = next((name for name in producers if name in self.reasons), None)
-            return Reason("inputs", "none of its inputs is computed in integers", cause)
-        for constant in (t for t in data if isinstance(t, gs.Constant)):
-            if id(constant) in self.weights:
-                text = f"{constant.name!r} is the weight of a linear layer, which has a grid of its own"
-                return Reason("constant", text)
-            if not np.isfinite(constant.values).all():
-                return Reason("constant", f"constant {constant.name!r} holds infinity or not-a-number")
-        if is_op(node, "Concat") and self._ends_in_outputs(node.outputs[0]):
-            text = "it puts outputs of the model together: narrow ones would be lost on the grid of wide ones"
-            return Reason("output", text)
-        if self.target.outputs != "grid" and self.model.is_output(node.outputs[0]):
-            return Reason("output", "it computes an output of the model, which keeps float precision")
-        return None
-
-    def _follows_float_layer(self, node: gs.Node) -> Reason | None:
-        """The reason of an activation that would run as the end of the layer before it, which stays in float."""
-        before = node.inputs[0].inputs[0] if node.op in self.target.fused and node.inputs[0].inputs else None
-        reason = None if before is None else self.reasons.get(before.name)
-        if before is None or reason is None or not isinstance(linear_layer(before), LinearLayer):
-            return None
-        return Reason("inputs", f"it follows its {before.op}, which stays in float: {reason.text}", before.name)
-
-    def _ends_in_outputs(self, tensor: gs.Tensor) -> bool:
-        """Whether a tensor becomes an output of the model, moved at most, and nothing else."""
-        if not tensor.outputs:
-            return self.model.is_output(tensor)
-        return all(
-            preserves_grid(reader) and reader.inputs[0] is tensor and all(map(self._ends_in_outputs, reader.outputs))
-            for reader in tensor.outputs
-        )
-
-    def _joins(self, data: list[gs.Tensor]) -> bool:
-        """Whether an elementwise operator on these tensors is worth a place among the integers."""
-        if self.target.joins == "everywhere":
-            return True
-        joined = self.integer if self.options.force_int_kernels or self.target.joins == "integers" else self.gridded
-        return any(id(t) in joined - self.inputs for t in data)
-
-    def _mark(self, node: gs.Node, rule: OpRule) -> None:
-        outputs = list(node.outputs)
-        layer = linear_layer(node) if rule.kind == "linear" else None
-        if isinstance(layer, LinearLayer):
-            outputs = [self.target.output_of(layer)]
-        self.integer.update(map(id, outputs))
-        if rule.kind == "movement":
-            self._hand_on(node)
-            return
-        writes_grid = rule.output == "grid" or rule.followed
-        if writes_grid:
-            self.gridded.update(map(id, outputs))
-        activation = self._activation_behind(outputs[0])
-        if activation:
-            behind = activation[0].outputs[0]
-            self.fused[id(outputs[0])] = behind
-            self.fused_nodes.update(map(id, activation))
-            self.integer.add(id(behind))
-            if writes_grid or self.target.fused_needs_grid:
-                self.gridded.add(id(behind))
-
-    def _commutes(self, node: gs.Node) -> bool:
-        rule = self.target.rule(node)
-        return isinstance(rule, OpRule) and rule.kind == "commuting"
-
-    def _hand_on(self, node: gs.Node) -> None:
-        """What a node writes that moves integers, or that quantization moves past, is what it reads."""
-        for kept in (self.integer, self.inputs, self.gridded):
-            if id(node.inputs[0]) in kept:
-                kept.update(map(id, node.outputs))
-
-    def _activation_behind(self, tensor: gs.Tensor) -> tuple[gs.Node, ...]:
-        """The nodes, the last one first, of the activation that runs as the end of what computes a tensor."""
-        nodes: tuple[gs.Node, ...] = ()
-        sole, whole = self.model.sole_consumer(tensor), self.activations.get(id(tensor))
-        if sole is not None and is_op(sole, *self.target.fused):
-            nodes = (sole,) if clip_bounds(sole) is not None or not is_op(sole, "Clip") else ()
-        elif whole is not None and not self.model.is_output(tensor):
-            inside = set(map(id, whole.nodes))
-            nodes = whole.nodes if all(id(reader) in inside for reader in tensor.outputs) else ()
-        kept = {pattern for pattern, _ in self.options.patterns() if any(_matches(n, pattern) for n in nodes)}
-        self.needed |= kept
-        return () if kept else nodes
-
-
-def _computes_floats(node: gs.Node) -> bool:
-    return any(t.dtype in (np.float16, np.float32, np.float64) for t in node.outputs if t.dtype is not None)
+def _no_blocks(layer: LinearLayer, block: int) -> str | None:
+    """Why a weight has no blocks: tool-chains take them along the input channels of a matrix, all of one length."""
+    if layer.form.is_convolution:
+        return f"{layer.node.op} has none"
+    length = int(layer.weight.shape[layer.reduction_axis])
+    return f"they do not divide {length} input channels" if length % block else None
 
 
 @dataclass
@@ -299,18 +138,18 @@ class _Placement:
     model: Model
     target: Target
     options: AddQuantizers
-    chosen: list[tuple[gs.Node, OpRule]]
-    fused: Mapping[int, gs.Tensor]
-    composites: Mapping[int, Composite]
+    choice: Choice
     quantizers: dict[str, Quantizer] = field(default_factory=dict)
     biases: set[int] = field(default_factory=set)  # constants, by identity, whose grids come with lowering
+    whole_channels: list[str] = field(default_factory=list)  # layers that have no blocks, and why
 
     def place(self) -> None:
         self.biases = {id(layer.bias) for layer in linear_layers(self.model.graph.nodes)}
-        for node, rule in self.chosen:
+        for each in self.choice.chosen:
+            node, rule = each.node, each.rule
             if rule.kind == "movement":
                 continue
-            for tensor in _data_inputs(self.model, node, rule):
+            for tensor in each.data:
                 if id(tensor) not in self.biases:
                     self._activation(tensor, node)
             layer = linear_layer(node) if rule.kind == "linear" else None
@@ -336,7 +175,7 @@ class _Placement:
         node = tensor.inputs[0] if tensor.inputs else None
         if node is None or node.domain not in ONNX_DOMAINS:
             return None
-        operator = self.composites[id(node)].operator if id(node) in self.composites else node.op
+        operator = self.choice.composites[id(node)].operator if id(node) in self.choice.composites else node.op
         rule = self.target.rules.get(operator)
         return None if rule is None else rule.fixed
 
@@ -344,6 +183,9 @@ class _Placement:
         spec = self.options.weight
         if spec is None:
             return
+        if spec.block is not None and (why := _no_blocks(layer, spec.block)) is not None:
+            self.whole_channels.append(f"{layer.node.name}: one scale a channel, not blocks of {spec.block}: {why}")
+            spec = replace(spec, block=None, per_channel=self.target.weight.per_channel)
         if not rule.takes_channels(layer.weight.shape):
             spec = replace(spec, per_channel=False)
         name, reader = layer.weight.name, (layer.node.name,)
@@ -362,12 +204,23 @@ class _Placement:
             return False
         layer = linear_layer(node)
         output = self.target.output_of(layer) if isinstance(layer, LinearLayer) else node.outputs[0]
-        return id(output) in self.fused and not self.model.is_output(self.fused[id(output)])
+        return id(output) in self.choice.fused and not self.model.is_output(self.choice.fused[id(output)])
 
-    def _output(self, node: gs.Node, rule: OpRule) -> None:
+    def written_by(self, chosen: ChosenNode) -> str | None:
+        """The tensor that a node must write on a grid, where one was placed."""
+        if chosen.rule.output != "grid" or chosen.rule.kind == "movement":
+            return None
+        _, behind = self._written(chosen.node, chosen.rule)
+        return behind.name if behind.name in self.quantizers else None
+
+    def _written(self, node: gs.Node, rule: OpRule) -> tuple[gs.Tensor, gs.Tensor]:
+        """What a node computes, its bias included, and the output of the activation that it ends in, if any."""
         layer = linear_layer(node) if rule.kind == "linear" else None
         output = self.target.output_of(layer) if isinstance(layer, LinearLayer) else node.outputs[0]
-        behind = self.fused.get(id(output), output)
+        return output, self.choice.fused.get(id(output), output)
+
+    def _output(self, node: gs.Node, rule: OpRule) -> None:
+        output, behind = self._written(node, rule)
         if self.target.outputs == "float" and self.model.is_output(behind):
             return
         self._activation(behind)
@@ -380,7 +233,7 @@ class _Placement:
             self.quantizers[behind.name] = replace(quantizer, grid_of=node.inputs[0].name)
 
     def _follow_movement(self) -> None:
-        moving = [node for node, rule in self.chosen if rule.kind == "movement"]
+        moving = [each.node for each in self.choice.chosen if each.rule.kind == "movement"]
         if self.target.outputs == "grid":
             for tensor in (t for node in moving for t in node.outputs if self.model.is_output(t)):
                 self._activation(tensor)
@@ -414,7 +267,7 @@ class _Placement:
         """Let all inputs of `node`, and its output where that is wanted, share one grid, wide enough for all; whether
         there was anything to share."""
         last = node.outputs[0]
-        tensors = (*node.inputs, *(self.fused.get(id(last), last),) * output)
+        tensors = (*node.inputs, *(self.choice.fused.get(id(last), last),) * output)
         names = [t.name for t in tensors if not isinstance(t, gs.Constant)]
         roots = dict.fromkeys(grid_root(self.quantizers, name) for name in names if name in self.quantizers)
         if len(roots) < 2:

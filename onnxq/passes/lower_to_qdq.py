@@ -14,6 +14,7 @@ graph inputs and outputs stay; everything else takes the tensor's name and a suf
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -22,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from ..graph import edit
 from ..graph.model import Model, Quantizer
-from ..graph.qdq_writer import QdqWriter
+from ..graph.qdq_writer import EXEMPT, QdqWriter
 from ..graph.table_writer import TableWriter
 from ..numeric.quant import Grid, QuantParams
 from ..operators.elementwise import clip_bounds
@@ -61,9 +62,18 @@ class LowerToQdq:
         _shield_branches(model)
         pairs = len(model.quantizers)
         model.quantizers.clear()
+        _note_exempt(model)
         edit.drop_dangling(model)
         width = 8 if context.target.bias == "int8" else 32
         return Outcome(pairs + lowering.biases, notes=(f"biases at {width} bits: {lowering.biases}",))
+
+
+def _note_exempt(model: Model) -> None:
+    """Write down which nodes are in float for another reason than the target's rule, for `onnxq check`."""
+    reasons = ((name, placed.reason) for name, placed in model.placement.nodes.items() if placed.reason is not None)
+    names = sorted(n for n, reason in reasons if reason.is_the_users or reason.cause in model.placement.tensors)
+    if names:
+        model.header.metadata_props.add(key=EXEMPT, value=json.dumps(names))
 
 
 class _Lowering:

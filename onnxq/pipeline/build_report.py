@@ -130,21 +130,16 @@ def _sample_sets(task: Task, compared: int, drawn_from_all: bool) -> SampleSets:
 
 
 def check_target(task: Task, quantized: Quantized) -> tuple[str, ...]:
-    """The target's requirements that the model keeps to. Raises VerificationError where it breaks one.
-
-    Nodes that the user keeps in float are as they are on purpose.
-    """
-    placed = quantized.planned.placement.nodes
-    wanted = {name for name, node in placed.items() if node.reason is not None and node.reason.is_the_users}
+    """The target's requirements that the model keeps to. Raises VerificationError where it breaks one: options that
+    contradict the target are refused before any work, so that this is a fault of onnxq."""
     if not any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes_of(quantized.proto.graph)):
         return ()  # rows of tables alone are looked up as integers, which targets require nothing of
-    result = check(quantized.proto, task.context.target, task.origin, wanted)
+    result = check(quantized.proto, task.context.target, task.origin)
     if result.violations:
         some = "; ".join(str(violation) for violation in result.violations[:3])
         raise VerificationError(
             f"the quantized model breaks {len(result.violations)} requirements of {result.target}, and was not"
-            f" written: {some}{'; ...' * (len(result.violations) > 3)}; options that contradict the target, such as"
-            " presets, overrides and symmetry, are the usual reason"
+            f" written: {some}{'; ...' * (len(result.violations) > 3)}; this is a fault of onnxq: please report it"
         )
     return tuple(f"{requirement.id}: {requirement.text}" for requirement in result.requirements)
 

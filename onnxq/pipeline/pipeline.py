@@ -43,6 +43,7 @@ from ..passes.add_table_quantizers import AddTableQuantizers
 from ..passes.apply_encodings import ApplyEncodings
 from ..passes.apply_overrides import ApplyOverrides
 from ..passes.base import Pass
+from ..passes.choose_storage import ChooseStorage
 from ..passes.correct_bias import CorrectBias, input_axes
 from ..passes.correct_bias_empirically import CorrectBiasEmpirically
 from ..passes.equalize_layers import EqualizeLayers
@@ -51,6 +52,7 @@ from ..passes.fit_scales import FitScales
 from ..passes.fold_batchnorm import FoldBatchNorm
 from ..passes.fuse_activation import FuseActivation
 from ..passes.fuse_decomposed import FuseDecomposedOperators
+from ..passes.leave_incomplete import LeaveIncompleteOperators
 from ..passes.lower_to_qdq import LowerToQdq
 from ..passes.normalize import Normalize
 from ..passes.refine_weight_ranges import RefineWeightRanges
@@ -67,6 +69,7 @@ from .collect_report import ReportCollector
 from .keep_if_better import keep_if_better
 from .log import log_steps
 from .node_states import node_states
+from .refuse_contradictions import refuse_contradictions
 from .run_passes import Steps, not_run, run_passes
 from .task import Task
 
@@ -108,6 +111,7 @@ def make_plan(task: Task, collector: ReportCollector | None = None) -> Plan:
     """All of figure 8 that decides something; what is left is to write it down. Raises OnnxqError."""
     model, prepared = prepare(task.proto, task.origin, task.options, task.context)
     log_steps(prepared)
+    refuse_contradictions(model, task, (*placement(task.options), *_given_encodings(task)))
     findings = data_findings(model, task)
     if collector is not None:
         collector.start(model)
@@ -280,7 +284,12 @@ def ranging(options: Options, given: Sequence[Pass] = (), correction: Pass | Non
         passes.append(SetDataFreeRanges(inputs=options.input_ranges))
     if find_target(options.target).fits_scales:
         passes.append(FitScales())
-    return tuple(passes)
+    return (*passes, *completing(options), ChooseStorage(options.store_4bit))
+
+
+def completing(options: Options) -> tuple[Pass, ...]:
+    """What makes operators whole again where a tensor has lost its quantizer."""
+    return (LeaveIncompleteOperators(),) if find_target(options.target).runs_whole_operators else ()
 
 
 def set_ranges(model: Model, task: Task, collector: ReportCollector | None = None) -> tuple[Model, Steps]:
@@ -293,7 +302,7 @@ def set_ranges(model: Model, task: Task, collector: ReportCollector | None = Non
     if not model.quantizers:
         raise NothingToQuantizeError(f"{task.origin}: nothing to quantize: {_reasons(model)}")
     if options.a16_fallback == "auto" and options.activation is not None:
-        model, fallback = run_passes((FallbackTo16Bits(),), model, context)
+        model, fallback = run_passes((FallbackTo16Bits(), *completing(options)), model, context)
         steps += fallback
     return at_sufficient_opset(model, options), steps
 
@@ -310,9 +319,9 @@ def _given_encodings(task: Task) -> tuple[Pass, ...]:
 
 def at_sufficient_opset(model: Model, options: Options) -> Model:
     """The planned model at an operator set that has its grids."""
-    proto = model.to_proto()
-    needed = max([options.min_opset, *(quantizer.spec.min_opset for quantizer in model.quantizers.values())])
-    converted = convert_opset(proto, needed, model.origin, find_target(options.target).max_opset)
+    proto, target = model.to_proto(), find_target(options.target)
+    needed = max([target.min_opset, *(quantizer.spec.min_opset for quantizer in model.quantizers.values())])
+    converted = convert_opset(proto, needed, model.origin, target.max_opset)
     if converted is proto:
         return model
     copy = Model.from_proto(converted, model.origin)

@@ -1,12 +1,20 @@
-"""Is the written model what it claims to be? Asked before it replaces anything.
+"""Is the written model what it claims to be? Asked of what will run it, before it replaces anything.
 
-The full ONNX checker; loading in ONNX Runtime; running with its optimisations off (the arithmetic as written) and on
-(integer kernels), which must agree; and the distance of its outputs from the float model's, which must be finite. Of an
-output behind a selection, what lies in front of it is compared (`graph.comparable`).
+The full ONNX checker; loading and running in ONNX Runtime with its optimisations off, the arithmetic as written; and
+the distance of its outputs from the float model's, which must be finite. Of an output behind a selection, what lies in
+front of it is compared (`graph.comparable`). Then
+
+    ONNX Runtime will run it    a default session, whose quality is what is reported: its integer kernels must agree
+                                with the model as written. Where it multiplies with activations in int8 blocks of its
+                                own (MatMulNBits), they must agree with that off, and the report says what it costs
+    another tool-chain will     the arithmetic as written is what counts
+
+A default session that fails on its own rewriting of the model is a warning, which names the option that avoids it.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +28,7 @@ from ..data import Feed
 from ..errors import EngineError, VerificationError
 from ..execution.compare_outputs import run_models
 from ..execution.observe import observed
-from ..execution.session import Session, optimized_graph, runtime_version
+from ..execution.session import EXACT_PRODUCTS, Session, optimized_graph, runtime_version
 from ..graph import large
 from ..graph.class_scores import class_score_outputs
 from ..graph.comparable import Comparable, comparables
@@ -29,13 +37,16 @@ from ..numeric.metrics import Sqnr, comparable, finite, same_class
 from ..report import OutputQuality
 from ..thresholds import LOW_SQNR_DB, RUNTIME_ENOUGH_DB, RUNTIME_MARGIN_DB
 
+_ROUNDS_ACTIVATIONS = "MatMulNBits"
+"""ONNX Runtime's product with weights of 4 or 8 bits; a default session has it round activations (accuracy level 4)."""
+
 _BROKEN = "of the float model itself holds infinity or not-a-number: only its finite values were compared"
 
 
 @dataclass(frozen=True)
 class Verdict:
     """quality: of each output, or of what stands for it; which are unknown is said there.  runtime: the graph that ONNX
-    Runtime runs; None where it runs the model without its optimisations only."""
+    Runtime runs in a default session; None where it does not, or another tool-chain will run the model."""
 
     quality: tuple[OutputQuality, ...]
     runtime: GraphProto | None
@@ -48,32 +59,61 @@ class Verdict:
         return dict(Counter(node.op_type for node in nodes).most_common())
 
 
+@dataclass(frozen=True)
+class _Sessions:
+    """The float model; the written one with optimisations off; in a default session; and in one that multiplies as
+    written where the default one does not. None: not asked."""
+
+    reference: Session
+    plain: Session
+    default: Session | None = None
+    exact: Session | None = None
+
+    @property
+    def present(self) -> tuple[Session, ...]:
+        return tuple(s for s in (self.reference, self.plain, self.default, self.exact) if s is not None)
+
+
 @dataclass
 class _Comparison:
-    """One tensor, streamed: float against written (`quality`), optimisations off against on (`runtime`)."""
+    """One tensor, streamed: float against what will run (`quality`), and as written against a default session
+    (`runtime`) and against one that multiplies as written (`exact`)."""
 
     place: Comparable
     has_classes: bool
     quality: Sqnr = field(default_factory=Sqnr)
+    written: Sqnr = field(default_factory=Sqnr)
     runtime: Sqnr = field(default_factory=Sqnr)
+    exact: Sqnr = field(default_factory=Sqnr)
     same_class: int = 0
     rows: int = 0
     samples: int = 0
     is_finite: bool = True
 
-    def update(self, feed: Feed, reference: np.ndarray, plain: np.ndarray, optimised: np.ndarray) -> None:
+    def update(self, feed: Feed, reference: np.ndarray, plain: np.ndarray, others: Sequence[np.ndarray]) -> None:
+        """others: of the default session, and of the exact one, where there are any."""
         self.samples += 1
         self.is_finite &= bool(np.isfinite(reference).all())
-        self.quality.update(reference, plain)
-        self.runtime.update(plain, optimised)
-        same = same_class(reference, optimised, feed.rows or feed.batch) if self.has_classes else None
+        runs = others[0] if others else plain
+        self.quality.update(reference, runs)
+        self.written.update(reference, plain)
+        for distance, other in zip((self.runtime, self.exact), others, strict=False):
+            distance.update(plain, other)
+        same = same_class(reference, runs, feed.rows or feed.batch) if self.has_classes else None
         if same is not None:
             self.same_class += int(same.sum())
             self.rows += same.size
 
-    def record(self) -> OutputQuality:
+    def agrees(self, distance: Sqnr) -> bool:
+        """Whether a session differs from the model as written by no more than quantization did."""
+        return distance.db >= min(self.written.db, RUNTIME_ENOUGH_DB) - RUNTIME_MARGIN_DB
+
+    def record(self, *, has_runtime: bool) -> OutputQuality:
         agreement = self.same_class / self.rows if self.rows else None
-        record = OutputQuality(self.place.output, finite(self.quality.db), finite(self.runtime.db), agreement)
+        runtime = finite(self.runtime.db) if has_runtime else None
+        record = OutputQuality(
+            self.place.output, finite(self.quality.db), runtime, agreement, runs_in_default_session=has_runtime
+        )
         if self.place.selection is not None:
             record = replace(record, compared_at=self.place.tensor, in_front_of=self.place.selection)
         return replace(record, more_outputs=self.place.more)
@@ -88,59 +128,87 @@ def verify(
     runs_here: bool = True,
     proto: ModelProto | None = None,
 ) -> Verdict:
-    """Check the model file `written` against the float model on some feeds.
+    """Check the model file `written` against the float model on some feeds, which are gone through twice.
 
     proto: what was written, if it is in memory: the weights that it maps can be freed between runs.
     runs_here: whether ONNX Runtime's integer kernels are what will run the model, so that they must agree with it.
-    Raises VerificationError where the model is invalid, does not load or run, gives infinity or not-a-number where
-    the float model does not, or where ONNX Runtime's rewriting changes its outputs by more than quantization did.
+    Raises VerificationError where the model is invalid, does not load or run as written, gives infinity or not-a-number
+    where the float model does not, or where ONNX Runtime's integer kernels change its outputs by more than quantization
+    did.
     """
     _check(written, original)
     places, scores = comparables(original), class_score_outputs(original)
     comparisons = {place.label: _Comparison(place, place.output in scores) for place in places}
     reference = Session(observed(original, places))
+    large_proto = proto if proto is not None and large.references(proto) else None
     try:
-        large_proto = proto if proto is not None and large.references(proto) else None
         plain = _session(written, large_proto, places, optimize=False)
-        optimised, runtime, troubles = _optimised(written, large_proto, places, runs_here)
-        _compare((reference, plain, optimised), feeds, threads, comparisons)
+        default, runtime, troubles = _default(written, large_proto, places, feeds)
+        sessions = _Sessions(reference, plain)
+        if runs_here and runtime is not None:
+            sessions = replace(sessions, default=default, exact=_exact(written, large_proto, places, runtime))
+        del default
+        _compare(sessions, feeds, threads, comparisons)
     except EngineError as error:
         raise VerificationError(f"the quantized model does not run, and was not written: {error}") from None
     known = {label: comparison for label, comparison in comparisons.items() if comparison.samples}
     for name, comparison in known.items():
-        _refuse_damage(name, comparison, runs_here)
-    quality = [comparison.record() for comparison in known.values()]
+        _refuse_damage(name, comparison, sessions)
+        if sessions.exact is not None and not comparison.agrees(comparison.runtime):
+            troubles += (_rounded_products(name, comparison, sessions, runtime),)
+    quality = [comparison.record(has_runtime=sessions.default is not None) for comparison in known.values()]
     compared_outputs = {name for q in quality for name in (q.output, *q.more_outputs)}
     unknown = [value.name for value in original.graph.output if value.name not in compared_outputs]
     quality += [OutputQuality(name, None, None, None, is_unknown=True) for name in unknown]
     broken = [f"output {name!r} {_BROKEN}" for name, comparison in known.items() if not comparison.is_finite]
-    return Verdict(tuple(quality), runtime, (*troubles, *_warnings(quality), *broken))
+    return Verdict(tuple(quality), runtime if runs_here else None, (*troubles, *_warnings(quality), *broken))
 
 
-def _session(written: Path, proto: ModelProto | None, places: Sequence[Comparable], *, optimize: bool) -> Session:
+def _session(
+    written: Path, proto: ModelProto | None, places: Sequence[Comparable], *, optimize: bool, exact: bool = False
+) -> Session:
     """The written model, with what is compared as its outputs. proto: the same in memory, if it is to be taken."""
     if all(place.selection is None for place in places):
-        return Session(written if proto is None or optimize else proto, optimize=optimize)
-    return Session(observed(proto or onnx.load(written), places, keep_outputs=True), optimize=optimize)
+        return Session(written if proto is None or optimize else proto, optimize=optimize, exact_products=exact)
+    shown = observed(proto or onnx.load(written), places, keep_outputs=True)
+    return Session(shown, optimize=optimize, exact_products=exact)
 
 
-def _optimised(
-    written: Path, proto: ModelProto | None, places: Sequence[Comparable], needed: bool
-) -> tuple[Session, GraphProto | None, tuple[str, ...]]:
-    """ONNX Runtime with its optimisations, the graph that it then runs, and what is to be said of it.
-
-    Where another tool-chain will run the model, it may go without them if they fail: 1.32 fails on data movement
-    between signed grids at operator set 21 and up. Raises EngineError.
-    """
+def _default(
+    written: Path, proto: ModelProto | None, places: Sequence[Comparable], feeds: Iterable[Feed]
+) -> tuple[Session | None, GraphProto | None, tuple[str, ...]]:
+    """A default session, the graph that it runs, and what is to be said of it: None where ONNX Runtime fails on its own
+    rewriting. 1.32 does on data movement between signed grids at operator set 21 and up, for one."""
     try:
         runtime = optimized_graph(written)  # first: it holds the model, too
         session = _session(written, proto, places, optimize=True)
+        for feed in itertools.islice(feeds, 1):
+            session.run(feed.arrays)
     except EngineError as error:
-        if needed:
-            raise
-        trouble = f"ONNX Runtime runs the model with its optimisations switched off only ({error})"
-        return _session(written, proto, places, optimize=False), None, (trouble,)
+        trouble = (
+            "ONNX Runtime fails on its own rewriting of the model in a default session, and runs it with"
+            f" SessionOptions.graph_optimization_level = ORT_DISABLE_ALL only ({error})"
+        )
+        return None, None, (trouble,)
     return session, runtime, ()
+
+
+def _exact(
+    written: Path, proto: ModelProto | None, places: Sequence[Comparable], runtime: GraphProto
+) -> Session | None:
+    """A session that multiplies as written, where the default one rounds activations to int8 blocks of its own."""
+    if not any(node.op_type == _ROUNDS_ACTIVATIONS for node in runtime.node):
+        return None
+    return _session(written, proto, places, optimize=True, exact=True)
+
+
+def _rounded_products(output: str, comparison: _Comparison, sessions: _Sessions, runtime: GraphProto | None) -> str:
+    count = sum(node.op_type == _ROUNDS_ACTIVATIONS for node in (() if runtime is None else runtime.node))
+    return (
+        f"output {output!r}: ONNX Runtime rounds the activations of {count} products to 8 bits in blocks of its own"
+        f" ({_ROUNDS_ACTIVATIONS}), which leaves {comparison.quality.db:.1f} dB of the {comparison.written.db:.1f} dB"
+        f" that the model has as written; the session option {EXACT_PRODUCTS} = 1 computes as written, and slower"
+    )
 
 
 def _check(written: Path, original: ModelProto) -> None:
@@ -165,17 +233,13 @@ def _infers(proto: ModelProto) -> bool:
     return True
 
 
-def _compare(
-    sessions: tuple[Session, Session, Session],
-    feeds: Iterable[Feed],
-    threads: int,
-    comparisons: Mapping[str, _Comparison],
-) -> None:
-    for feed, (reference, plain, optimised) in run_models(sessions, feeds, threads):
+def _compare(sessions: _Sessions, feeds: Iterable[Feed], threads: int, comparisons: Mapping[str, _Comparison]) -> None:
+    for feed, outputs in run_models(sessions.present, feeds, threads):
         for label, comparison in comparisons.items():
-            x, y, z = (outputs.get(label) for outputs in (reference, plain, optimised))
-            if x is not None and y is not None and z is not None and comparable(x, y) and comparable(x, z):
-                comparison.update(feed, x, y, z)
+            reference, plain, *others = (each.get(label) for each in outputs)
+            found = [y for y in (plain, *others) if y is not None and comparable(reference, y)]
+            if reference is not None and len(found) == len(outputs) - 1:
+                comparison.update(feed, reference, found[0], found[1:])
 
 
 def _warnings(quality: Iterable[OutputQuality]) -> Iterable[str]:
@@ -193,17 +257,17 @@ def _warnings(quality: Iterable[OutputQuality]) -> Iterable[str]:
             )
 
 
-def _refuse_damage(output: str, comparison: _Comparison, runs_here: bool) -> None:
-    quality, runtime = comparison.quality, comparison.runtime
-    if not np.isfinite(quality.noise):
+def _refuse_damage(output: str, comparison: _Comparison, sessions: _Sessions) -> None:
+    if not (np.isfinite(comparison.quality.noise) and np.isfinite(comparison.written.noise)):
         raise VerificationError(
             f"output {output!r} of the quantized model holds infinity or not-a-number where the float model's does"
             " not, so the model was not written"
         )
-    if runs_here and runtime.db < min(quality.db, RUNTIME_ENOUGH_DB) - RUNTIME_MARGIN_DB:
+    runtime = comparison.runtime if sessions.exact is None else comparison.exact
+    if sessions.default is not None and not comparison.agrees(runtime):
         raise VerificationError(
             f"output {output!r}: ONNX Runtime's optimised integer kernels do not agree with the model as"
-            f" written (SQNR {runtime.db:.1f} dB between them, {quality.db:.1f} dB against float), so the"
+            f" written (SQNR {runtime.db:.1f} dB between them, {comparison.written.db:.1f} dB against float), so the"
             " model was not written; some versions of ONNX Runtime have faulty kernels (this is"
             f" {runtime_version()}), and on CPUs without VNNI products of 8-bit integers saturate: quantize for"
             " `target` ort-no-vnni there"

@@ -134,7 +134,8 @@ class OutputQuality:
     """One output of the quantized model beside the float model's, over the samples compared.
 
     sqnr_db: signal to quantization noise, in dB; None where the two are identical, or where it `is_unknown`.
-    runtime_sqnr_db: the quantized model with ONNX Runtime's optimisations off against on, likewise.
+    runtime_sqnr_db: the quantized model with ONNX Runtime's optimisations off against on, likewise; None, too, where it
+    does not run in a default session, or another tool-chain will run it (`runs_in_default_session`).
     top1_agreement: share of samples with the same best class, where the output holds class scores.
     compared_at: the tensor that stands for the output, in front of the operator `in_front_of`; None: the output itself.
     more_outputs: further outputs that this tensor stands for.
@@ -149,6 +150,7 @@ class OutputQuality:
     in_front_of: str | None = None
     more_outputs: tuple[str, ...] = ()
     is_unknown: bool = False
+    runs_in_default_session: bool = True
 
     @property
     def label(self) -> str:

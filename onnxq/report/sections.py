@@ -328,7 +328,7 @@ def _run(report: ReportData) -> Section:
             f"optimised against as written: {decibels(q.runtime_sqnr_db)}{' dB' * (q.runtime_sqnr_db is not None)}",
         )
         for q in report.quality
-        if not q.is_unknown
+        if not q.is_unknown and q.runs_in_default_session
     ]
     if report.toolchain is not None:
         facts += [("Tool-chain", name(line.strip())) for line in toolchain_lines(report.toolchain)]

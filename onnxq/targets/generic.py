@@ -46,4 +46,5 @@ GENERIC_INT8 = Target(
     weight_types=("int8", "int16", "int4"),
     activation_zero_points="zero",
     weight_zero_points="zero",
+    stores_int4="weights only",
 )  # fmt: skip

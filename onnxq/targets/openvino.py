@@ -39,7 +39,7 @@ OPENVINO = Target(
         "Conv": OpRule("linear", "free", followed=True, refuses=no_layer),
         "ConvTranspose": OpRule("linear", "free", followed=True, refuses=no_layer),
         "Gemm": OpRule("linear", "free", refuses=no_layer),
-        "MatMul": OpRule("linear", "free", refuses=no_layer),
+        "MatMul": OpRule("linear", "free", refuses=no_layer, per_channel="matrix"),
         "Add": OpRule("elementwise", "free", followed=True, refuses=masks_attention),
         **dict.fromkeys(("Sub", "Mul", "AveragePool", "GlobalAveragePool", "ReduceMean"), _ELEMENTWISE),
         "Concat": _UNIFIED,
@@ -52,6 +52,7 @@ OPENVINO = Target(
     adds_biases=True,
     keeps_activations=True,
     toolchain="openvino",
+    stores_int4="weights only",
     requirements={
         "opset": _OPSETS,
         "activation-types": _CPU,

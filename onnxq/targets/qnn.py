@@ -78,4 +78,6 @@ QNN = Target(
     activation_types=("uint8", "uint16"),
     weight_types=("int8", "uint8", "int4", "int16"),
     weight_zero_points="signed zero",
+    blocks=(),
+    simulates_widths=False,
 )  # fmt: skip

@@ -120,6 +120,13 @@ class Target:
     activation_types, weight_types: that the tool-chain reads, as integers of that width.
     activation_zero_points, weight_zero_points: `any`, `zero`, or `signed zero` (unsigned types may have one).
     weight_limit: the largest |q - zero point| of weights.
+
+    What its hardware takes, beside these:
+    stores_int4: whether 4-bit weights are stored in 4 bits `always`, or only where the input of their layer stays in
+    float (`weights only`); elsewhere int8 holds the same integers.
+    weights_only: types of weights that it takes only where activations stay in float.
+    blocks: types of weights that may have one scale for each block; none: no blocks.
+    simulates_widths: whether activations of other widths than its types are taken, rounded to fewer integers by a Clip.
     """
 
     name: str
@@ -153,6 +160,10 @@ class Target:
     activation_zero_points: Literal["any", "signed zero", "zero"] = "any"
     weight_zero_points: Literal["any", "signed zero", "zero"] = "any"
     weight_limit: int | None = None
+    stores_int4: Literal["always", "weights only"] = "always"
+    weights_only: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ("int4", "uint4", "int8", "uint8", "int16", "uint16")
+    simulates_widths: bool = True
 
     def rule(self, node: gs.Node) -> OpRule | str:
         """The rule for a node, or the reason why it stays in float."""
@@ -184,6 +195,18 @@ class Target:
     def output_of(self, layer: LinearLayer) -> gs.Tensor:
         """What a linear layer computes, for this target."""
         return layer.output if self.added_bias == "layer" else layer.node.outputs[0]
+
+    def packs_int4(self, store_4bit: str, beside_integers: bool) -> bool:
+        """Whether 4-bit weights are stored in 4 bits. store_4bit: the option: auto, int4 or int8.  beside_integers:
+        whether the input of their layer is quantized."""
+        if store_4bit != "auto":
+            return store_4bit == "int4"
+        return self.stores_int4 == "always" or not beside_integers
+
+    @property
+    def runs_whole_operators(self) -> bool:
+        """Whether an operator has all its inputs and outputs quantized, or none."""
+        return "whole-operators" in self.requirements
 
     @property
     def fits_scales(self) -> bool:

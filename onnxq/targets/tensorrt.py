@@ -10,6 +10,8 @@ be int8.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..numeric.quant import Grid, QuantSpec
 from .target import POOLS, OpRule, Target, movement, no_weight
 
@@ -32,7 +34,8 @@ TENSORRT = Target(
     activation=QuantSpec(Grid(8, signed=True), symmetric=True),
     weight=QuantSpec(Grid(8, signed=True, narrow=True), symmetric=True, per_channel=True),
     rules={
-        **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), _WEIGHTED),
+        **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), _WEIGHTED),
+        "MatMul": replace(_WEIGHTED, per_channel="matrix"),
         "Add": OpRule("residual", "free"),
         **movement(_COMMUTES),
         "Relu": _COMMUTES,
@@ -65,4 +68,7 @@ TENSORRT = Target(
     weight_types=("int8", "int4"),
     activation_zero_points="zero",
     weight_zero_points="zero",
+    weights_only=("int4",),
+    blocks=("int4",),
+    simulates_widths=False,
 )

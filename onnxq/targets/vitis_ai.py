@@ -64,4 +64,6 @@ VITIS_AI = Target(
     weight_types=("int8",),
     activation_zero_points="zero",
     weight_zero_points="zero",
+    blocks=(),
+    simulates_widths=False,
 )
