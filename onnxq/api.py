@@ -54,6 +54,7 @@ from .pipeline.open_inputs import input_specs, open_data, open_model, open_outpu
 from .pipeline.pipeline import float_model_of, prepare
 from .pipeline.task import RANDOM_INPUTS, Task, make_context
 from .report import Report
+from .settings import Settings, Unpack
 from .targets import Target, find_target
 from .toolchains import ToolchainOptions, check_toolchain, find_toolchain, random_feeds
 
@@ -77,12 +78,18 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The quantized model, and what is to be said about it."""
 
     model: ModelProto
     report: Report
+
+    def __repr__(self) -> str:
+        return f"<Result: model of {len(self.model.graph.node)} nodes, {self.report!r}>"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
 
 
 def quantize(
@@ -101,7 +108,7 @@ def quantize(
     evaluation_samples: int | None = None,
     toolchain: ToolchainOptions | None = None,
     before_writing: Callable[[Result], None] | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Result:
     """Quantize a float32 ONNX model after training; the model is verified before `output` is written.
 
@@ -213,7 +220,7 @@ def calibrate(
     transform: Transform | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     scheduler: str | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Statistics:
     """Collect statistics of every float activation and write them to the .npz file `output`, for `quantize`.
 
@@ -256,7 +263,7 @@ def inspect(
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     transform: Transform | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> inspection.Inspection:
     """What a float model is made of, what of it `quantize` would quantize with these options, and what not and why.
 

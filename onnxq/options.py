@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, cast
 
 from .encodings import VERSIONS
 from .errors import UsageError
@@ -336,10 +336,10 @@ class Options:
         return find_target(self.target).packs_int4(self.store_4bit, beside_integers)
 
 
-def with_settings(options: Options | None, settings: Mapping[str, Any]) -> Options:
-    """`options` with single fields replaced. Raises UsageError."""
+def with_settings(options: Options | None, settings: Mapping[str, object]) -> Options:
+    """`options` with single fields replaced, `settings.Settings`. Raises UsageError."""
     try:
-        return replace(options or Options(), **settings)
+        return replace(options or Options(), **cast("dict[str, Any]", settings))
     except TypeError:
         known = [f.name for f in fields(Options)]
         raise unknown("option", next(name for name in settings if name not in known), known) from None

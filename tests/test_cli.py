@@ -1,6 +1,7 @@
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -411,3 +412,12 @@ def test_ctrl_c_leaves_nothing_behind(place):
     assert (process.returncode, stdout) == (130, "")
     assert stderr.strip() == "onnxq: interrupted, nothing was written"
     assert sorted(p.name for p in place.iterdir()) == before
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell):
+    script = invoke("completion", shell)
+    assert script.exit_code == 0
+    assert f"_ONNXQ_COMPLETE={shell}_complete" in script.output
+    if shutil.which(shell) is not None:
+        assert subprocess.run([shell, "-n"], input=script.output, text=True, check=False).returncode == 0

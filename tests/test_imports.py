@@ -24,6 +24,7 @@ LEVELS = [
     {"execution", "check"},
     {"calibration", "toolchains"},
     {"options"},
+    {"settings"},
     {"passes"},
     {"pipeline"},
     {"evaluation"},

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+
+from onnxq import cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,3 +27,18 @@ def test_folders_that_tests_read_are_in_the_source_distribution(monkeypatch: pyt
     for folder in FOLDERS:
         files = (path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
         assert {path.relative_to(ROOT).as_posix() for path in files} <= held
+
+
+@pytest.mark.skipif(not (ROOT / "action.yml").exists(), reason="action.yml is not here")
+@pytest.mark.parametrize("file", ["action.yml", "Dockerfile", ".github/workflows/tests.yml"])
+def test_files_of_other_tools_name_options_that_exist(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    commands = {str(command.name): command for command in cli.COMMANDS}
+    calls = re.findall(r"onnxq\"? (\w+)((?: [^|;&\n]*)?)", text)
+    known = {name for command in commands.values() for p in command.params for name in p.opts}
+    for name, rest in calls:
+        if name in commands:
+            assert set(re.findall(r"(?<= )--[a-z-]+", rest)) <= known
+    if file == "action.yml":
+        assert set(re.findall(r"\(--([a-z]+) ", text)) | {"target"} <= {n.removeprefix("--") for n in known}
+    assert any(name in commands for name, _ in calls) or file == ".github/workflows/tests.yml"

@@ -127,9 +127,10 @@ def test_tested(name: str) -> None:
 def test_what_the_options_come_down_to() -> None:
     options = onnxq.Options()
     assert (options.weight_method, options.weighs_weights, options.has_integer_kernels) == ("mse", False, True)
-    per_tensor = onnxq.Options(per_channel=False, weight_range="minmax", preset="w4a8")
+    per_tensor = onnxq.Options(per_channel=False, weight_range="minmax", preset="w4a8", store_4bit="int4")
     assert (per_tensor.weight_method, per_tensor.weighs_weights) == ("minmax", False)
     assert not per_tensor.has_integer_kernels
+    assert (per_tensor.packs_int4(beside_integers=True), options.packs_int4(beside_integers=True)) == (True, False)
     assert onnxq.Options(per_channel=False).weighs_weights
 
 

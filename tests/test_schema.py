@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 import pytest
@@ -15,6 +15,7 @@ from onnxq import Options, Override, Preprocess, cli
 from onnxq.errors import UsageError
 from onnxq.qat.recipe import Recipe
 from onnxq.schema import check_fields, documented, option, options_of
+from onnxq.settings import Settings
 
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "docs"))
@@ -171,6 +172,20 @@ def parsed(*arguments: str) -> tuple[dict[str, Any], Options]:
     context = cli.quantize_command.make_context("quantize", ["in.onnx", "out.onnx", *arguments])
     with context:
         return dict(context.params), cli.options.parse(dict(context.params))["options"]
+
+
+def test_keyword_arguments_have_the_types_of_options() -> None:
+    hints = get_type_hints(Settings)
+    assert list(hints) == [f.name for f in fields(Options)], (
+        "onnxq/settings.py has the fields of Options, in their order"
+    )
+    plain = get_type_hints(Options)
+    choices = {each.name: each.choices for each in options_of(Options)}
+    for name, hint in hints.items():
+        if get_origin(hint) is Literal:
+            assert get_args(hint) == tuple(choices[name]), name
+        elif name not in ("tie", "overrides"):
+            assert (hint, choices[name]) == (plain[name], ()), name
 
 
 def test_a_written_file_reads_back_as_the_same_options(tmp_path: Path) -> None:

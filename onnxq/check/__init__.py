@@ -15,6 +15,7 @@ from onnx import ModelProto
 from ..errors import ModelError
 from ..graph.model import Model
 from ..report import ToolchainResult, printable, toolchain_lines
+from ..report.notebook import InNotebook
 from ..targets import Requirement, Target, requirements
 from . import placement, values
 from .qdq_reader import QdqGraph
@@ -47,8 +48,8 @@ CHECKS: Mapping[str, Check] = {
 """A check for each of `targets.REQUIREMENTS`."""
 
 
-@dataclass(frozen=True)
-class CheckResult:
+@dataclass(frozen=True, repr=False)
+class CheckResult(InNotebook):
     """What was checked of which model, and what was found. toolchain: what the vendor's own one said, if asked."""
 
     model: str

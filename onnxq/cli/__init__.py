@@ -19,6 +19,7 @@ from ..report import printable
 from .calibrate import calibrate_command
 from .check import check_command
 from .compare import compare_command
+from .completion import completion_command
 from .debug import debug_command
 from .evaluate import evaluate_command
 from .inspect import inspect_command
@@ -127,6 +128,7 @@ COMMANDS = (
     debug_command,
     targets_command,
     check_command,
+    completion_command,
 )
 
 for command in COMMANDS:

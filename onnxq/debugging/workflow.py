@@ -31,6 +31,7 @@ from ..evaluation.sensitivity import SensitivityAnalysis, rank
 from ..graph import large
 from ..options import Options
 from ..report import LogEntry, Measure, SensitivityRanking
+from ..report.notebook import InNotebook
 from ..thresholds import LEAST_DB, LEAST_GAIN_DB
 from .candidate import Candidate, Goal, HeldOutCheck, quantized_with
 from .log import Log, OnEntry, score_text
@@ -57,8 +58,8 @@ class AccuracyTarget:
         return float_score - self.drop if math.isfinite(float_score) else LEAST_DB
 
 
-@dataclass(frozen=True)
-class DebugResult:
+@dataclass(frozen=True, repr=False)
+class DebugResult(InNotebook):
     """options: to quantize with.  score, float_score: by `metric`, of what they give and of the float model.
     reached: whether that is within the target, also on held-out data.  sensitive_quantizers: with their causes.
     samples: that the scores are measured on, of the calibration data.
@@ -76,6 +77,10 @@ class DebugResult:
     measures: tuple[Measure, ...]
     ranking: SensitivityRanking | None
     text: str
+
+    def to_text(self) -> str:
+        """The verdict."""
+        return self.text
 
 
 @large.storing()

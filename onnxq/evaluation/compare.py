@@ -42,6 +42,7 @@ from ..options import Options, with_settings
 from ..pipeline.open_inputs import common_inputs, open_data, open_model
 from ..pipeline.pipeline import prepare
 from ..pipeline.task import make_context
+from ..settings import Settings, Unpack
 from ..thresholds import CLEAN_DB, EXPLAINED_DB
 from .comparison import ComparedTensor, Comparison, Jump
 from .matching import Matching, match
@@ -68,7 +69,7 @@ def compare(
     transform: Transform | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     scheduler: str | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Comparison:
     """Match the tensors of two models and measure how far they are apart on some data.
 

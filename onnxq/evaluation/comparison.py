@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 
 from ..report import printable
+from ..report.notebook import InNotebook
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Jump:
     drop_db: float
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(InNotebook):
     """tensors: in the order of computation. jump: the largest drop. unmatched: tensor -> why it has no partner.
     inside: tensor -> the compared tensor that has it in it, since it is fused or folded there."""
 

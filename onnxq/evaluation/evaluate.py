@@ -23,6 +23,8 @@ from ..numeric.metrics import finite
 from ..options import Options, with_settings
 from ..pipeline.open_inputs import common_inputs, input_specs, open_data, open_model
 from ..report import printable
+from ..report.notebook import InNotebook
+from ..settings import Settings, Unpack
 from .custom_metric import BUILT_IN, parse_metric
 from .labels import read_labels
 from .metric import AccuracyMetric, Metric, Tally, by_sample
@@ -52,8 +54,8 @@ class Figure:
         return f"{text} (reference {self.reference:{digits}}, difference {self.value - self.reference:+{digits}})"
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(InNotebook):
     """What `evaluate` found. samples: how many were used."""
 
     model: str
@@ -91,7 +93,7 @@ def evaluate(
     input_keys: Mapping[str, str] | None = None,
     transform: Transform | None = None,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Evaluation:
     """Measure a model over data, one sample after another: only a user's metric and its outputs need memory.
 

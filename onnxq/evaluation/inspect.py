@@ -23,6 +23,7 @@ from ..pipeline.open_inputs import input_specs
 from ..pipeline.pipeline import placement, prepare
 from ..pipeline.run_passes import run_passes
 from ..report import FloatNode, printable
+from ..report.notebook import InNotebook
 from ..targets import find_target
 
 
@@ -38,8 +39,8 @@ class InspectedLayer:
     quantized: bool
 
 
-@dataclass(frozen=True)
-class Inspection:
+@dataclass(frozen=True, repr=False)
+class Inspection(InNotebook):
     """Facts about a model and what `quantize` would do with it; nodes as they are after normalizing and folding."""
 
     model: str

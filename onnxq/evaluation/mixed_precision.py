@@ -30,6 +30,7 @@ from ..graph import large
 from ..options import Options
 from ..pipeline.pipeline import quantize
 from ..report import ParetoFront, ParetoPoint
+from ..report.notebook import InNotebook
 from ..thresholds import EVALUATION_SAMPLES, FRONT_POINTS, ROUNDING_ERROR
 from .bit_allocation import Bits, Cost, path
 from .evaluator import Evaluator, Labels, open_evaluator
@@ -56,8 +57,8 @@ class Limits:
         return "size" if self.drop is None and self.bops is None else "bops"
 
 
-@dataclass(frozen=True)
-class MixedPrecision:
+@dataclass(frozen=True, repr=False)
+class MixedPrecision(InNotebook):
     """options: to quantize with.  score, drop: of the model that they give, on `samples` of the calibration data.
     reached: whether it keeps all limits."""
 
@@ -68,6 +69,10 @@ class MixedPrecision:
     reached: bool
     front: ParetoFront
     text: str
+
+    def to_text(self) -> str:
+        """The verdict."""
+        return self.text
 
 
 @large.storing()

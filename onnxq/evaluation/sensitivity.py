@@ -38,6 +38,7 @@ from ..operators.linear import LinearLayer
 from ..options import Options
 from ..report import Sensitivity, SensitivityRanking, printable
 from ..report.json_format import plain
+from ..report.notebook import InNotebook
 from ..thresholds import ACTIVATION_SAMPLES
 from .evaluator import Evaluator, Labels, open_evaluator
 from .metric import Metric, score_outputs
@@ -73,8 +74,8 @@ class UnitEffect:
         return only, -all_but, self.own_db, self.unit
 
 
-@dataclass(frozen=True)
-class SensitivityAnalysis:
+@dataclass(frozen=True, repr=False)
+class SensitivityAnalysis(InNotebook):
     """float_score: of the original model; off: all switches off, which must be the same; on: all on.
 
     measured: the most harmful first; not_measured: what the budget did not reach, those with the lowest own SQNR first.

@@ -41,6 +41,7 @@ from ..pipeline.open_inputs import input_specs, open_data, open_model, open_outp
 from ..pipeline.pipeline import Plan, Quantized, lower, make_plan
 from ..pipeline.task import Task
 from ..report import Measure, Report, Step
+from ..settings import Settings, Unpack
 from ..thresholds import QAT_CALIBRATION_SAMPLES
 from .initialize import start_of
 from .loss import CrossEntropy, Distillation, TrainingLoss, load_loss
@@ -53,7 +54,7 @@ from .verify import WrittenModel, compare_written, rows_of_run
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QatResult:
     """The trained, quantized model, its report, and how closely the file computes what was trained.
 
@@ -69,6 +70,12 @@ class QatResult:
     same: float | None
     compared: int
 
+    def __repr__(self) -> str:
+        return f"<QatResult: model of {len(self.model.graph.node)} nodes, {self.report!r}>"
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
 
 def train(
     model: str | os.PathLike[str] | ModelProto,
@@ -83,7 +90,7 @@ def train(
     transform: Transform | None = None,
     progress: Progress | None = None,
     details: bool = False,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> QatResult:
     """Quantize a float32 ONNX model and train it with the quantizers in it; verified before `output` is written.
 
@@ -130,7 +137,7 @@ def prepare(
     transform: Transform | None = None,
     learn_ranges: bool = True,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> TorchNetwork:
     """A float model, quantized after training, as a PyTorch module to train further; `finish` makes it ONNX again.
 

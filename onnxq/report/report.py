@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from . import html, json_format, markdown, text
+from .notebook import page
 from .records import ReportData
 
 
 class Report(ReportData):
-    """A run's record, with a method for each form."""
+    """A run's record, with a method for each form; a notebook shows the HTML page."""
+
+    def __repr__(self) -> str:
+        return f"<Report: {self.to_text().partition(chr(10))[0]}>"
+
+    def _repr_html_(self) -> str:
+        return page(self.to_html())
 
     def to_json(self) -> str:
         """Strict JSON (no NaN or Infinity), keys as the fields here."""
