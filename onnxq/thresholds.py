@@ -97,6 +97,10 @@ SWAPPED_SHIFT = 1.2
 """How many times larger the shift of means must be than with red and blue swapped, for a warning that they are.
 Measured: preprocessing.md: right order gives at most 0.8, the wrong one at least 1.3."""
 
+FEWEST_OF_ONE_CLASS = 8
+"""Samples from which on it is reported that all fall into one class. Chosen: of two classes that are equally frequent,
+eight samples show one alone in a run of 128."""
+
 FLAT = 0.01
 """Standard deviation of an input, as a share of its mean, below which it hardly varies. Chosen: the likeliest mistake,
 pixels from 0 to 1 less 127.5 and divided by that, has 0.002."""

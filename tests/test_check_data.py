@@ -23,6 +23,7 @@ from onnxq.errors import DataError
 from onnxq.options import Options
 from onnxq.pipeline.open_inputs import input_specs
 from onnxq.pipeline.pipeline import prepare
+from onnxq.thresholds import FEWEST_OF_ONE_CLASS
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 SYMMETRIC = {"scale": 1.0, "mean": (127.5,), "std": (127.5,)}
@@ -200,3 +201,21 @@ def test_inspect_shows_a_verdict_on_data(tmp_path: Path) -> None:
     right = CliRunner().invoke(main, [*command, "--scale", "1", "--mean", "127.5", "--std", "127.5", "--json"])
     assert json.loads(right.output)["data"]["findings"] == []
     assert json.loads(CliRunner().invoke(main, [*command[:2], "--json"]).output)["data"] is None
+
+
+@pytest.mark.parametrize("count", [6, 24])
+def test_samples_of_one_class_are_no_proof(count: int) -> None:
+    """As with images far too bright: one class wins everywhere, and agreement of classes says nothing."""
+    text = "(float[N,4] x) => (float[N,3] y) <float[4,3] w, float[3] b> { m = MatMul(x, w) y = Add(m, b) }"
+    proto = model(text, b=np.float32([0, 90, 0]))
+    data = np.random.default_rng(0).standard_normal((count, 4)).astype(np.float32)
+    report = quantize(proto, data, rounding="nearest").report
+    (quality,) = report.quality
+    assert (quality.top1_agreement, quality.classes) == (1.0, 1)
+    for form in (report.to_text(), report.to_markdown(), report.to_html()):
+        assert "all of one class" in form
+    warned = [w for w in report.warnings if "into class 1" in w]
+    assert len(warned) == (report.samples.reporting >= FEWEST_OF_ONE_CLASS)
+    mixed = quantize(model(text), data, rounding="nearest").report
+    assert mixed.quality[0].classes in (2, 3)
+    assert "all of one class" not in mixed.to_text()

@@ -33,9 +33,9 @@ from ..graph import large
 from ..graph.class_scores import class_score_outputs
 from ..graph.comparable import Comparable, comparables
 from ..graph.storage import first_line
-from ..numeric.metrics import Sqnr, comparable, finite, same_class
+from ..numeric.metrics import Sqnr, class_scores, comparable, finite, same_class
 from ..report import OutputQuality
-from ..thresholds import LOW_SQNR_DB, RUNTIME_ENOUGH_DB, RUNTIME_MARGIN_DB
+from ..thresholds import FEWEST_OF_ONE_CLASS, LOW_SQNR_DB, RUNTIME_ENOUGH_DB, RUNTIME_MARGIN_DB
 
 _ROUNDS_ACTIVATIONS = "MatMulNBits"
 """ONNX Runtime's product with weights of 4 or 8 bits; a default session has it round activations (accuracy level 4)."""
@@ -89,6 +89,7 @@ class _Comparison:
     rows: int = 0
     samples: int = 0
     is_finite: bool = True
+    classes: set[int] = field(default_factory=set)
 
     def update(self, feed: Feed, reference: np.ndarray, plain: np.ndarray, others: Sequence[np.ndarray]) -> None:
         """others: of the default session, and of the exact one, where there are any."""
@@ -103,6 +104,9 @@ class _Comparison:
         if same is not None:
             self.same_class += int(same.sum())
             self.rows += same.size
+            scores = class_scores(reference)
+            assert scores is not None
+            self.classes.update(np.argmax(scores, axis=1).tolist())
 
     def agrees(self, distance: Sqnr) -> bool:
         """Whether a session differs from the model as written by no more than quantization did."""
@@ -116,7 +120,7 @@ class _Comparison:
         )
         if self.place.selection is not None:
             record = replace(record, compared_at=self.place.tensor, in_front_of=self.place.selection)
-        return replace(record, more_outputs=self.place.more)
+        return replace(record, more_outputs=self.place.more, classes=len(self.classes) or None)
 
 
 def verify(
@@ -161,7 +165,20 @@ def verify(
     unknown = [value.name for value in original.graph.output if value.name not in compared_outputs]
     quality += [OutputQuality(name, None, None, None, is_unknown=True) for name in unknown]
     broken = [f"output {name!r} {_BROKEN}" for name, comparison in known.items() if not comparison.is_finite]
-    return Verdict(tuple(quality), runtime if runs_here else None, (*troubles, *_warnings(quality), *broken))
+    one_class = [_one_class(comparison) for comparison in known.values()]
+    warnings = (*troubles, *_warnings(quality), *filter(None, one_class), *broken)
+    return Verdict(tuple(quality), runtime if runs_here else None, warnings)
+
+
+def _one_class(comparison: _Comparison) -> str:
+    """What is to be said where the float model sees the same thing in all samples."""
+    if len(comparison.classes) != 1 or comparison.rows < FEWEST_OF_ONE_CLASS:
+        return ""
+    (found,) = comparison.classes
+    return (
+        f"output {comparison.place.output!r}: the float model puts all {comparison.rows} samples into class {found}, so"
+        " agreement of classes says nothing: see whether the data, and their preprocessing, are those of the model"
+    )
 
 
 def _session(

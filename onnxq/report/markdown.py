@@ -25,7 +25,7 @@ def _summary(report: ReportData) -> str:
         f"{m.name}: {number(m.result, 4)} {m.unit} (float: {number(m.reference, 4)} {m.unit})" for m in report.measures
     ]
     for q in report.quality:
-        same = "" if q.top1_agreement is None else f", same top-1 class on {100 * q.top1_agreement:.1f} % of samples"
+        same = "" if q.top1_agreement is None else f", {q.same_top1}"
         where = f"output {_code(q.output)}"
         if q.compared_at is not None:
             where = f"{_code(q.compared_at)} (in front of {_text(str(q.in_front_of))})"

@@ -140,6 +140,7 @@ class OutputQuality:
     compared_at: the tensor that stands for the output, in front of the operator `in_front_of`; None: the output itself.
     more_outputs: further outputs that this tensor stands for.
     is_unknown: whether nothing of it could be compared.
+    classes: how many different best classes the float model found in the samples; None without class scores.
     """
 
     output: str
@@ -151,6 +152,15 @@ class OutputQuality:
     more_outputs: tuple[str, ...] = ()
     is_unknown: bool = False
     runs_in_default_session: bool = True
+    classes: int | None = None
+
+    @property
+    def same_top1(self) -> str:
+        """How often the best class is the same, for people: never a bare 100 % where there is one class only."""
+        if self.top1_agreement is None:
+            return ""
+        one = ", all of one class" if self.classes == 1 else ""
+        return f"same top-1 on {100 * self.top1_agreement:.1f} % of samples{one}"
 
     @property
     def label(self) -> str:

@@ -87,7 +87,7 @@ def _summary(report: ReportData) -> Section:
                 _card(
                     "Same top-1 class",
                     f"{100 * output.top1_agreement:.1f} %",
-                    f"as float, {report.samples.origin}",
+                    f"as float, {report.samples.origin}{', all of one class' * (output.classes == 1)}",
                     output.top1_agreement,
                 )
             )

@@ -82,7 +82,7 @@ def _quality(quality: OutputQuality, origin: str) -> str:
         return f"{printable(quality.output)}: quality unknown, nothing of it could be compared"
     text = f"{printable(quality.label)}: SQNR {db(quality.sqnr_db)} against float"
     if quality.top1_agreement is not None:
-        text += f", same top-1 on {100 * quality.top1_agreement:.1f} % of samples"
+        text += f", {quality.same_top1}"
     if not quality.runs_in_default_session:
         return f"{text}, {origin} (computed as written)"
     return f"{text}, {origin} (ONNX Runtime optimised against not: {db(quality.runtime_sqnr_db)})"
