@@ -22,10 +22,14 @@ CASES = {
 IN_FLOAT = {
     "ort": {"GatherND", "SpaceToDepth", "GlobalMaxPool"},
     "ort-no-vnni": {"GatherND", "SpaceToDepth", "GlobalMaxPool"},
+    "rknn": {"GatherND", "SpaceToDepth", "GlobalMaxPool"},
+    "tract": {"GatherND", "SpaceToDepth", "GlobalMaxPool"},
+    "opencv": {"GatherND", "SpaceToDepth", "GlobalMaxPool"},
     "openvino": {"GatherND", "SpaceToDepth"},
     "openvino-npu": {"GatherND", "SpaceToDepth"},
 }
-"""What a tool-chain was seen to compute in float (test_targets.py and test_openvino.py)."""
+"""What a tool-chain was seen to compute in float (test_targets.py and test_openvino.py), or the one that a target is
+made from."""
 
 MOVED_PAST = set(CASES) - {"SpaceToDepth", "GlobalMaxPool"}
 """What TensorRT moves quantization past."""
