@@ -202,11 +202,11 @@ def versions(tools: Path) -> Iterator[str]:
 
 
 TEXT = f"""Each network is quantized for the target of each tool-chain with {CALIBRATION} samples (static shapes,
-rounding to nearest), and {COMPARED} others run. `integer`: nodes that the tool takes, of those that it should (OpenVINO:
-quantized linear layers; QNN: all nodes; OpenCV does not tell). SQNR in dB: the tool against ONNX Runtime without
-optimisations on the same file; the tool, and ONNX Runtime, against the float model. `top-1`: same class as ONNX Runtime.
-TensorRT builds engines and does not run them without a GPU. The last column has what the tool makes of quantize_static's
-file (uint8, int8 per channel) of the same network, where ours falls short.
+rounding to nearest), and {COMPARED} others run. `integer`: nodes that the tool takes, of those that it should
+(OpenVINO: quantized linear layers; QNN: all nodes; OpenCV does not tell). SQNR in dB: the tool against ONNX Runtime
+without optimisations on the same file; the tool, and ONNX Runtime, against the float model. `top-1`: same class as
+ONNX Runtime. TensorRT builds engines and does not run them without a GPU. The last column has what the tool makes of
+quantize_static's file (uint8, int8 per channel) of the same network, where ours falls short.
 """
 
 
