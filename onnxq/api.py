@@ -179,7 +179,7 @@ def quantize(
         seconds = time.perf_counter() - start
         report = build_report(task, quantized, quantized_path, output, seconds, result, evaluation_samples, collector)
         if vendors is not None and toolchain is not None:
-            samples = task.samples.reporting.draw(toolchain.toolchain_samples)
+            samples = task.samples.reporting.take(toolchain.toolchain_samples)
             source = (where or IN_MEMORY) + ", held out" * task.samples.is_divided
             static = find_target(options.target).static_shapes
             seen = check_toolchain(

@@ -151,6 +151,24 @@ def test_dynamic_dimensions_are_named_as_the_cause(fake, target):
     assert "freeze" not in checked(written(STATIC)).problem
 
 
+def test_quantize_runs_samples_that_were_held_out(fake):
+    fake(
+        "names = [float(feed['x'][0, 0, 0, 0]) for feed in job.feeds()]\njob.answer.message = str(names)\njob.accept()"
+    )
+    feeds = [{"x": np.full((1, 3, 8, 8), n, np.float32)} for n in range(32)]
+    found = onnxq.quantize(STATIC, feeds, target="qnn", toolchain=ToolchainOptions(), **PLAIN).report
+    assert len(json.loads(found.toolchain.message)) == found.samples.reporting < 8
+    assert found.toolchain.source == "data in memory, held out"
+
+
+@pytest.mark.parametrize(("preset", "layers"), [("w8a8", 1), ("w8a16", 0), ("w8", 0)])
+def test_layers_that_are_to_run_in_int8(fake, preset, layers):
+    fake("job.answer.message = str(len(job.linear))\njob.accept()")
+    assert checked(onnxq.quantize(STATIC, samples(STATIC), target="ort", preset=preset, **PLAIN).model).message == str(
+        layers
+    )
+
+
 def test_samples_may_be_an_array(fake):
     fake(RUNS)
     batch = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)

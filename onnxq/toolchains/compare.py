@@ -110,14 +110,17 @@ def _inputs(proto: ModelProto) -> list[str]:
 
 
 def _quantized_layers(proto: ModelProto) -> list[tuple[str, str]]:
-    """Name and operator of the layers with quantized weights and inputs."""
+    """Name and operator of the layers with weights and inputs of 8 bits: other widths have kernels hardly anywhere."""
     graph = QdqGraph(Model.from_proto(proto, read_only=True))
-    linear = [(node, form) for node in graph.nodes if (form := linear_form(node.op, node.domain)) is not None]
-    return [
-        (label(node), node.op)
-        for node, form in linear
-        if graph.arithmetic(node) == "integers" and graph.constant(node, form.weight) is not None
-    ]
+    found = []
+    for node in graph.nodes:
+        form = linear_form(node.op, node.domain)
+        if form is None or graph.arithmetic(node) != "integers":
+            continue
+        weight, data = graph.constant(node, form.weight), graph.read(node, 0)
+        if weight is not None and data is not None and weight.grid.bits == data.bits == 8:
+            found.append((label(node), node.op))
+    return found
 
 
 def _read_outputs(path: Path) -> list[list[Any]]:

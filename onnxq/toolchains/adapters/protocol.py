@@ -2,7 +2,7 @@
 
 Request     {"model": path of the .onnx file, "outputs": path of the .npz to write, "log": path of what is printed,
              "feeds": paths of .npz files, a sample each, in the model's order of inputs,
-             "linear": [[node, op], ...] that the model quantizes and that have weights}
+             "linear": [[node, op], ...] whose weights and inputs have 8 bits}
             or {}: say only which versions there are.
 Answer      {"missing": what cannot be imported} or {"versions": {package: version}} and the fields of `Answer`.
 
