@@ -152,9 +152,7 @@ def test_dynamic_dimensions_are_named_as_the_cause(fake, target):
 
 
 def test_quantize_runs_samples_that_were_held_out(fake):
-    fake(
-        "names = [float(feed['x'][0, 0, 0, 0]) for feed in job.feeds()]\njob.answer.message = str(names)\njob.accept()"
-    )
+    fake("job.answer.message = str([float(feed['x'][0, 0, 0, 0]) for feed in job.feeds()])" + RUNS)
     feeds = [{"x": np.full((1, 3, 8, 8), n, np.float32)} for n in range(32)]
     found = onnxq.quantize(STATIC, feeds, target="qnn", toolchain=ToolchainOptions(), **PLAIN).report
     assert len(json.loads(found.toolchain.message)) == found.samples.reporting < 8
