@@ -169,6 +169,10 @@ TOOLCHAIN_AGREES_DB = 6.0
 """What a vendor's tool-chain may be off ONNX Runtime on the same file, at most, in dB. Chosen: see `NOISE_FLOOR_DB`; a
 simulator of MobileNet is at 12 dB, operators that are computed wrongly at 0 to 4."""
 
+FORECAST_SECONDS = 60.0
+"""Seconds from which on layer-wise work says beforehand how long it will take, and what avoids it. Chosen: nobody waits
+for less with impatience."""
+
 # --- shares and ratios -------------------------------------------------------------------------------------------
 
 WEIGHT_NOISE = 0.001

@@ -8,6 +8,7 @@ import pytest
 from quantized import context, samples, with_ranges
 
 from onnxq.errors import DataError
+from onnxq.execution import layerwise
 from onnxq.execution.layerwise import isolate, planned_layers, visit_layers
 from onnxq.execution.partial import extract
 from onnxq.execution.services import Services
@@ -49,6 +50,8 @@ class Recorder:
         assert sample == len(self.x.setdefault(layer.node.name, []))
         self.x[layer.node.name].append(x)
         self.y.setdefault(layer.node.name, []).append(y)
+
+    avoided_by = "`effort` fast avoids it"
 
     def cost(self, layer):
         return layer.weight.values.size
@@ -171,3 +174,13 @@ def test_no_data():
     isolate(model)
     with pytest.raises(DataError, match="at least one sample"):
         visit_layers(model, (), Services(), Recorder(model), "visiting")
+
+
+def test_long_work_says_beforehand_what_it_takes_and_how_to_avoid_it(monkeypatch):
+    proto = graphs.model(FIXED)
+    for seconds, expected in ((1e-3, "visiting"), (10.0, "visiting: about 4 min of CPU time; `effort` fast avoids it")):
+        monkeypatch.setattr(layerwise, "product_seconds", lambda s=seconds: s)
+        labels = []
+        visited(proto, progress=lambda label, done, total, labels=labels: labels.append((label, done, total)))
+        assert labels[0] == (expected, 0, 24)
+        assert all(": " in label and done > 0 for label, done, _ in labels[1:])

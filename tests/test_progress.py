@@ -75,7 +75,44 @@ def test_the_line_fits_the_terminal_and_holds_no_control_characters(progress, mo
     assert "\x1b" not in shown
 
 
-def test_nothing_where_nobody_looks(capsys):
-    with Progress() as progress:
+def test_what_the_work_will_take_stays_on_the_screen(progress, capsys):
+    progress("rounding weights: about 9 min", 0, 10)
+    progress("rounding weights: conv1", 1, 10)
+    text = capsys.readouterr().err
+    assert "\ronnxq: rounding weights: about 9 min\n" in text
+    assert text.endswith(" 10%  conv1")
+
+
+@pytest.fixture
+def lines(monkeypatch, clock):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    return Progress(clock=clock)
+
+
+def test_without_a_terminal_there_is_a_line_for_each_step_that_took_long(lines, clock, capsys):
+    with lines:
+        for label, seconds in (("preparing", 1.0), ("calibrating", 9.0), ("rounding weights", 200.0)):
+            for done in range(3):
+                lines(f"{label}: layer {done}" if done else label, done, 2)
+                clock.now += seconds / 3
+    assert capsys.readouterr().err.splitlines() == [
+        "onnxq: calibrating: 9 s",
+        "onnxq: rounding weights: 50%, 67 s left",
+        "onnxq: rounding weights: 100%",
+        "onnxq: rounding weights: 3 min",
+    ]
+
+
+def test_without_a_terminal_forecasts_are_said_at_once_and_short_work_says_nothing(lines, capsys):
+    with lines:
+        lines("rounding weights: about 9 min; `rounding` nearest avoids it \x1b", 0, 2)
+        lines("calibrating", 1, 2)
+    assert capsys.readouterr().err == "onnxq: rounding weights: about 9 min; `rounding` nearest avoids it ?\n"
+
+
+def test_a_disabled_one_says_nothing(clock, capsys):
+    with Progress(enabled=False, clock=clock) as progress:
+        progress("rounding weights: about 9 min", 0, 2)
+        clock.now = 100.0
         progress("calibrating", 1, 2)
     assert capsys.readouterr().err == ""

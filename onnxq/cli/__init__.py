@@ -22,8 +22,9 @@ from .compare import compare_command
 from .completion import completion_command
 from .debug import debug_command
 from .evaluate import evaluate_command
+from .flags import as_flags, flags_of
 from .inspect import inspect_command
-from .options import EXIT_CODES, as_flags, flags_of
+from .options import EXIT_CODES
 from .qat import qat_command
 from .quantize import quantize_command
 from .sensitivity import sensitivity_command

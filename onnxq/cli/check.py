@@ -11,12 +11,11 @@ from ..data import Preprocess
 from ..data.images import IMAGES
 from ..errors import VerificationError
 from ..options import TARGET
+from .flags import as_flags, flags_of
 from .options import (
     Command,
-    as_flags,
     calib_option,
     config_option,
-    flags_of,
     from_schema,
     grouped,
     input_key_option,

@@ -7,13 +7,12 @@ from typing import Any
 import click
 
 from ..api import inspect
+from .flags import as_flags, flags_of
 from .options import (
     Command,
-    as_flags,
     calib_option,
     config_option,
     data_options,
-    flags_of,
     json_option,
     parse,
     placement_options,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +20,7 @@ from ..schema import Option, options_of
 from ..thresholds import COUNTED_SAMPLES, EVALUATION_SAMPLES
 from ..toolchains import TOOLCHAIN, ToolchainOptions
 from .config import overrides_of, read_config
+from .flags import as_flags, flags_of
 from .progress import ERASE_LINE
 
 CALIB = "Calibration data: a folder of images, .npy, .npz or test_data_set_*/*.pb, or one such file."
@@ -74,24 +74,6 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
         return function
 
     return apply
-
-
-def as_flags(text: str, flags: dict[str, str]) -> str:
-    """Text that names options as Python does, in backquotes, with the command line's flags instead."""
-    return re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), text)
-
-
-def flags_of(command: click.Command) -> dict[str, str]:
-    """Names in Python -> flags, of all options of a command, and of those of the shared classes."""
-    shared = {
-        each.name: f"--{each.long_name}" for cls in (Options, Preprocess, ToolchainOptions) for each in options_of(cls)
-    }
-    own = {
-        str(p.name): next((name for name in p.opts if name.startswith("--")), p.opts[0])
-        for p in command.params
-        if isinstance(p, click.Option)
-    }
-    return shared | own
 
 
 # --- the log -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import click
 from ..errors import OutputError, UsageError
 from ..graph.storage import replacing, write_text
 from ..report import Report
-from .options import OUTPUT, as_flags, flags_of, grouped, refuse_overwriting
+from .flags import as_flags, flags_of
+from .options import OUTPUT, grouped, refuse_overwriting
 
 FORMS: dict[str, Callable[[Report], str]] = {
     ".html": Report.to_html,

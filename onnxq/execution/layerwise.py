@@ -29,9 +29,11 @@ from ..errors import DataError, ModelError
 from ..graph import edit, large
 from ..graph.model import Model
 from ..graph.simulate import simulated
+from ..numeric.blas import product_seconds
 from ..operators.linear import LinearLayer, linear_layer, linear_layers
+from ..thresholds import FORECAST_SECONDS
 from .partial import Cuts, Network
-from .services import Services
+from .services import Services, duration
 from .session import Session, parallel_map, real_rows
 from .spill import CachedArray, SpillCache
 
@@ -56,7 +58,11 @@ class Visitor(Protocol):
         """
 
     def cost(self, layer: LinearLayer) -> int:
-        """How much work it is to visit a layer, in any unit, for the progress that is shown."""
+        """How much work it is to visit a layer, in multiplications, for the progress that is shown."""
+
+    @property
+    def avoided_by(self) -> str:
+        """What the user can do about it where that takes long."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,11 @@ class _Walk:
             uses_of.setdefault(id(layer.weight), []).append(k)
         kept: dict[int, list[_Sample]] = {}
         costs = [max(visitor.cost(layer), 1) for layer in self.layers]
-        self.services.progress(label, 0, sum(costs))
+        seconds = sum(costs) * product_seconds()
+        forecast = (
+            f": about {duration(seconds)} of CPU time; {visitor.avoided_by}" if seconds > FORECAST_SECONDS else ""
+        )
+        self.services.progress(f"{label}{forecast}", 0, sum(costs))
         samples, k, seen = self._begin(), 0, -1
         while k < len(self.layers):
             name, uses, result = self.layers[k].node.name, uses_of[id(self.layers[k].weight)], ""

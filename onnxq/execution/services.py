@@ -26,6 +26,13 @@ Progress = Callable[[str, int, int], None]
 behind a colon, a detail of it."""
 
 
+def duration(seconds: float) -> str:
+    """As people say it: 90 s, 3 min, 1.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def no_progress(label: str, done: int, total: int) -> None:
     """Shows nothing."""
 

@@ -32,7 +32,7 @@ from ..operators.linear import LinearLayer
 from ..operators.matrix import LayerMatrix
 from ..report import RoundedLayer
 from ..rounding.bias_scale import input_scale
-from ..rounding.choice import EFFORTS, Choice, WeightChooser
+from ..rounding.choice import EFFORTS, Choice, WeightChooser, has_two_candidates, tried_dampings
 from ..rounding.layer_statistics import LayerStatistics
 from ..rounding.methods import ROUNDINGS
 from ..thresholds import HELD_OUT_EVERY, WEIGHT_NOISE
@@ -140,16 +140,26 @@ class _Rounder:
             if shapes == (weight.values.shape, np.shape(params.scale), (len(uses), uses[0].bias_values.size)):
                 self.restored[weight.name] = choice
 
+    @property
+    def avoided_by(self) -> str:
+        return (
+            "`rounding` nearest or `effort` fast avoids it, fewer `samples` take less, `checkpoint` keeps what is done"
+        )
+
     def cost(self, layer: LinearLayer) -> int:
-        """Multiplications, roughly: products of columns, then for each lambda a factorisation and about 70 products of
-        the weights with G, and as much again for all that is no product of matrices."""
+        """Multiplications, roughly: two runs of the layer, products of columns, then for each lambda a factorisation,
+        and of each scale that is tried products of the weights with G, and all that is no product of matrices."""
         matrix = LayerMatrix.of(layer)
         g, m, k = matrix.groups, matrix.rows, matrix.columns
+        runs = 2 * self.samples * (self.sizes[layer.node.outputs[0].name] // 4) * (k + 100)
         if layer.weight.name in self.restored:
-            return g * m * k
+            return runs + g * m * k
         columns = self.samples * self._positions(layer)
         rank = min(k, columns)
-        return g * k * (columns * (rank + m) + len(self.effort.dampings) * (4 * rank * rank + m * (70 * k + 3000)))
+        two = has_two_candidates(self.model.quantizers[layer.weight.name].spec, self._input_bits([layer]))
+        fits = 1 + len(tried_dampings(self.method, self.effort.dampings, two))  # and one on all samples
+        solved = 4 * rank * rank + m * (4 if two else 70) * (k + 200)
+        return runs + g * k * (columns * (rank + m) + fits * solved)
 
     def _positions(self, layer: LinearLayer) -> int:
         """Output positions of each sample that statistics are taken of."""
@@ -223,13 +233,15 @@ class _Rounder:
         quantizer = self.model.quantizers[uses[0].weight.name]
         assert quantizer.params is not None
         input_scales = [input_scale(self.model, use) for use in uses]
-        grids = [
-            self.model.quantizers[use.input.name].spec.grid for use in uses if use.input.name in self.model.quantizers
-        ]
-        bits, spec = min((grid.bits for grid in grids), default=None), quantizer.spec
+        bits, spec = self._input_bits(uses), quantizer.spec
         return WeightChooser(
             uses, statistics, input_scales, bits, quantizer.params, spec, self.method, self.effort.dampings
         ).choose()
+
+    def _input_bits(self, uses: Sequence[LinearLayer]) -> int | None:
+        """The fewest that an input has; None where all are in float."""
+        found = (self.model.quantizers.get(use.input.name) for use in uses)
+        return min((quantizer.spec.grid.bits for quantizer in found if quantizer is not None), default=None)
 
     def _record(self, uses: Sequence[LinearLayer], choice: Choice) -> RoundedLayer:
         better, reason = choice.is_better, None

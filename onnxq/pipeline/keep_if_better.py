@@ -94,7 +94,8 @@ def keep_if_better(
     """
     steps = []
     measured, db = False, None
-    for step in passes:
+    for index, step in enumerate(passes):
+        context.services.progress(f"trying {step.title}", index, len(passes))
         start = time.perf_counter()
         tried, kept, after = model, True, None
         for work in (context,) if few is None else (few, context):

@@ -162,8 +162,7 @@ class WeightChooser:
         self.fit = [fit for fit, _ in pairs]
         self.held_out = [held_out or fit for fit, held_out in pairs]
         self.has_held_out = any(held_out is not None for _, held_out in pairs)
-        # one scale for all channels is coarse for most of them: there free integers are worth 1 dB (MobileNetV1)
-        self.two_candidates = self.spec.per_channel and min(self.spec.grid.bits, self.input_bits or 8) >= 8
+        self.two_candidates = has_two_candidates(self.spec, self.input_bits)
         total = _total(self.fit)
         self.energy, self.count = _importance(total), total.count
         self.columns = self._columns()
@@ -180,7 +179,7 @@ class WeightChooser:
         found, damping = sure * stays if few or self.two_candidates else nearest, None
         if columns and noise >= WEIGHT_NOISE:
             total = _total(self.fit)
-            for tried in self._dampings():
+            for tried in tried_dampings(self.method, self.dampings, self.two_candidates):
                 factor, q, biases = self._rounded(self.fit, total, tried)
                 error = self._error(self.grid.scaled(factor).scale * q, biases)
                 if error < found:
@@ -209,12 +208,6 @@ class WeightChooser:
             optimised=int(damping is not None),
             held_out_positions=columns,
         )
-
-    def _dampings(self) -> Sequence[float]:
-        """Values of lambda to try: at 8 bits, where weights keep near their float values anyway, `DAMPING` alone."""
-        if self.two_candidates:
-            return (DAMPING,)
-        return self.dampings if self.method.tries_dampings else self.dampings[:1]
 
     def _noise(self, nearest: float) -> float:
         """What rounding to nearest adds to the error that the layer has with float weights, whose inputs are quantized,
@@ -284,6 +277,19 @@ class WeightChooser:
         bias = np.asarray(layer.bias.values, np.float64).reshape(self.W.shape[:2])
         x, y = (np.concatenate(part, axis=2) for part in zip(*self.statistics[0].columns, strict=True))
         return Columns(x, y, bias, *(bounds or (-np.inf, np.inf)))
+
+
+def has_two_candidates(spec: QuantSpec, input_bits: int | None) -> bool:
+    """Whether a weight is rounded to floor or ceil alone. One scale for all channels is coarse for most of them: there
+    free integers are worth 1 dB (MobileNetV1)."""
+    return spec.per_channel and min(spec.grid.bits, input_bits or 8) >= 8
+
+
+def tried_dampings(method: RoundingMethod, dampings: Sequence[float], two_candidates: bool) -> Sequence[float]:
+    """Values of lambda to try: with two candidates, which keep weights near their float values anyway, `DAMPING`."""
+    if two_candidates:
+        return (DAMPING,)
+    return dampings if method.tries_dampings else dampings[:1]
 
 
 def _total(forms: Sequence[Statistic]) -> Statistic:
