@@ -115,8 +115,8 @@ def quantize(
     model: a path or a loaded model, which is left as it is.
     calibration: a path (folder, .npy, .npz, .pb, image), an array, a mapping input name -> array, or a list of
         mappings; see `onnxq.data.CalibrationData`.
-        May be left out with `statistics` or data-free; then the result is compared with the float model on random
-        inputs.
+        May be left out with `statistics`, data-free, or where only weights are quantized; then the result is compared
+        with the float model on random inputs.
     output: where to write the result; an existing file is replaced only by a verified one.
     encodings: where to write scales and offsets in JSON; see `onnxq.encodings` and `Options.encodings_version`.
         With `Options.float_output` the output is the float model that they belong to.
@@ -147,15 +147,21 @@ def quantize(
         known = read_statistics(statistics)
         given = () if options.from_encodings is None else read_encodings(options.from_encodings)
         if calibration is None:
-            if known is None and not options.data_free and options.from_encodings is None:
-                raise UsageError("no calibration data and no statistics are given; without any, quantize data-free")
+            if known is None and options.needs_data:
+                raise UsageError(
+                    "no calibration data and no statistics are given; without any, quantize the weights alone"
+                    " (`preset` w8 or w4), or data-free"
+                )
             calibration = random_inputs(proto, known, given, options, origin)
             where: str | None = RANDOM_INPUTS
         elif options.synthetic:
             raise UsageError("`synthetic` makes up calibration data, but some is given")
         else:
             where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
-        feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto, transform)
+        feeds = open_data(
+            calibration, input_specs(proto), options, preprocess, input_keys, proto, transform,
+            may_be_empty=where == RANDOM_INPUTS,
+        )  # fmt: skip
         if known is not None and where != RANDOM_INPUTS and not known.cover(feeds.sample_hashes()):
             raise DataError(
                 f"{where or 'the calibration data'} holds samples that the statistics were not collected on"

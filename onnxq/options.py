@@ -292,6 +292,11 @@ class Options:
         return replace(spec, per_channel=per_channel, block=self.block_size)
 
     @property
+    def needs_data(self) -> bool:
+        """Whether activations are to be quantized, and nothing but data says how."""
+        return self.activation is not None and not self.data_free and self.from_encodings is None
+
+    @property
     def table(self) -> QuantSpec | None:
         """The grids of tables, which are symmetric, one scale a row; None: they are left in float."""
         if self.embeddings == "float" or self.weight is None or self.from_encodings is not None:

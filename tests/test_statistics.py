@@ -345,8 +345,8 @@ def test_integer_inputs_need_data(tmp_path):
 
 
 def test_shapes_that_random_inputs_cannot_guess(tmp_path):
-    proto = model("(float[N,3,H,W] x) => (float[N,?,?,?] y) <float[4,3,5,5] w> { y = Conv(x, w) }")
-    data = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
+    proto = model("(float[N,3,H,W] x) => (float[N,?,?,?] y) <float[4,3,20,20] w> { y = Conv(x, w) }")
+    data = np.random.default_rng(0).standard_normal((4, 3, 24, 24)).astype(np.float32)
     onnxq.calibrate(proto, data, tmp_path / "s.npz")
     with pytest.raises(onnxq.OnnxqError, match="give calibration data too"):
         onnxq.quantize(proto, statistics=[tmp_path / "s.npz"])

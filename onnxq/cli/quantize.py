@@ -69,12 +69,16 @@ def quantize_command(
     verbose: bool,
     **given: Any,
 ) -> None:
-    """Quantize MODEL with calibration data and write the verified result to OUTPUT."""
-    if calib is None and not stats and not given["data_free"] and given["from_encodings"] is None:
-        raise click.UsageError("Missing option '--calib' (or '--stats', '--data-free', '--from-encodings').")
+    """Quantize MODEL with calibration data (weights alone, `--preset w8`, without) and write the verified result to
+    OUTPUT."""
     search, config = take_search(given, calib, stats)
     toolchain = take_toolchain(given)
     arguments = parse(dict(given))
+    if calib is None and not stats and arguments["options"].needs_data:
+        raise click.UsageError(
+            "Missing option '--calib' (or '--stats', '--data-free', '--from-encodings'). Without data, '--preset w8' or"
+            " 'w4' quantizes the weights alone."
+        )
     source = arguments["options"].from_encodings
     refuse_overwriting("OUTPUT", output, calib, *stats)
     refuse_overwriting("--encodings", encodings, model, output, calib, source, *stats)

@@ -74,6 +74,7 @@ class CalibrationData:
     seed: of the draw from each stretch; None: always the first.
     accepts_infinity: called with a feed that holds infinity, once for each; raises DataError where it is not sound.
         Without it every infinity is refused.
+    may_be_empty: whether no samples at all are no error.
     transform: called with each item of the source, the pixels of an image (uint8, H x W x C, red first), the array or
         mapping of a file, or what the caller's iterable gives; returns an item: an array, mapping, or tuple of arrays.
     max_memory: bytes of an iterator's items that stay in memory; more go to a scratch folder.
@@ -103,6 +104,7 @@ class CalibrationData:
         accepts_infinity: Callable[[Feed], None] | None = None,
         transform: Transform | None = None,
         max_memory: int = MAX_MEMORY,
+        may_be_empty: bool = False,
     ) -> None:
         if not inputs:
             raise UsageError("the model has no inputs, so it cannot be calibrated")
@@ -112,7 +114,7 @@ class CalibrationData:
         self.preprocess = preprocess or Preprocess()
         self.samples = samples
         self.seed = seed
-        self._accepts_infinity = accepts_infinity
+        self._accepts_infinity, self._may_be_empty = accepts_infinity, may_be_empty
         self._sound: set[str] = set()  # origins of the feeds with infinity that were accepted
         records = open_source(source, _complete(keys or {}, self.inputs), max_memory)
         self._records = records if transform is None else transformed(records, transform)
@@ -218,7 +220,7 @@ class CalibrationData:
         for record in self._records:
             length = 1 if record.is_single else self._split(record, record.read(headers_only=True))[1]
             counts.append(1 if length is None else length)
-        if not counts:
+        if not counts and not self._may_be_empty:
             raise DataError("the calibration data is empty: no samples; give at least one")
         return counts
 
@@ -341,6 +343,8 @@ def _texts(part: Array, spec: InputSpec, origin: str) -> Array:
 def spread(total: int, wanted: int, seed: int | None = None) -> list[int]:
     """`wanted` of the numbers below `total`, ascending, one from each of that many equal stretches: data is often
     sorted by class. seed: of the draw from each stretch; None: always the first."""
+    if not wanted:
+        return []
     edges = [i * total // wanted for i in range(wanted + 1)]
     if seed is None:
         return edges[:-1]

@@ -44,6 +44,11 @@ RANDOM_INPUTS_WARNING = (
     " on real ones"
 )
 
+NOTHING_RAN_WARNING = (
+    "outputs were not compared: the model runs on none of the random inputs that were tried; give calibration data to"
+    " see how far the result is from the float model"
+)
+
 
 def build_report(
     task: Task,
@@ -169,9 +174,15 @@ def _warnings(task: Task, quantized: Quantized) -> tuple[str, ...]:
         _missing_ranges(task, quantized),
         _saturating_cpu(task),
         _dynamic_shapes(task, quantized),
-        RANDOM_INPUTS_WARNING if task.has_random_inputs else "",
+        _random_inputs(task),
     ]
     return tuple(warning for warning in found if warning)
+
+
+def _random_inputs(task: Task) -> str:
+    if not task.has_random_inputs:
+        return ""
+    return RANDOM_INPUTS_WARNING if len(task.feeds) else NOTHING_RAN_WARNING
 
 
 def _idle_requests(task: Task, quantized: Quantized) -> Iterator[str]:

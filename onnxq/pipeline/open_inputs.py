@@ -113,6 +113,8 @@ def open_data(
     input_keys: Mapping[str, str] | None,
     model: ModelProto,
     transform: Transform | None = None,
+    *,
+    may_be_empty: bool = False,
 ) -> CalibrationData:
     """Data for a model with these inputs, as the options choose from it. Raises DataError or UsageError."""
     return CalibrationData(
@@ -125,6 +127,7 @@ def open_data(
         accepts_infinity=_FiniteOutputs(model),
         transform=transform,
         max_memory=options.max_memory * 2**20,
+        may_be_empty=may_be_empty,
     )
 
 
@@ -174,29 +177,52 @@ def random_inputs(
     options: Options,
     origin: str,
 ) -> list[dict[str, np.ndarray]]:
-    """Inputs to verify with where there is no data: uniform over the range that each input is known to take."""
+    """Inputs to verify with where there is no data: floats uniform over the range that each input is known to take,
+    integers 0 and 1, all dynamic dimensions of one length.
+
+    Empty where the model runs on none of these, and only weights are quantized, which need no data: then nothing is
+    compared. UsageError where activations are quantized.
+    """
     ranges = {e.name: e.range for e in encodings if e.bits is not None}
     ranges |= {name: (lo, hi) for name, lo, hi in options.input_ranges}
-    for spec in input_specs(proto):
+    specs, weights_only = input_specs(proto), options.activation is None
+    for spec in specs:
         if known is not None and spec.name in known.tensors:
             samples = known.tensors[spec.name].samples()
             ranges.setdefault(spec.name, (float(samples.lo[0]), float(samples.hi[0])))
-        if spec.dtype.kind != "f" or spec.shape is None:
+        if not weights_only and (spec.dtype.kind != "f" or spec.shape is None):
             raise UsageError(f"{spec} of {origin} is no float tensor of known rank: give calibration data too")
-    random = np.random.default_rng(options.seed)
-    feeds = []
-    for _ in range(RANDOM_SAMPLES):
-        feed = {}
-        for spec in input_specs(proto):
-            lo, hi = ranges.get(spec.name, (-1.0, 1.0))
-            shape = [n if isinstance(n, int) else 1 for n in spec.shape or ()]
-            feed[spec.name] = random.uniform(lo, hi, shape).astype(spec.dtype)
-        feeds.append(feed)
-    if any(not isinstance(n, int) for spec in input_specs(proto) for n in (spec.shape or ())[1:]):
+    if any(spec.shape is None or spec.is_text for spec in specs):
+        return []
+    session, trouble = Session(proto), None
+    for length in RANDOM_LENGTHS:
+        random = np.random.default_rng(options.seed)
+        feeds = [_random_feed(specs, ranges, length, random) for _ in range(RANDOM_SAMPLES)]
         try:
-            Session(proto).run(feeds[0])
+            session.run(feeds[0])
+            return feeds
         except EngineError as error:
-            raise UsageError(
-                f"{origin} does not run on inputs whose dynamic dimensions are 1: give calibration data too ({error})"
-            ) from None
-    return feeds
+            trouble = trouble or error
+    if weights_only:
+        return []
+    raise UsageError(
+        f"{origin} does not run on inputs whose dynamic dimensions are 1: give calibration data too ({trouble})"
+    )
+
+
+RANDOM_LENGTHS = (1, 2, 8, 16)
+"""Of dynamic dimensions, one after another until the model runs."""
+
+
+def _random_feed(
+    specs: Sequence[InputSpec], ranges: Mapping[str, tuple[float, float]], length: int, random: np.random.Generator
+) -> dict[str, np.ndarray]:
+    feed = {}
+    for spec in specs:
+        shape = [n if isinstance(n, int) else 1 if i == 0 else length for i, n in enumerate(spec.shape or ())]
+        if spec.dtype.kind == "f":
+            feed[spec.name] = random.uniform(*ranges.get(spec.name, (-1.0, 1.0)), shape).astype(spec.dtype)
+        else:
+            feed[spec.name] = random.integers(0, 2, shape).astype(spec.dtype)
+            feed[spec.name].flat[:1] = 1  # a mask that lets nothing through makes not-a-number
+    return feed

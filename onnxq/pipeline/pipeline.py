@@ -216,6 +216,8 @@ def _fitting_equalization(task: Task) -> tuple[tuple[Pass, ...], Steps]:
         dropped, reason = passes, "the encodings were made for the network as it is"
     elif task.statistics is not None:
         dropped, reason = passes, "statistics were collected on the network as it was"
+    elif task.has_random_inputs and not task.options.data_free:
+        dropped, reason = passes, "without data nothing says what it is worth"
     elif task.options.data_free and task.options.per_channel:
         reason = "per channel it helps only where data says so"
         dropped = tuple(step for step in passes if isinstance(step, EqualizeLayers))
@@ -372,11 +374,12 @@ def _fitting_correction(model: Model, task: Task) -> tuple[tuple[Pass, ...], Ste
         return (), tuple(not_run(step, "the encodings were made for the weights as they are") for step in passes)
     if not task.has_random_inputs or task.options.data_free:
         return _optimised_where_needed(model, task, passes)
-    # statistics alone do not say what layers compute: then only moments can correct biases
+    # statistics, if there are any, do not say what layers compute: then only moments can correct biases
     need_data = [step for step in passes if not isinstance(step, CorrectBias)]
+    beside = "" if task.statistics is None else " beside statistics"
     if need_data and (task.options.rounding != "auto" or task.options.bias_correction == "empirical"):
-        raise UsageError("optimised rounding and empirical bias correction need calibration data beside statistics")
-    skipped = tuple(not_run(step, "it needs calibration data beside the statistics") for step in need_data)
+        raise UsageError(f"optimised rounding and empirical bias correction need calibration data{beside}")
+    skipped = tuple(not_run(step, f"it needs calibration data{beside}") for step in need_data)
     corrects = task.options.bias_correction != "off" and task.options.weight is not None
     return (CorrectBias("moments"),) if corrects else (), skipped
 
