@@ -39,7 +39,8 @@ def same_grid(graph: QdqGraph, target: Target) -> Iterator[Violation]:
 
 
 def shared_grid(graph: QdqGraph, target: Target) -> Iterator[Violation]:
-    for node, rule in _ruled(graph, target):
+    tied = any(rule.tie != "none" for rule in target.rules.values())
+    for node, rule in graph.chosen(target) if tied else ():
         if rule.tie == "none":
             continue
         grids = [(t.name, e) for i, t in graph.activations(node) if (e := graph.read(node, i)) is not None]

@@ -159,6 +159,7 @@ class _Placement:
                 self._output(node, rule)
         self._follow_movement()
         self._follow_commuting()
+        self._adopt()
         self._in_graph_order()
 
     def _activation(self, tensor: gs.Tensor, reader: gs.Node | None = None) -> None:
@@ -258,6 +259,26 @@ class _Placement:
                 if tensor.name in self.quantizers:
                     follower = replace(self.quantizers[tensor.name], grid_of=source, fixed=None)
                     self.quantizers[tensor.name] = follower
+
+    def _adopt(self) -> None:
+        """What others had quantized in front of an operator that keeps the grid of its input, and behind it, is on one
+        grid: tool-chains take it for an operator in integers, although nothing would be quantized for its own sake."""
+        chosen = {id(each.node) for each in self.choice.chosen}
+        for node in self.model.graph.nodes:
+            reason = self.choice.reasons.get(node.name)
+            rule = self.target.rule(node)
+            if id(node) in chosen or isinstance(rule, str) or rule.grid != "same":
+                continue
+            if reason is not None and reason.kind not in ("inputs", "output"):
+                continue
+            source = self.quantizers.get(node.inputs[0].name)
+            behind = [q for t in node.outputs if (q := self.quantizers.get(t.name)) is not None and q.grid_of is None]
+            if source is None or not behind or (source.readers and node.name not in source.readers):
+                continue
+            for quantizer in behind:
+                self.quantizers[quantizer.tensor] = replace(quantizer, grid_of=source.tensor, fixed=None)
+            self.choice.reasons.pop(node.name, None)
+            self.choice.chosen.append(ChosenNode(node, rule, (node.inputs[0],)))
 
     def _in_graph_order(self) -> None:
         order = {name: index for index, name in enumerate(self.model.graph.tensors())}

@@ -97,7 +97,7 @@ def _changed(model: Model, quantizer: Quantizer, override: Override, target: Tar
         grid,
         symmetric,
         per_channel,
-        spec.one_tailed or (symmetric and not weight),
+        spec.one_tailed or (symmetric and not weight and f"uint{max(grid.stored_bits, 8)}" in target.activation_types),
         power_of_two,
         override.block or spec.block,
     )

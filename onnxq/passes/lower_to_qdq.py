@@ -198,10 +198,12 @@ class _Lowering:
             self.model.quantizers[product.name] = Quantizer(product.name, y.spec, params=y.params)
         values = np.asarray(layer.bias.values, np.float64)
         params = QuantParams.from_range(values.min(initial=0.0), values.max(initial=0.0), y.spec)
-        least = self.target.smallest_range / (params.grid.qmax - params.grid.qmin)
-        if self.target.shifts is not None:
-            least = float(_params(self.model.quantizers[product.name]).scale) * 2.0**-self.target.shifts.read
-        params = replace(params, scale=np.asarray(np.maximum(params.scale, np.float32(least)), np.float32))
+        least, most = self.target.smallest_range / (params.grid.qmax - params.grid.qmin), np.inf
+        if self.target.shifts is not None:  # a bias far beyond the grid of the sum is clipped there anyway
+            shifts, other = self.target.shifts, float(_params(self.model.quantizers[product.name]).scale)
+            least = other * 2.0**-shifts.read
+            most = min(other * 2.0**shifts.read, float(_params(y).scale) * 2.0 ** -shifts.add[0])
+        params = replace(params, scale=np.asarray(np.clip(params.scale, least, most), np.float32))
         self._constant(layer.bias, params, np.asarray(params.quantize(layer.bias.values)), [layer.bias_node])
         self.biases += 1
 

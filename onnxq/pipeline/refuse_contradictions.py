@@ -16,6 +16,7 @@ from ..errors import UsageError
 from ..graph.model import Model
 from ..options import Options
 from ..passes.base import Pass
+from ..passes.choose_storage import ChooseStorage
 from ..passes.leave_incomplete import LeaveIncompleteOperators
 from ..passes.lower_to_qdq import LowerToQdq
 from ..passes.set_activation_ranges import SetActivationRanges
@@ -24,8 +25,8 @@ from ..passes.set_weight_ranges import SetWeightRanges
 from .run_passes import run_passes
 from .task import Task
 
-_OF_VALUES = ("opset", "smallest-range", "fixed-encoding", "power-of-two", "weight-range", "weight-types", "shifts")
-"""Requirements that real ranges, storage and lowering see to."""
+_OF_VALUES = ("opset", "smallest-range", "fixed-encoding", "shifts")
+"""Requirements that real ranges and lowering see to."""
 
 _CHOICES = ("include", "exclude", "tie", "overrides", "from_encodings")
 """Options that change what is quantized, tensor by tensor; without one of them a plan never breaks a rule."""
@@ -45,8 +46,8 @@ def refuse_contradictions(model: Model, task: Task, placing: Sequence[Pass]) -> 
     for name, quantizer in plan.quantizers.items():
         if not quantizer.given and isinstance(tensors[name], gs.Variable):
             plan.quantizers[name] = replace(quantizer, fixed=(-1.0, 1.0))
-    ranging = (SetWeightRanges("minmax"), SetActivationRanges(), LeaveIncompleteOperators(), SetBiasScales())
-    plan, _ = run_passes(ranging, plan, context)
+    ranging = (SetWeightRanges("minmax"), SetActivationRanges(), LeaveIncompleteOperators())
+    plan, _ = run_passes((*ranging, ChooseStorage(task.options.store_4bit), SetBiasScales()), plan, context)
     plan, _ = run_passes((LowerToQdq(),), plan, context)
     if not any(node.op in ("QuantizeLinear", "DequantizeLinear") for node in plan.graph.nodes):
         return
