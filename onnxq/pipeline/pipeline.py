@@ -1,6 +1,6 @@
 """Figure 8 of the white paper (section 3.6) from top to bottom: a float model becomes a quantized one.
 
-    prepare          normalise, fuse decomposed operators, fold BatchNorm
+    prepare          normalise, move Transposes, fuse decomposed operators, fold BatchNorm
     equalize         remove dead channels, CLE, absorb biases, SmoothQuant       each kept if better
     set_ranges       add quantizers, weight ranges, activation ranges, 16-bit fallback
     correct          optimised rounding, or bias correction                      kept if better
@@ -54,6 +54,7 @@ from ..passes.fuse_activation import FuseActivation
 from ..passes.fuse_decomposed import FuseDecomposedOperators
 from ..passes.leave_incomplete import LeaveIncompleteOperators
 from ..passes.lower_to_qdq import LowerToQdq
+from ..passes.move_transposes import MoveTransposes
 from ..passes.normalize import Normalize
 from ..passes.refine_weight_ranges import RefineWeightRanges
 from ..passes.remove_dead_channels import RemoveDeadChannels
@@ -132,7 +133,9 @@ def make_plan(task: Task, collector: ReportCollector | None = None) -> Plan:
 def prepare(proto: ModelProto, origin: str, options: Options, context: Context) -> tuple[Model, Steps]:
     """From any exporter's model to the one form that the rest works on; the function stays."""
     model = load(proto, origin, options)
-    return run_passes((Normalize(), FuseDecomposedOperators(), FoldBatchNorm()), model, context, proto)
+    return run_passes(
+        (Normalize(), MoveTransposes(), FuseDecomposedOperators(), FoldBatchNorm()), model, context, proto
+    )
 
 
 def data_findings(prepared: Model, task: Task) -> tuple[str, ...]:
