@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +35,7 @@ from .encodings import to_json as encodings_json
 from .errors import DataError, OutputError, UsageError, VerificationError
 from .evaluation import inspect as inspection
 from .evaluation.compare import compare
-from .evaluation.evaluate import evaluate
+from .evaluation.evaluate import FloatScores, evaluate
 from .evaluation.mixed_precision import Limits, auto_mixed
 from .evaluation.sensitivity import sensitivity
 from .execution.services import open_workers
@@ -105,6 +105,9 @@ def quantize(
     transform: Transform | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     details: bool = False,
+    eval_data: Any = None,
+    labels: str | os.PathLike[str] | Sequence[int] | None = None,
+    metric: str | None = None,
     evaluation_samples: int | None = None,
     toolchain: ToolchainOptions | None = None,
     before_writing: Callable[[Result], None] | None = None,
@@ -127,8 +130,12 @@ def quantize(
     transform: called with each item of the data as it is read, such as the pixels of an image; returns the input.
     progress: called with (label, done, total).
     details: also report on every layer and activation; this costs one more pass over some samples.
-    evaluation_samples: how many of the calibration samples the quality in the report is measured on; None: the first
-        `thresholds.QUALITY_SAMPLES` of the draw.
+    eval_data: data, given as `calibration` is, to choose between steps and to report on, instead of calibration samples
+        that are held out for that.
+    labels, metric: of `eval_data`, as `evaluate` takes them: by them the report has a figure of the float model and of
+        the quantized one; with labels alone top-1 and top-5 accuracy.
+    evaluation_samples: how many samples of `eval_data` the quality in the report is measured on, at most; without such
+        data, how many of all calibration samples, instead of those that are held out.
     toolchain: run the target's own tool-chain on the result before it is written, so (`onnxq.ToolchainOptions()`).
     before_writing: called with the verified result before any file appears; if it raises, none does.
 
@@ -166,8 +173,20 @@ def quantize(
             raise DataError(
                 f"{where or 'the calibration data'} holds samples that the statistics were not collected on"
             )
+        evaluation = None
+        if eval_data is not None:
+            every = replace(options, samples=None)
+            evaluation = open_data(eval_data, input_specs(proto), every, preprocess, input_keys, proto, transform)
+        elif labels is not None or metric is not None:
+            raise UsageError("`labels` and `metric` are for evaluation data: give it as `eval_data`")
         collector = ReportCollector() if details else None
-        task = Task(proto, origin, feeds, options, where, input_keys or {}, known, given, progress=progress)
+        task = Task(
+            proto, origin, feeds, options, where, input_keys or {}, known, given, progress=progress,
+            evaluation=evaluation, evaluation_samples=None if evaluation is None else evaluation_samples,
+        )  # fmt: skip
+        scores = None
+        if labels is not None or metric is not None:
+            scores = FloatScores.of(proto, task.samples.reporting, labels, metric, options, progress)
         quantized = pipeline.quantize(task, collector)
         quantized_path = target_path
         if quantized_path is None or options.float_output:
@@ -183,7 +202,10 @@ def quantize(
                 if target_path is not None:
                     storage.write(result, target_path)
         seconds = time.perf_counter() - start
-        report = build_report(task, quantized, quantized_path, output, seconds, result, evaluation_samples, collector)
+        drawn = evaluation_samples if evaluation is None else None
+        report = build_report(task, quantized, quantized_path, output, seconds, result, drawn, collector)
+        if scores is not None:
+            report = replace(report, measures=scores.beside(quantized.proto, report.samples.origin))
         if vendors is not None and toolchain is not None:
             samples = task.samples.reporting.take(toolchain.toolchain_samples)
             source = (where or IN_MEMORY) + ", held out" * task.samples.is_divided

@@ -191,7 +191,7 @@ class Options:
     )
     logits_range: str = option(
         "cross-entropy",
-        f"How ranges of a classifier's logits are set: {usage('logits')}.",
+        f"How ranges of logits are set that a Softmax of the model reads, and nobody else: {usage('logits')}.",
         RANGES,
         metavar="METHOD",
     )

@@ -25,7 +25,8 @@ def place(tmp_path):
     proto = model(MLP)
     x = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
     storage.write(proto, tmp_path / "float.onnx")
-    storage.write(quantized(proto, x), tmp_path / "int8.onnx")
+    calibration = np.concatenate([x, np.random.default_rng(1).standard_normal((180, 3)).astype(np.float32)])
+    storage.write(quantized(proto, calibration), tmp_path / "int8.onnx")
     labels = run(proto, {"x": x})["y"].argmax(1)
     labels[[3, 5]] = (labels[[3, 5]] + 1) % 7
     np.savez(tmp_path / "eval.npz", x=x, labels=labels)

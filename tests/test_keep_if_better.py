@@ -11,8 +11,10 @@ from graphs import feeds, model, wrapped
 
 import onnxq
 from onnxq.data import Feed
+from onnxq.execution.layerwise import planned_layers
 from onnxq.graph.model import Model
 from onnxq.passes.base import Context, Outcome
+from onnxq.passes.round_weights import RoundWeights
 from onnxq.pipeline import pipeline
 from onnxq.pipeline.keep_if_better import QualityMeasure, keep_if_better
 from onnxq.report import Step
@@ -89,6 +91,57 @@ def test_steps_are_compared_in_front_of_what_selects() -> None:
     _, tried = keep_if_better([Perturb(0.0), Perturb(1.0)], wrapped(proto), Context(), rounded, quality)  # type: ignore[arg-type]
     assert [step.kept for step in tried] == [True, False]
     assert quality.db(proto) == np.inf
+
+
+def test_the_share_of_a_bias_in_the_noise() -> None:
+    """Errors of two channels, one constant, one that varies from sample to sample: squares 4 and 1 on average."""
+    proto = model("(float[N,2,50] x) => (float[N,2,50] y) <float[2,1] c> { y = Add(x, c) }", c=[[0.0], [0.0]])
+    rng = np.random.default_rng(0)
+    given = [Feed({"x": np.float32(3 + rng.standard_normal((1, 2, 50)))}, None, "") for _ in range(16)]
+    noisy = model(
+        "(float[N,2,50] x) => (float[N,2,50] y) <float[2,1] c, float[2,1] f> { s = Mul(x, f) y = Add(s, c) }",
+        c=[[2.0], [-3.0]], f=[[1.0], [2.0]],
+    )  # fmt: skip
+    assert QualityMeasure(proto, given).bias_share(noisy) == pytest.approx(0.8, abs=0.03)
+    assert QualityMeasure(proto, given).bias_share(proto) == 0
+
+
+POOLED = """(float[N,4,12] x) => (float[N,6] y) <float[8,4,3] w, float[8] b, float[6,8,3] v, float[6] d, int64[1] axes>
+    { a = Conv<pads=[1,1]>(x, w, b) r = Relu(a) c = Conv<pads=[1,1]>(r, v, d) s = Relu(c)
+      y = ReduceMean<keepdims=0>(s, axes) }"""
+
+
+def test_empirical_bias_correction_is_tried_where_a_bias_counts_and_kept_where_it_is_better(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    proto = model(POOLED, axes=[2], opset=18)
+    x = np.concatenate([feeds(proto, seed=i, free=1)["x"] for i in range(40)])
+    options: dict[str, Any] = {"preset": "w4a8", "rounding": "nearest", "force_int_kernels": True}
+    monkeypatch.setattr(pipeline, "BIAS_SHARE", -1.0)
+    found = {s.name: s for s in onnxq.quantize(proto, x, **options).report.steps}
+    step = found["CorrectBiasEmpirically"]
+    assert step.before_db is not None
+    assert step.after_db is not None
+    assert (step.status == "kept") == (step.after_db > step.before_db)
+    assert any("of the outputs' noise was a bias" in note for note in step.notes)
+    monkeypatch.setattr(pipeline, "BIAS_SHARE", 1.1)
+    assert "CorrectBiasEmpirically" not in {s.name for s in onnxq.quantize(proto, x, **options).report.steps}
+    monkeypatch.undo()
+    off = onnxq.quantize(proto, x, **options, bias_correction="off").report.steps
+    assert not {"CorrectBias", "CorrectBiasEmpirically"} & {s.name for s in off}
+
+
+def test_where_rounding_brings_nothing_biases_are_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RoundWeights, "apply", Spoil.apply)
+    found = [step for step in steps(rounding="gptq").values() if step.name in ("RoundWeights", "CorrectBias")]
+    assert [(step.name, step.status) for step in found] == [("RoundWeights", "dropped"), ("CorrectBias", "kept")]
+
+
+class Spoil:
+    def apply(self, model: Model, context: Context) -> Outcome:
+        for layer in planned_layers(model):
+            layer.weight.values = np.asarray(layer.weight.values * 0, np.float32)
+        return Outcome(1)
 
 
 NET = """(float[N,4,6] x) => (float[N,5,6] y) <float[8,4,3] w, float[8] b, float[5,8,3] v>

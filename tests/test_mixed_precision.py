@@ -205,7 +205,7 @@ def test_nothing_is_written_where_the_limits_cannot_be_kept(place: Path) -> None
     ("options", "message"),
     [
         (["--target-drop", "1"], "--target-drop goes with --auto-mixed"),
-        (["--labels", "x.txt"], "--labels goes with --auto-mixed"),
+        (["--labels", "x.txt"], "--labels goes with --eval-data or --auto-mixed"),
         (["--auto-mixed", "w4,w8"], "needs a limit"),
     ],
 )

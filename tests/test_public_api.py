@@ -149,8 +149,10 @@ def test_samples_have_names_and_hashes(tmp_path: Path) -> None:
 
 def test_arguments_are_what_they_were() -> None:
     """A changed name or order breaks callers: change these lists on purpose, and the changelog with them."""
-    keywords = "output encodings statistics options preprocess input_keys transform progress details evaluation_samples"
-    keywords += " toolchain before_writing settings"
+    keywords = (
+        "output encodings statistics options preprocess input_keys transform progress details eval_data labels metric"
+    )
+    keywords += " evaluation_samples toolchain before_writing settings"
     assert list(inspect.signature(onnxq.quantize).parameters) == ["model", "calibration", *keywords.split()]
     keywords = "options preprocess input_keys progress scheduler settings"
     assert list(inspect.signature(onnxq.calibrate).parameters)[:3] == ["model", "calibration", "output"]

@@ -34,10 +34,8 @@ FOUND = {
     "Reshape before": ("z = Gemm(x, v) f = Reshape(z, s) y = Softmax(f)", "float[N,4]", {"z", "f"}),
     "Flatten before": ("z = Gemm(x, v) f = Flatten(z) y = Softmax(f)", "float[N,4]", {"z", "f"}),
     "Reshape behind": ("z = Gemm(x, v) f = Softmax(z) y = Reshape(f, s)", "float[N,4]", {"z"}),
-    "many scores": ("y = Gemm(x, w)", "float[N,12]", {"y"}),
-    "many scores, reshaped": ("z = Gemm(x, w) y = Flatten(z)", "float[N,12]", {"y", "z"}),
-    "few scores": ("y = Gemm(x, v)", "float[N,4]", set()),
-    "unknown number": ("y = Gemm(x, w)", "float[N,K]", set()),
+    "read by the user": ("y = Gemm(x, w)", "float[N,12]", set()),
+    "reshaped for the user": ("z = Gemm(x, w) y = Flatten(z)", "float[N,12]", set()),
     "Softmax inside": ("z = Gemm(x, w) p = Softmax(z) q = Mul(p, p) y = Sigmoid(q)", "float[N,K]", set()),
     "Sigmoid": ("z = Gemm(x, v) y = Sigmoid(z)", "float[N,4]", set()),
 }
@@ -47,6 +45,22 @@ FOUND = {
 def test_logits_are_found(case):
     body, out, names = FOUND[case]
     assert class_logits(wrapped(model(BODY.format(out=out, body=body), s=[-1, 4]))) == names
+
+
+def test_logits_that_are_an_output_as_well_are_the_users():
+    proto = model(
+        "(float[N,3] x) => (float[N,4] y, float[N,4] f) <float[3,4] v> { z = Gemm(x, v) f = Flatten(z) y = Softmax(f) }"
+    )
+    assert class_logits(wrapped(proto)) == set()
+
+
+def test_the_report_says_how_logits_were_ranged():
+    for proto, said in (
+        (model(CLASSIFIER), True),
+        (model(CLASSIFIER.replace("f = Flatten(z) y = Softmax(f)", "y = Flatten(z)")), False),
+    ):
+        notes = [note for step in quantize(proto, images()).report.steps for note in step.notes]
+        assert any("which Softmax reads: cross-entropy" in note for note in notes) == said
 
 
 def test_attention_is_not_taken_for_a_classifier():

@@ -1,5 +1,7 @@
 """Range-setting methods against brute force on their own objectives."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,19 @@ def test_error_of_a_bin_is_the_mean_over_it_on_grids_finer_and_coarser() -> None
             scale = float(params.scale[0])
             quantized = np.clip(np.rint(dense / scale), 0, params.grid.qmax) * scale
             assert squared_error(binned, params)[0] == pytest.approx(np.square(dense - quantized).mean(), rel=1e-3)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_of_few_samples_less_is_clipped(bits: int) -> None:
+    statistic = Histogram()
+    statistic.update(np.float32(DATA["heavy-tailed"]))
+    samples, spec = statistic.samples(), ASYMMETRIC[bits]
+    plain = mse(samples, spec)
+    widths = [float((hi - lo)[0]) for lo, hi in (mse(replace(samples, seen=n), spec) for n in (10**6, 64, 8, 1))]
+    assert widths == sorted(widths)
+    assert widths[0] == pytest.approx(float((plain[1] - plain[0])[0]), rel=0.01)
+    assert widths[1] < widths[3] <= float((samples.hi - samples.lo)[0])
+    assert bits == 4 or widths[3] > 0.95 * float((samples.hi - samples.lo)[0])
 
 
 def test_channels_are_searched_independently() -> None:

@@ -38,7 +38,7 @@ def test_every_form_in_one_run_tells_the_same(place):
     found = json.loads(reports[0].read_text())
     assert [layer["node"] for layer in found["layers"]] == ["Gemm_a", "Gemm_y"]
     for text in (reports[1].read_text(), reports[2].read_text()):
-        assert f"{found['quality'][0]['sqnr_db']:.1f} dB" in text
+        assert f"{found['quality'][0]['sqnr_db']:.1f} ± {found['quality'][0]['standard_error_db']:.1f} dB" in text
         assert all(layer["node"] in text for layer in found["layers"])
         assert all(seen["tensor"] in text for seen in found["distributions"])
 

@@ -103,14 +103,14 @@ def test_a_file_holds_what_was_saved(whole, data, net):
 
 def test_logits_are_kept_up_to_a_number(tmp_path):
     """Of 600 samples the same 512, however they were spread."""
-    proto = model("(float[N,3] x) => (float[N,12] y) <float[3,12] w> { y = MatMul(x, w) }")
+    proto = model("(float[N,3] x) => (float[N,12] y) <float[3,12] w> { z = MatMul(x, w) y = Softmax(z) }")
     data = np.random.default_rng(0).standard_normal((600, 3)).astype(np.float32)
     for name, part in (("a", data[:80]), ("b", data[80:]), ("all", data)):
         onnxq.calibrate(proto, part, tmp_path / f"{name}.npz")
     merged = statistics.merge([(n, statistics.load(tmp_path / f"{n}.npz")) for n in "ba"])
     statistics.save(merged, tmp_path / "merged.npz")
     assert (tmp_path / "merged.npz").read_bytes() == (tmp_path / "all.npz").read_bytes()
-    assert len(merged.tensors["y"].rows) == 512
+    assert len(merged.tensors["z"].rows) == 512
 
 
 # --- instead of running the model -------------------------------------------------------------------------------

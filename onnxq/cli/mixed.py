@@ -10,11 +10,18 @@ import click
 
 from ..errors import UsageError
 from ..evaluation.mixed_precision import Limits, MixedPrecision, auto_mixed
-from .options import evaluation_options, grouped, options
+from .options import MEASURING, evaluation_options, grouped, options
 
 MIXED = "Mixed precision"
 
 mixed_options = options(
+    grouped(
+        MEASURING,
+        "--eval-data",
+        type=click.Path(readable=False),
+        help="Data to choose between steps and to report on, given as --calib is; instead of calibration samples that"
+        " are held out for that.",
+    ),
     grouped(
         MIXED,
         "--auto-mixed",
@@ -55,7 +62,16 @@ NAMES = (
     "labels",
     "metric",
     "evaluation_samples",
+    "eval_data",
 )
+
+MEASURED = ("labels", "metric", "evaluation_samples", "eval_data")
+"""Of these, what measures the result on evaluation data as well."""
+
+
+def take_measuring(given: dict[str, Any]) -> dict[str, Any]:
+    """What measures the result on --eval-data, for `quantize`; the options stay in `given`."""
+    return {name: given[name] for name in MEASURED} if given["eval_data"] is not None else {}
 
 
 def take_search(
@@ -67,8 +83,11 @@ def take_search(
     candidates, config = taken.pop("auto_mixed"), taken.pop("write_config")
     if candidates is None:
         idle = [name for name, value in {**taken, "write_config": config}.items() if value not in (None, False)]
+        measured = taken["eval_data"] is not None
+        idle = [name for name in idle if not (measured and name in MEASURED)]
         if idle:
-            raise UsageError(f"--{idle[0].replace('_', '-')} goes with --auto-mixed: give that, too, or leave it out")
+            other = "--eval-data or --auto-mixed" if idle[0] in MEASURED else "--auto-mixed"
+            raise UsageError(f"--{idle[0].replace('_', '-')} goes with {other}: give that, too, or leave it out")
         return None, None
     if calib is None or stats:
         raise UsageError("--auto-mixed needs calibration data (--calib), and no statistics beside it")

@@ -256,7 +256,7 @@ evaluation_options = options(
         MEASURING,
         "--labels",
         type=click.Path(readable=False),
-        help="Class indices of the calibration data: .txt, .csv, .json, .npy or .npz, as `onnxq evaluate` takes them.",
+        help="Class indices of the samples measured on: .txt, .csv, .json, .npy or .npz, as for `onnxq evaluate`.",
     ),
     grouped(
         MEASURING,
@@ -270,7 +270,7 @@ evaluation_options = options(
         "--evaluation-samples",
         type=click.IntRange(min=1),
         metavar="N",
-        help=f"Calibration samples to measure on  [{EVALUATION_SAMPLES} for sqnr, kl; else up to {COUNTED_SAMPLES}].",
+        help=f"Samples to measure on, at most  [{EVALUATION_SAMPLES} for sqnr, kl; else up to {COUNTED_SAMPLES}].",
     ),
 )
 

@@ -9,10 +9,12 @@ from typing import Any
 import click
 
 from ..api import Result, quantize
+from ..evaluation.mixed_precision import MixedPrecision
 from ..graph.storage import replacing, write_text
 from ..options import DATA, ENCODINGS
+from ..report import Report
 from .config import config_text
-from .mixed import mixed_options, take_search
+from .mixed import mixed_options, take_measuring, take_search
 from .options import (
     Command,
     calib_option,
@@ -71,6 +73,8 @@ def quantize_command(
 ) -> None:
     """Quantize MODEL with calibration data (weights alone, `--preset w8`, without) and write the verified result to
     OUTPUT."""
+    measuring = take_measuring(given)
+    eval_data = given["eval_data"]
     search, config = take_search(given, calib, stats)
     toolchain = take_toolchain(given)
     arguments = parse(dict(given))
@@ -80,11 +84,11 @@ def quantize_command(
             " 'w4' quantizes the weights alone."
         )
     source = arguments["options"].from_encodings
-    refuse_overwriting("OUTPUT", output, calib, *stats)
+    refuse_overwriting("OUTPUT", output, calib, eval_data, *stats)
     refuse_overwriting("--encodings", encodings, model, output, calib, source, *stats)
     refuse_overwriting("--write-config", config, model, output, encodings, calib, source, *reports)
     with ExitStack() as stack:
-        files = (model, output, encodings, calib, source, *stats)
+        files = (model, output, encodings, calib, eval_data, source, *stats)
         write_report = stack.enter_context(writing(reports, *files))
         config_file = None if config is None else stack.enter_context(replacing(config))
         progress = stack.enter_context(Progress(enabled=not quiet))
@@ -92,12 +96,13 @@ def quantize_command(
         if search is not None:
             found = search(model, calib, **arguments, progress=progress)
             arguments["options"] = found.options
+            measuring = measuring or {"evaluation_samples": found.samples}
 
         def finish(result: Result) -> None:
             """The report and the configuration are written first: no model without them."""
             if config_file is not None and found is not None:
                 write_text(config_text(quantize_command, given, found.options, found.text), config_file)
-            write_report(result.report if found is None else replace(result.report, pareto=found.front))
+            write_report(_reported(result.report, found))
 
         result = quantize(
             model,
@@ -108,11 +113,21 @@ def quantize_command(
             **arguments,
             progress=progress,
             details=bool(reports),
-            evaluation_samples=None if found is None else found.samples,
+            **measuring,
             toolchain=toolchain,
             before_writing=finish,
         )
     if not quiet:
         if found is not None:
             click.echo(found.text)
-        echo_report(output, result.report, verbose)
+        echo_report(output, _reported(result.report, found), verbose)
+
+
+def _reported(report: Report, found: MixedPrecision | None) -> Report:
+    """The report with what the search for bits found, which chose on the samples that are reported on."""
+    if found is None:
+        return report
+    samples = report.samples
+    if samples.are_unseen:
+        samples = replace(samples, origin=f"{samples.origin}, which chose the bits as well", are_unseen=False)
+    return replace(report, samples=samples, pareto=found.front)

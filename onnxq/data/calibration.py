@@ -28,6 +28,9 @@ from .inputs import Array, InputSpec, batch_size, shape_text, shown
 from .records import Record, is_whole
 from .sources import open_source
 
+LENGTHS = 8
+"""Feeds that are read to see how long sequences are."""
+
 Arrays: TypeAlias = Mapping[str, Array]
 Source: TypeAlias = str | os.PathLike[str] | Array | Arrays | Iterable[Any] | Callable[[], Iterable[Any]] | Any
 """What `data/in_memory.py` lists, or a path."""
@@ -163,10 +166,14 @@ class CalibrationData:
 
     def draw(self, samples: int) -> list[Feed]:
         """The feeds of so many samples, drawn likewise: the same ones as those of `CalibrationData(samples=...)`."""
+        return list(self.drawn(samples))
+
+    def drawn(self, samples: int) -> CalibrationData:
+        """The data of `draw`, to be read."""
         fewer = copy(self)
         fewer.samples = min(samples, self.samples or samples)
         fewer.__dict__.pop("_chosen", None)
-        return list(fewer)
+        return fewer
 
     @property
     def holds_images(self) -> bool:
@@ -184,6 +191,24 @@ class CalibrationData:
         for record in islice(self._records, count) if self.holds_images else ():
             array = record.read()[self.inputs[0].name]
             yield self.preprocess.batch(array, self.inputs[0], record.origin)[0]
+
+    def rows(self) -> int:
+        """How many rows layers see: of sequences, whose length is free, each position; of all else each sample.
+
+        Sequences are ids (N, L) and vectors (N, L, F), L dynamic. Their length is that of the first few drawn.
+        """
+        samples = len(self.numbers())
+        sequences = [
+            spec.name
+            for spec in self.inputs
+            if spec.shape is not None
+            and len(spec.shape) == (3 if spec.dtype.kind == "f" else 2)
+            and not isinstance(spec.shape[1], int)
+        ]
+        if not sequences:
+            return samples
+        lengths = [feed.arrays[sequences[0]].shape[1] for feed in self.few(LENGTHS)]
+        return int(samples * np.mean(lengths))
 
     def origins(self) -> list[str]:
         """`Feed.origin` of every sample that the source holds, used or not, in order."""

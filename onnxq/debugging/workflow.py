@@ -247,7 +247,7 @@ class _Workflow:
             reached=reached,
             sensitive_quantizers=tuple(self.sensitive),
             log=tuple(self.log.entries),
-            measures=tuple(m for m in measures if math.isfinite(m.reference) and math.isfinite(m.result)),
+            measures=tuple(m for m in measures if math.isfinite(m.reference or 0.0) and math.isfinite(m.result)),
             ranking=None if self.ranking is None else self.ranking.ranking,
             text=f"{'accepted' if reached else 'the target is not reached; the closest'}: {' '.join(lines)}",
         )

@@ -22,7 +22,7 @@ from ..graph.comparable import Comparable, comparables
 from ..numeric.metrics import finite
 from ..options import Options, with_settings
 from ..pipeline.open_inputs import common_inputs, input_specs, open_data, open_model
-from ..report import printable
+from ..report import Measure, printable
 from ..report.notebook import InNotebook
 from ..settings import Settings, Unpack
 from .custom_metric import BUILT_IN, parse_metric
@@ -120,6 +120,60 @@ def evaluate(
     if not figures:
         raise UsageError(f"{name}: no output is of a kind that {', '.join(m.name for m in chosen)} can measure")
     return Evaluation(name, other_name, _path(data), _path(labels), samples, figures)
+
+
+@dataclass(frozen=True)
+class FloatScores:
+    """What the user's metrics say of a float model, to stand beside what they say of the quantized one.
+
+    feeds: the samples that both are measured on.  figures: of the metrics that need no other model, by name.
+    """
+
+    reference: ModelProto
+    feeds: CalibrationData
+    metrics: tuple[Metric, ...]
+    options: Options
+    figures: Mapping[str, float]
+    progress: Progress | None = None
+
+    @classmethod
+    def of(
+        cls,
+        reference: ModelProto,
+        feeds: CalibrationData,
+        labels: str | os.PathLike[str] | Sequence[int] | None,
+        metric: str | None,
+        options: Options,
+        progress: Progress | None,
+    ) -> FloatScores:
+        """Measure the float model; labels that do not fit, and metrics that fail, are found out before anything else.
+
+        labels, metric: as in `evaluate`; without a metric top-1 and top-5 accuracy. Raises a subclass of OnnxqError.
+        """
+        known = None if labels is None else read_labels(labels, feeds)
+        names = ("top1", "top5") if metric is None else (metric,)
+        metrics = _chosen(names, known, None, class_score_outputs(reference))
+        absolute = [each for each in metrics if not each.relative]
+        found: tuple[Figure, ...] = ()
+        if absolute:
+            found, _ = _measured(_Models(reference, None, ()), feeds, absolute, options, True, progress)
+            if not found:
+                raise UsageError(f"`metric` {metric}: no output of the model is of the kind that it measures")
+        figures = {figure.name: figure.value for figure in found if figure.value is not None}
+        return cls(reference, feeds, metrics, options, figures, progress)
+
+    def beside(self, quantized: ModelProto, origin: str) -> tuple[Measure, ...]:
+        """Each metric of both models. origin: what the samples are, for the report."""
+        relative = any(metric.relative for metric in self.metrics)
+        models = _Models(
+            quantized, self.reference if relative else None, comparables(self.reference) if relative else ()
+        )
+        found, _ = _measured(models, self.feeds, self.metrics, self.options, True, self.progress)
+        return tuple(
+            Measure(figure.name, figure.unit, self.figures.get(figure.name), figure.value, origin)
+            for figure in found
+            if figure.value is not None
+        )
 
 
 def _chosen(

@@ -107,11 +107,13 @@ def open_evaluator(
     transform: Transform | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     by_classes: bool = False,
+    eval_data: Any = None,
     workers: Workers | None = None,
 ) -> Evaluator:
     """Open the model and its data; nothing is planned yet.
 
-    labels, metric: as `evaluate` takes them, the labels being those of the calibration data.
+    labels, metric: as `evaluate` takes them, the labels being those of the samples that are measured on.
+    eval_data: the data that these samples are of; None: the calibration data.
     by_classes: whether, without labels and metric, agreement counts where the model has class scores; else SQNR does.
     evaluation_samples: how many calibration samples the metric is measured on; None: `EVALUATION_SAMPLES` for a
     distance, `COUNTED_SAMPLES` for a share.
@@ -125,15 +127,32 @@ def open_evaluator(
     calibration = replayable(calibration, options.max_memory * 2**20)
     feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto, transform)
     where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
-    task = Task(proto, origin, feeds, options, where, input_keys or {}, workers=workers, progress=progress)
+    evaluation = None
+    if eval_data is not None:
+        every = replace(options, samples=None)
+        evaluation = open_data(
+            replayable(eval_data, options.max_memory * 2**20),
+            input_specs(proto),
+            every,
+            preprocess,
+            input_keys,
+            proto,
+            transform,
+        )
+    task = Task(
+        proto, origin, feeds, options, where, input_keys or {}, workers=workers, progress=progress,
+        evaluation=evaluation, evaluation_samples=evaluation_samples,
+    )  # fmt: skip
     scores = class_score_outputs(proto) if by_classes and metric is None and labels is None else frozenset()
     if scores and _classifies(proto, feeds, scores):
         metric = "agreement"
     if evaluation_samples is None:
         distance = labels is None and metric in (None, "sqnr", "kl")
         evaluation_samples = EVALUATION_SAMPLES if distance else COUNTED_SAMPLES
-    fewer = replace(options, samples=min(evaluation_samples, options.samples or evaluation_samples))
-    samples = open_data(calibration, input_specs(proto), fewer, preprocess, input_keys, proto, transform)
+    samples = task.samples.reporting
+    if evaluation is None:
+        fewer = replace(options, samples=min(evaluation_samples, options.samples or evaluation_samples))
+        samples = open_data(calibration, input_specs(proto), fewer, preprocess, input_keys, proto, transform)
     known = None if labels is None else read_labels(labels, samples)
     return Evaluator(task, parse_metric(metric, known, scores or None), list(samples))
 

@@ -85,6 +85,7 @@ def auto_mixed(
     labels: Labels | None = None,
     metric: str | None = None,
     evaluation_samples: int | None = None,
+    eval_data: Any = None,
     closest: bool = False,
     options: Options | None = None,
     preprocess: Preprocess | None = None,
@@ -97,6 +98,7 @@ def auto_mixed(
     candidates: such as `w4,w8,a8,a16`. What these leave open is as `options` say; the user's overrides stay.
     labels, metric, evaluation_samples: as in `sensitivity`. Without labels and metric, classifiers are measured by
     top-1 agreement with the float model, whose drop is in points, other models by SQNR.
+    eval_data: the data that is measured on, and labelled; None: the calibration data.
     closest: where no choice keeps the limits, take the one that comes closest instead of failing.
     Raises VerificationError where none keep them, and whatever OnnxqError `quantize` does.
     """
@@ -106,6 +108,7 @@ def auto_mixed(
     evaluator = open_evaluator(
         model, calibration, options=options, labels=labels, metric=metric, evaluation_samples=evaluation_samples,
         preprocess=preprocess, input_keys=input_keys, transform=transform, progress=progress, by_classes=True,
+        eval_data=eval_data,
     )  # fmt: skip
     return choose(evaluator, widths, limits, closest)
 

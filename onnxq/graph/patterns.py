@@ -26,7 +26,6 @@ import onnx_graphsurgeon as gs
 from ..operators.linear import LinearLayer, linear_layer
 from ..operators.node import is_op
 from ..operators.registry import preserves_grid
-from ..thresholds import SMALLEST_CLASSIFIER
 from .model import Model
 
 _CENTRED = "Sub(x, ReduceMean(x))"
@@ -150,17 +149,16 @@ _ON_SCORES = ("Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Cast", "Quant
 
 
 def class_logits(model: Model) -> set[str]:
-    """Names of tensors that hold the logits of a whole sample: they reach a model output through a Softmax or as
-    vectors of many values, on the way only being reshaped."""
+    """Names of tensors that hold the logits of a whole sample: they reach a model output through a Softmax, on the way
+    only being reshaped. Logits that are an output themselves are none: their reader may take more than probabilities
+    from them, which a range that is cut for these would spoil."""
     names: set[str] = set()
     for output in model.graph.outputs:
-        *_, first = reshaped = _before_reshaping(output)
-        node, shape = first.inputs[0] if first.inputs else None, output.shape
+        *_, first = _before_reshaping(output)
+        node = first.inputs[0] if first.inputs else None
         if node is not None and is_op(node, "Softmax", "LogSoftmax"):
             names |= {tensor.name for tensor in _before_reshaping(node.inputs[0])}
-        elif shape is not None and len(shape) == 2 and isinstance(shape[1], int) and shape[1] >= SMALLEST_CLASSIFIER:
-            names |= {tensor.name for tensor in reshaped}
-    return names
+    return names - {tensor.name for output in model.graph.outputs for tensor in _before_reshaping(output)}
 
 
 def _before_reshaping(tensor: gs.Tensor) -> list[gs.Tensor]:

@@ -31,9 +31,10 @@ def squared_error(samples: Samples, params: QuantParams) -> Vector:
     return squared_error_of(samples)(params)
 
 
-def squared_error_of(samples: Samples) -> Objective:
-    """The same as a function of the grid, for a search that calls it many times."""
-    return _of_bins(samples) if samples.widths is not None else _of_values(samples)
+def squared_error_of(samples: Samples, clipping: float = 1.0) -> Objective:
+    """The same as a function of the grid, for a search that calls it many times. clipping: how often errors of values
+    beyond the grid count, in histograms."""
+    return _of_bins(samples, clipping) if samples.widths is not None else _of_values(samples)
 
 
 def _of_values(samples: Samples) -> Objective:
@@ -56,7 +57,7 @@ def _of_values(samples: Samples) -> Objective:
     return error
 
 
-def _of_bins(samples: Samples) -> Objective:
+def _of_bins(samples: Samples, clipping: float) -> Objective:
     """For histograms: the mean over each bin."""
     assert samples.widths is not None
     values, counts, widths = samples.values, samples.counts, samples.widths
@@ -66,6 +67,8 @@ def _of_bins(samples: Samples) -> Objective:
         t, half = values / scale, widths / (2 * scale)
         rise = _primitive(t + half, lowest, highest) - _primitive(t - half, lowest, highest)
         mean = np.divide(rise, 2 * half, out=np.zeros_like(rise), where=half > 0)
+        if clipping != 1:
+            mean *= np.where((t < lowest - 0.5) | (t > highest + 0.5), clipping, 1.0)
         return np.asarray(np.einsum("ij,ij->i", mean, counts) * scale[:, 0] ** 2)
 
     return error

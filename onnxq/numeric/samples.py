@@ -24,6 +24,7 @@ class Samples:
     """Weighted values per channel: `values` and `counts` (C, n); `lo` and `hi` (C,), the exact extremes.
 
     widths: (C, n), where values are the middles of bins; None where they are exact.
+    seen: of how many calibration samples, or rows of sequences, the values are; None: all there are, as of a weight.
     vectors: (m, K), vectors of logits for cross-entropy ranges; None elsewhere.
     """
 
@@ -33,6 +34,7 @@ class Samples:
     hi: NDArray[np.float64]
     widths: NDArray[np.float64] | None = None
     vectors: NDArray[np.floating] | None = None
+    seen: int | None = None
 
     @classmethod
     def of_weights(cls, weight: FloatArray, axis: int | None, block: int | None = None) -> Samples:
@@ -56,7 +58,8 @@ class Samples:
     def channels(self, part: slice) -> Samples:
         """Some channels alone."""
         widths = None if self.widths is None else self.widths[part]
-        return Samples(self.values[part], self.counts[part], self.lo[part], self.hi[part], widths, self.vectors)
+        values, counts = self.values[part], self.counts[part]
+        return Samples(values, counts, self.lo[part], self.hi[part], widths, self.vectors, self.seen)
 
 
 def _rows(x: FloatArray, axis: int) -> FloatArray:

@@ -7,7 +7,7 @@ amount of data; or they were collected before (`Context.statistics`); or BatchNo
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 
 from ..calibration.collect import collect_tensors
 from ..calibration.statistics import graph_hash
+from ..data import CalibrationData
 from ..errors import DataError, UsageError
 from ..graph.model import Model, Quantizer, drop_quantizer, grid_root
 from ..graph.patterns import class_logits, feeds_softmax
@@ -34,8 +35,8 @@ from .base import Context, Outcome, Skip
 class SetActivationRanges:
     """Give every quantizer of an activation its scale and zero point.
 
-    method, logits_method: names as `numeric.ranges.RANGE_METHODS` has them; the second one is for the logits of
-    classifiers, found by what stands behind them.
+    method, logits_method: names as `numeric.ranges.RANGE_METHODS` has them; the second one is for logits that a Softmax
+    of the model reads.
     Scores of attention are ranged without their masks, which are cut off where Softmax makes nearly nothing of them.
     A tensor that takes infinite values or not-a-number (masks of attention) has no range: it stays in float.
     channels: which tensors' channels (name -> axis) are measured in the same pass over the data, for steps that follow.
@@ -59,10 +60,10 @@ class SetActivationRanges:
             if q.fixed is None and not _needs_moments(methods[name])
             for tensor in _members(q)
         }
-        statistics = self._statistics(model, measured, context)
+        statistics, seen = self._statistics(model, measured, context), _seen(context)
         skips = []
         for name, quantizer in roots.items():
-            params = self._params(model, quantizer, methods[name], statistics, context)
+            params = self._params(model, quantizer, methods[name], statistics, seen, context)
             if params is None:
                 reason = Reason("range", "takes infinite values or not-a-number on the calibration data")
                 drop_quantizer(model, name, reason)
@@ -75,7 +76,8 @@ class SetActivationRanges:
             for n, q in roots.items()
             if n in measured and methods[n] != (chosen := self._method(q, n in logits)) and _needs_moments(chosen)
         ]
-        return Outcome(len(activations), tuple(skips), (f"tensors measured: {len(statistics)}",))
+        ranged = [f"logits {name!r}, which Softmax reads: {methods[name]}" for name in roots if name in logits]
+        return Outcome(len(activations), tuple(skips), (f"tensors measured: {len(statistics)}", *ranged))
 
     def _method(self, quantizer: Quantizer, logits: bool) -> str:
         """The method that options name; a grid that several tensors share is not that of the logits alone."""
@@ -124,9 +126,15 @@ class SetActivationRanges:
         return {name: parts[name][0] for name in names}
 
     def _params(
-        self, model: Model, quantizer: Quantizer, method: str, statistics: Mapping[str, Statistic], context: Context
+        self,
+        model: Model,
+        quantizer: Quantizer,
+        method: str,
+        statistics: Mapping[str, Statistic],
+        seen: int,
+        context: Context,
     ) -> QuantParams | None:
-        """None where the tensor has no finite range."""
+        """None where the tensor has no finite range. seen: samples that the statistics are of."""
         if quantizer.fixed is not None:
             lo, hi = quantizer.fixed
             return QuantParams.from_range(np.asarray(lo), np.asarray(hi), quantizer.spec)
@@ -135,7 +143,7 @@ class SetActivationRanges:
             low, high = set_range(method, moments, quantizer.spec)
             return QuantParams.from_range(low[0], high[0], quantizer.spec)
         statistic = _merged([statistics[tensor] for tensor in _members(quantizer)])
-        samples = statistic.samples()
+        samples = replace(statistic.samples(), seen=seen)
         if not (np.isfinite(samples.lo).all() and np.isfinite(samples.hi).all()):
             return None
         if samples.lo[0] < MASKED and feeds_softmax(model.graph.tensors()[quantizer.tensor]):
@@ -164,6 +172,14 @@ def _merged(statistics: Sequence[Statistic]) -> Statistic:
     if len({type(statistic) for statistic in statistics}) > 1:
         statistics = [s.histogram if isinstance(s, Logits) else s for s in statistics]
     return reduce(lambda a, b: a.merge(b), statistics)
+
+
+def _seen(context: Context) -> int:
+    """How many samples, of sequences rows, statistics are of."""
+    if context.statistics is not None:
+        return len(context.statistics.samples)
+    feeds = context.feeds
+    return feeds.rows() if isinstance(feeds, CalibrationData) else sum(feed.rows or 1 for feed in feeds)
 
 
 def _needs_moments(method: str) -> bool:

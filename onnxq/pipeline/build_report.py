@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from ..check import check
+from ..data import CalibrationData
 from ..errors import VerificationError
 from ..execution.session import saturates
 from ..graph import large
@@ -21,12 +22,11 @@ from ..graph.precision import WIDENED_FROM
 from ..graph.shapes import dynamic_inputs
 from ..options import Options
 from ..report import FloatNode, ModelFacts, QuantizedTensor, Report, SampleSets
-from ..thresholds import FEW_SAMPLES
+from ..thresholds import DETAIL_SAMPLES, FEW_SAMPLES
 from .collect_report import ReportCollector
 from .keep_if_better import UNKNOWN, WORSE
 from .node_states import NodeState, State, node_states
 from .pipeline import Quantized
-from .samples import samples_in
 from .stored_floats import float_constants
 from .task import Task
 from .verify import verify
@@ -66,11 +66,13 @@ def build_report(
     evaluation_samples: how many of all samples the outputs are compared on; None: those that were held out for it.
     collector: what a detailed report shows.
     """
-    compared = list(task.samples.reporting) if evaluation_samples is None else task.feeds.draw(evaluation_samples)
+    reporting = task.samples.reporting
+    if evaluation_samples is not None:
+        reporting = task.feeds.drawn(evaluation_samples)
     target, planned = task.context.target, quantized.planned
     requirements = check_target(task, quantized)
     verdict = verify(
-        written, task.proto, compared, task.context.services.threads, runs_here=target.runs_here, proto=quantized.proto
+        written, task.proto, reporting, task.context.services.threads, runs_here=target.runs_here, proto=quantized.proto
     )
     states = node_states(planned, verdict.runtime if target.runs_here else None)
     report = Report(
@@ -84,7 +86,7 @@ def build_report(
         },
         source=_facts(task.proto, task.origin),
         result=_facts(result or quantized.proto, None if output is None else str(output)),
-        samples=_sample_sets(task, samples_in(compared), evaluation_samples is not None),
+        samples=sample_sets(task, reporting),
         steps=quantized.steps,
         integer_nodes=_count(states, "integers"),
         simulated_nodes=_count(states, "simulated"),
@@ -100,37 +102,36 @@ def build_report(
     )
     if collector is None:
         return report
-    layers = collector.layers(planned, replace(task.context, feeds=compared))
+    layers = collector.layers(planned, replace(task.context, feeds=reporting.few(DETAIL_SAMPLES)))
     return replace(report, layers=layers, distributions=collector.distributions(planned))
 
 
-def _sample_sets(task: Task, compared: int, drawn_from_all: bool) -> SampleSets:
-    """How many samples were for what. compared: those that the quality was measured on, of all samples or held out."""
+def sample_sets(task: Task, reporting: CalibrationData) -> SampleSets:
+    """How many samples were for what. reporting: those that the quality was measured on."""
     sets, statistics = task.samples, task.statistics
-    fitting = 0 if task.has_no_data else samples_in(sets.fitting)
+    fitting = 0 if task.has_no_data else len(sets.fitting.numbers())
     if statistics is not None:
         fitting = len(statistics.samples)
-    choosing = 0 if task.has_no_data else samples_in(sets.choosing)
-    plural = "s" * (compared != 1)
-    unseen = False
-    if task.has_random_inputs:
-        origin = f"on {compared} random input{plural}"
+    choosing = 0 if task.has_no_data else len(sets.choosing.numbers())
+    compared = len(reporting.numbers())
+    some, unseen = f"on {compared} sample{'s' * (compared != 1)}", False
+    if reporting is not sets.reporting:
+        origin = f"{some}, among them those it was calibrated with"
+    elif sets.is_evaluated:
+        origin, unseen = f"{some} of the evaluation data", sets.is_divided or task.has_no_data
+        origin += "" if unseen else ", which chose the steps as well"
+    elif task.has_random_inputs:
+        origin = f"on {compared} random input{'s' * (compared != 1)}"
     elif task.options.data_free:
-        origin, unseen = f"on {compared} sample{plural}, from which nothing was learnt", True
+        origin, unseen = f"{some}, from which nothing was learnt", True
     elif statistics is not None:
-        origin = f"on {compared} sample{plural} that the statistics were collected on"
-    elif drawn_from_all:
-        origin = f"on {compared} sample{plural}, among them those it was calibrated with"
+        origin = f"{some} that the statistics were collected on"
     elif sets.is_divided:
-        origin, unseen = f"on {compared} sample{plural} held out", True
-    elif compared == fitting:
-        origin = (
-            f"on the {compared} samples it was calibrated with"
-            if fitting > 1
-            else "on the sample it was calibrated with"
-        )
-    else:
+        origin, unseen = f"{some} held out", True
+    elif compared < fitting:
         origin = f"on {compared} of the {fitting} samples it was calibrated with"
+    else:
+        origin = f"on the {f'{fitting} samples' if fitting > 1 else 'sample'} it was calibrated with"
     return SampleSets(fitting, choosing, compared, origin, unseen)
 
 
@@ -201,12 +202,15 @@ def _idle_requests(task: Task, quantized: Quantized) -> Iterator[str]:
 
 
 def _few_samples(task: Task) -> str:
+    rows, samples = task.feeds.rows(), len(task.feeds.numbers())
     learnt = task.statistics is None and not task.has_no_data
-    if not learnt or len(task.feeds) >= FEW_SAMPLES:
+    if not learnt or rows >= FEW_SAMPLES:
         return ""
+    what = f"{samples} calibration samples" + f" with {rows} rows" * (rows > samples)
+    held_out = "" if task.samples.is_divided or task.evaluation is not None else ", and none are held out to report on"
     return (
-        f"{len(task.feeds)} calibration samples are few: ranges may not hold for other data, and none are held out to"
-        " report on; some hundreds are usual"
+        f"{what} are few: ranges may not hold for other data{held_out}; give {FEW_SAMPLES} at least, some hundreds are"
+        " usual"
     )
 
 

@@ -16,22 +16,27 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
+import numpy as np
 from onnx import ModelProto
 
 from ..calibration.context import Context
 from ..data import Feed
 from ..errors import EngineError
-from ..execution.compare_outputs import Reference, output_sqnr
+from ..execution.compare_outputs import Outputs, Reference, output_sqnr
 from ..execution.observe import observed
 from ..execution.services import Services
 from ..graph import large
 from ..graph.comparable import Comparable, comparables
 from ..graph.model import Model
+from ..numeric.metrics import comparable
 from ..passes.base import Outcome, Pass
 from ..report import Step
 from ..thresholds import TOLERANCE_DB
 from .run_passes import Steps, step_record
+
+T = TypeVar("T")
 
 WORSE = "it makes the result worse"
 UNKNOWN = "whether it makes the result better is unknown"
@@ -54,13 +59,23 @@ class QualityMeasure:
 
     def db(self, quantized: ModelProto) -> float | None:
         """SQNR over all float outputs together, each in units of its own power; None where nothing is comparable."""
-        if not self.compared:
-            return None
+        return self._beside(quantized, output_sqnr) if self.compared else None
+
+    def bias_share(self, quantized: ModelProto) -> float:
+        """The share of the noise of all float outputs that a constant for each channel would take away; 0 where that is
+        unknown. Means of few samples hold some noise, which is counted out:
+
+            r samples, e_rc the mean error of channel c (axis 1) in one of them:   bias_c^2 = mean(e_c)^2 - var(e_c) / r
+        """
+        return self._beside(quantized, _bias_share) if self.compared else 0.0
+
+    def _beside(self, quantized: ModelProto, measure: Callable[[Iterable[tuple[Outputs, Outputs]]], T]) -> T:
+        """What `measure` makes of the outputs of both models."""
         shown = observed(quantized, self.compared)
         if self.optimize and not large.references(quantized):  # the optimiser would copy the weights of large models
             with contextlib.suppress(EngineError):
-                return output_sqnr(self._optimised.beside(shown))
-        return output_sqnr(self._as_written.beside(shown))
+                return measure(self._optimised.beside(shown))
+        return measure(self._as_written.beside(shown))
 
     @cached_property
     def compared(self) -> tuple[Comparable, ...]:
@@ -74,6 +89,40 @@ class QualityMeasure:
     @cached_property
     def _as_written(self) -> Reference:
         return Reference(observed(self.original, self.compared), self.feeds, self.services)
+
+
+@dataclass
+class _Bias:
+    """Errors of one output. means: of each channel in one sample, with the values that a channel has there."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    means: list[tuple[np.ndarray, int]] = field(default_factory=list)
+
+    def update(self, reference: np.ndarray, other: np.ndarray) -> None:
+        error = np.asarray(other, np.float64) - reference
+        self.signal += float(np.square(reference, dtype=np.float64).sum())
+        self.noise += float(np.square(error).sum())
+        axes = tuple(axis for axis in range(error.ndim) if axis != 1)
+        self.means.append((error.mean(axis=axes), error.size // max(error.shape[1], 1)))
+
+    def bias(self) -> float:
+        """Its squared error; 0 where samples differ in their channels, or there is but one."""
+        if len(self.means) < 2 or len({mean.size for mean, _ in self.means}) > 1:
+            return 0.0
+        means = np.stack([mean for mean, _ in self.means])
+        squared = np.square(means.mean(axis=0)) - means.var(axis=0, ddof=1) / len(means)
+        return max(float(squared.sum()) * sum(count for _, count in self.means), 0.0)
+
+
+def _bias_share(pairs: Iterable[tuple[Outputs, Outputs]]) -> float:
+    found: dict[str, _Bias] = {}
+    for reference, other in pairs:
+        for name, x in reference.items():
+            if comparable(x, other.get(name)) and x.ndim > 1:
+                found.setdefault(name, _Bias()).update(x, other[name])
+    noise = sum(each.noise / each.signal for each in found.values() if each.signal)
+    return sum(each.bias() / each.signal for each in found.values() if each.signal) / noise if noise else 0.0
 
 
 def keep_if_better(
@@ -113,6 +162,25 @@ def keep_if_better(
         if kept and outcome.changed:
             model, db = tried, after
     return model, tuple(steps)
+
+
+def better_of(
+    best: Model,
+    step: Pass,
+    model: Model,
+    context: Context,
+    finish: Callable[[Model], ModelProto],
+    quality: QualityMeasure,
+) -> tuple[Model, Step]:
+    """`best`, or the model with another step instead of those that led to `best`, where that is better; and its record.
+
+    Both are left as they are. finish: as in `keep_if_better`.
+    """
+    start, copy = time.perf_counter(), model.clone()
+    outcome = step.apply(copy, context)
+    before, after = quality.db(finish(best.clone())), quality.db(finish(copy.clone()))
+    kept = outcome.changed > 0 and before is not None and after is not None and after > before
+    return copy if kept else best, _record(step, outcome, before, after, kept, time.perf_counter() - start)
 
 
 def _record(

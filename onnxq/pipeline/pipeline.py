@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, TypeGuard
@@ -65,9 +65,9 @@ from ..passes.set_data_free_ranges import SetDataFreeRanges
 from ..passes.set_weight_ranges import SetWeightRanges
 from ..passes.smoothquant import SmoothQuant
 from ..targets import find_target
-from ..thresholds import CLEAR_DB, NOISE_FLOOR_DB
+from ..thresholds import BIAS_SHARE, CLEAR_DB, NOISE_FLOOR_DB
 from .collect_report import ReportCollector
-from .keep_if_better import keep_if_better
+from .keep_if_better import better_of, keep_if_better
 from .log import log_steps
 from .node_states import node_states
 from .refuse_contradictions import refuse_contradictions
@@ -366,8 +366,34 @@ def correct(model: Model, task: Task) -> tuple[Model, Steps]:
     elif task.options.effort == "fast":
         model, steps = run_passes(passes, model.clone(), task.context)
     else:
-        model, steps = keep_if_better(passes, model, task.context, lambda copy: _lowered(copy, task), task.quality)
+        finish = partial(_lowered, task=task)
+        corrected, steps = keep_if_better(passes, model, task.context, finish, task.quality)
+        rounded = any(isinstance(step, RoundWeights) for step in passes)
+        if task.options.bias_correction == "analytic" and not (rounded and any(s.status == "kept" for s in steps)):
+            corrected, more = _best_bias_correction(model, corrected, task, rounded)
+            steps += more
+        model = corrected
     return model, skipped + steps
+
+
+def _best_bias_correction(model: Model, best: Model, task: Task, untried: bool) -> tuple[Model, Steps]:
+    """Of a ranged model whose weights are rounded to nearest, and the best that was made of it, the best with its
+    biases corrected. untried: whether the analytic correction has to be tried yet.
+
+    The empirical one sees what comes in from layers before, too. It takes two passes over the data, and is tried where
+    a bias makes a part of the outputs' noise that counts.
+    """
+    quality, context = task.quality, task.context
+    steps: Steps = ()
+    finish = partial(_lowered, task=task)
+    if untried:
+        best, record = better_of(best, CorrectBias(), model, context, finish, quality)
+        steps = (record,)
+    share = quality.bias_share(finish(best.clone()))
+    if share < BIAS_SHARE:
+        return best, steps
+    best, record = better_of(best, CorrectBiasEmpirically(), model, context, finish, quality)
+    return best, (*steps, replace(record, notes=(*record.notes, f"{share:.0%} of the outputs' noise was a bias")))
 
 
 def _fitting_correction(model: Model, task: Task) -> tuple[tuple[Pass, ...], Steps]:

@@ -1,14 +1,17 @@
 """Three sets of samples: ranges and roundings are fitted to one, steps are kept or dropped by a second, and the quality
 that is printed comes from a third, which neither saw.
 
-    n feeds of calibration data, n >= 2 * `HELD_OUT_SHARE`:
+    n feeds of calibration data, n >= `LEAST_DIVIDED` with at least `LEAST_ROWS` rows:
 
-    reporting    n / `HELD_OUT_SHARE` of them, `QUALITY_SAMPLES` at most, one from each of as many equal stretches
-    choosing     as many of the others, `TRIAL_SAMPLES` at most, drawn likewise
+    reporting    n / `REPORTING_SHARE` of them, `QUALITY_SAMPLES` at most, one from each of as many equal stretches
+    choosing     n / `CHOOSING_SHARE` of the others, from `LEAST_CHOOSING` to `TRIAL_SAMPLES`, drawn likewise
     fitting      the rest
 
 With fewer there is one set: everything is fitted on all of it, of two halves one sets the ranges of trials and the
 other compares them, and what is printed says that it comes from the samples that were calibrated with.
+
+Evaluation data, where a user gives some, is divided into choosing and reporting samples likewise, and all calibration
+data is fitted.
 """
 
 from __future__ import annotations
@@ -16,8 +19,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from ..data import CalibrationData, Feed, spread
-from ..thresholds import HELD_OUT_SHARE, QUALITY_SAMPLES, TRIAL_SAMPLES
+from ..data import CalibrationData, spread
+from ..thresholds import (
+    CHOOSING_SHARE,
+    COUNTED_SAMPLES,
+    LEAST_CHOOSING,
+    LEAST_DIVIDED,
+    LEAST_ROWS,
+    QUALITY_SAMPLES,
+    REPORTING_SHARE,
+    TRIAL_SAMPLES,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,7 @@ class Division:
     choosing: what decides whether a step is kept; none of `trial` is among them, unless there is but one feed.
     reporting: what the quality is measured on.
     is_divided: whether no sample is in two sets; else all sets are made of the same samples.
+    is_evaluated: whether choosing and reporting samples are the user's evaluation data.
     """
 
     fitting: CalibrationData
@@ -36,19 +49,20 @@ class Division:
     choosing: CalibrationData
     reporting: CalibrationData
     is_divided: bool
+    is_evaluated: bool = False
 
 
 def divide(data: CalibrationData) -> Division:
     """The sets that calibration data makes; the same ones for the same data."""
     total = len(data)
-    if total < 2 * HELD_OUT_SHARE:
+    if total < LEAST_DIVIDED or data.rows() < LEAST_ROWS:
         halves = data.few(2 * TRIAL_SAMPLES)
         one, other = (halves.part(range(i, len(halves), 2)) for i in (0, 1)) if total > 1 else (halves, halves)
         return Division(data, one, other, data.few(QUALITY_SAMPLES), is_divided=False)
     every = range(total)
-    reporting = _drawn(every, total // HELD_OUT_SHARE, QUALITY_SAMPLES, data.seed)
+    reporting = _drawn(every, total // REPORTING_SHARE, QUALITY_SAMPLES, data.seed)
     rest = _without(every, reporting)
-    choosing = _drawn(rest, total // HELD_OUT_SHARE, TRIAL_SAMPLES, data.seed)
+    choosing = _drawn(rest, max(total // CHOOSING_SHARE, LEAST_CHOOSING), TRIAL_SAMPLES, data.seed)
     fitting = data.part(_without(rest, choosing))
     return Division(fitting, fitting.few(TRIAL_SAMPLES), data.part(choosing), data.part(reporting), is_divided=True)
 
@@ -58,9 +72,18 @@ def undivided(data: CalibrationData) -> Division:
     return Division(data, data.few(TRIAL_SAMPLES), data.few(TRIAL_SAMPLES), data.few(QUALITY_SAMPLES), False)
 
 
-def samples_in(feeds: Collection[Feed] | CalibrationData) -> int:
-    """How many samples feeds hold: rows that fill up a fixed batch are none."""
-    return sum(feed.rows or 1 for feed in feeds)
+def evaluated(data: CalibrationData, evaluation: CalibrationData, most: int | None) -> Division:
+    """All calibration data to fit, and evaluation data to choose and to report. most: samples that are reported on;
+    None: `COUNTED_SAMPLES`."""
+    total, every = len(evaluation), range(len(evaluation))
+    choosing = _drawn(every, min(max(total // CHOOSING_SHARE, LEAST_CHOOSING), total), TRIAL_SAMPLES, evaluation.seed)
+    if total < LEAST_DIVIDED:
+        choosing, rest = list(every), list(every)
+    else:
+        rest = _without(every, choosing)
+    reporting = evaluation.part(rest).few(most or COUNTED_SAMPLES)
+    divided = total >= LEAST_DIVIDED
+    return Division(data, data.few(TRIAL_SAMPLES), evaluation.part(choosing), reporting, divided, is_evaluated=True)
 
 
 def _drawn(places: Collection[int], wanted: int, most: int, seed: int | None) -> list[int]:

@@ -17,7 +17,7 @@ from ..execution.session import default_threads
 from ..options import Options
 from ..targets import find_target
 from .keep_if_better import QualityMeasure
-from .samples import Division, divide, undivided
+from .samples import Division, divide, evaluated, undivided
 
 RANDOM_INPUTS = "random inputs"
 """The source of the feeds where there is no calibration data."""
@@ -33,6 +33,8 @@ class Task:
     feeds: calibration data, or random inputs where `source`, its path if it has one, says so.
     input_keys: input name -> key in .npz files, for the report.
     statistics: of activations, collected before.  encodings: grids that are given.
+    evaluation: the user's data to choose and to report with, instead of parts of the feeds.  evaluation_samples: how
+    many of it are reported on, at most; None: `thresholds.COUNTED_SAMPLES`.
     workers: who collects statistics.  progress: called with (label, done, total).
     """
 
@@ -46,10 +48,14 @@ class Task:
     encodings: tuple[Encoding, ...] = ()
     workers: Workers | None = None
     progress: Progress | None = None
+    evaluation: CalibrationData | None = None
+    evaluation_samples: int | None = None
 
     @cached_property
     def samples(self) -> Division:
         """Which of the feeds are for what."""
+        if self.evaluation is not None:
+            return evaluated(self.feeds, self.evaluation, self.evaluation_samples)
         return undivided(self.feeds) if self.has_no_data else divide(self.feeds)
 
     @cached_property

@@ -33,7 +33,7 @@ from ..graph import large
 from ..graph.class_scores import class_score_outputs
 from ..graph.comparable import Comparable, comparables
 from ..graph.storage import first_line
-from ..numeric.metrics import Sqnr, class_scores, comparable, finite, same_class
+from ..numeric.metrics import Sqnr, class_scores, comparable, finite, same_class, standard_error
 from ..report import OutputQuality
 from ..thresholds import FEWEST_OF_ONE_CLASS, LOW_SQNR_DB, RUNTIME_ENOUGH_DB, RUNTIME_MARGIN_DB
 
@@ -76,12 +76,13 @@ class _Sessions:
 
 @dataclass
 class _Comparison:
-    """One tensor, streamed: float against what will run (`quality`), and as written against a default session
-    (`runtime`) and against one that multiplies as written (`exact`)."""
+    """One tensor, streamed: float against what will run (`quality`), of each sample alone (`single`), and as written
+    against a default session (`runtime`) and against one that multiplies as written (`exact`)."""
 
     place: Comparable
     has_classes: bool
     quality: Sqnr = field(default_factory=Sqnr)
+    single: list[Sqnr] = field(default_factory=list)
     written: Sqnr = field(default_factory=Sqnr)
     runtime: Sqnr = field(default_factory=Sqnr)
     exact: Sqnr = field(default_factory=Sqnr)
@@ -95,8 +96,10 @@ class _Comparison:
         """others: of the default session, and of the exact one, where there are any."""
         self.samples += 1
         self.is_finite &= bool(np.isfinite(reference).all())
-        runs = others[0] if others else plain
-        self.quality.update(reference, runs)
+        runs, one = others[0] if others else plain, Sqnr()
+        one.update(reference, runs)
+        self.single.append(one)
+        self.quality.merge(one)
         self.written.update(reference, plain)
         for distance, other in zip((self.runtime, self.exact), others, strict=False):
             distance.update(plain, other)
@@ -116,8 +119,9 @@ class _Comparison:
         agreement = self.same_class / self.rows if self.rows else None
         runtime = finite(self.runtime.db) if has_runtime else None
         record = OutputQuality(
-            self.place.output, finite(self.quality.db), runtime, agreement, runs_in_default_session=has_runtime
-        )
+            self.place.output, finite(self.quality.db), runtime, agreement, runs_in_default_session=has_runtime,
+            standard_error_db=standard_error(self.single),
+        )  # fmt: skip
         if self.place.selection is not None:
             record = replace(record, compared_at=self.place.tensor, in_front_of=self.place.selection)
         return replace(record, more_outputs=self.place.more, classes=len(self.classes) or None)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from .markup import count, decibels, name, number, percent
 from .records import ReportData, Step
-from .text import node_counts, sample_counts, size, toolchain_lines, was_compared
+from .text import measure_text, node_counts, sample_counts, size, sqnr_text, toolchain_lines, was_compared
 
 ROWS = 50
 """Of a table; the JSON report has all."""
@@ -21,15 +21,13 @@ def to_markdown(report: ReportData) -> str:
 
 
 def _summary(report: ReportData) -> str:
-    facts = [
-        f"{m.name}: {number(m.result, 4)} {m.unit} (float: {number(m.reference, 4)} {m.unit})" for m in report.measures
-    ]
+    facts = [_text(measure_text(m)) for m in report.measures]
     for q in report.quality:
         same = "" if q.top1_agreement is None else f", {q.same_top1}"
         where = f"output {_code(q.output)}"
         if q.compared_at is not None:
             where = f"{_code(q.compared_at)} (in front of {_text(str(q.in_front_of))})"
-        worth = f"SQNR {_db(q.sqnr_db)} against float{same}, {report.samples.origin}"
+        worth = f"SQNR {sqnr_text(q)} against float{same}, {report.samples.origin}"
         facts.append(f"{where}: {'unknown' if q.is_unknown else worth}")
     ratio = report.source.bytes / max(report.result.bytes, 1)
     facts += [
@@ -149,10 +147,6 @@ def _table(title: str, head: Sequence[str], align: str, rows: Sequence[Sequence[
 
 def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _db(value: float | None) -> str:
-    return "lossless" if value is None else f"{value:.1f} dB"
 
 
 def _code(text: str) -> str:

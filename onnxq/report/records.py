@@ -139,6 +139,8 @@ class OutputQuality:
     top1_agreement: share of samples with the same best class, where the output holds class scores.
     compared_at: the tensor that stands for the output, in front of the operator `in_front_of`; None: the output itself.
     more_outputs: further outputs that this tensor stands for.
+    standard_error_db: how far `sqnr_db` may be from that of other samples, one standard deviation, by how the compared
+    ones differ; None where that is unknown.
     is_unknown: whether nothing of it could be compared.
     classes: how many different best classes the float model found in the samples; None without class scores.
     """
@@ -150,6 +152,7 @@ class OutputQuality:
     compared_at: str | None = None
     in_front_of: str | None = None
     more_outputs: tuple[str, ...] = ()
+    standard_error_db: float | None = None
     is_unknown: bool = False
     runs_in_default_session: bool = True
     classes: int | None = None
@@ -261,12 +264,14 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of merit of the float model and of the quantized one, such as top-1 accuracy in %."""
+    """A figure of merit of the float model and of the quantized one, such as top-1 accuracy in %. reference: None of
+    one that compares the two. origin: the samples that it was measured on, as in `SampleSets`."""
 
     name: str
     unit: str
-    reference: float
+    reference: float | None
     result: float
+    origin: str = ""
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from .markup import (
     table,
     tag,
 )
-from .records import LogEntry, ParetoFront, ReportData, SensitivityRanking, Step
+from .records import LogEntry, Measure, ParetoFront, ReportData, SensitivityRanking, Step
 from .svg import dumbbell, pareto
-from .text import because, sample_counts, size, toolchain_lines, was_compared
+from .text import because, sample_counts, size, sqnr_text, toolchain_lines, was_compared
 
 SHOWN = 1000
 """Rows of the longest tables: beyond, the JSON report has them all."""
@@ -70,15 +70,12 @@ def heading(report: ReportData) -> Markup:
 
 def _summary(report: ReportData) -> Section:
     ratio = report.source.bytes / max(report.result.bytes, 1)
-    cards = [
-        _card(m.name, f"{number(m.result, 4)} {m.unit}", f"float {number(m.reference, 4)} {m.unit}")
-        for m in report.measures
-    ]
+    cards = [_card(m.name, f"{number(m.result, 4)} {m.unit}", _beside(m)) for m in report.measures]
     for output in report.quality[:4]:
         where = f"of the output, against float, {report.samples.origin}"
         if len(report.quality) > 1 or output.compared_at is not None:
             where = f"{'output ' * (output.compared_at is None)}{name(output.label)}, {report.samples.origin}"
-        worth = "identical" if output.sqnr_db is None else f"{decibels(output.sqnr_db)} dB"
+        worth = "identical" if output.sqnr_db is None else sqnr_text(output)
         if output.is_unknown:
             worth, where = "unknown", f"nothing of output {name(output.output)} could be compared"
         cards.append(_card("Signal to noise", worth, where))
@@ -118,6 +115,11 @@ def _summary(report: ReportData) -> Section:
         f" float model {report.samples.origin}."
     )
     return Section("summary", "Summary", lead, join(*warnings, tag("div", *cards, class_="cards")))
+
+
+def _beside(measure: Measure) -> str:
+    reference = "" if measure.reference is None else f"float {number(measure.reference, 4)} {measure.unit}"
+    return ", ".join(part for part in (reference, measure.origin) if part)
 
 
 def _in_float_words(report: ReportData, in_float: int) -> str:
