@@ -18,7 +18,7 @@ from onnxq import TARGETS, Override
 from onnxq.check import CHECKS, check
 from onnxq.errors import ModelError, UsageError
 from onnxq.pipeline import pipeline
-from onnxq.targets import REQUIREMENTS, OpRule
+from onnxq.targets import REMEDIES, REQUIREMENTS, OpRule
 
 
 def written(family, target, **options):
@@ -161,7 +161,7 @@ def test_biases_by_form():
 
 def test_every_requirement_is_broken_here_and_has_a_check():
     broken = {*VALUES, *ELSEWHERE, "opset", "weight-granularity", "integer-readers", "float-outputs"}
-    assert broken == set(REQUIREMENTS) == set(CHECKS)
+    assert broken == set(REQUIREMENTS) == set(CHECKS) == set(REMEDIES)
     assert set().union(*(target.requirements for target in TARGETS.values())) == set(REQUIREMENTS)
     assert all(source for target in TARGETS.values() for source in target.requirements.values())
 

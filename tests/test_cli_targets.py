@@ -31,6 +31,7 @@ def test_targets_are_listed():
 def test_a_target_is_described_with_sources():
     text = run("targets", "tensorrt").stdout
     assert "bias: biases stay in float" in text
+    assert "widths: w4 or w8, a8; int4 weights where activations stay in float; blocks of int4" in text
     assert all(source in text for source in TARGETS["tensorrt"].requirements.values())
     everything = [line.strip() for line in run("targets", "-v").stdout.splitlines()]
     assert {line.strip() for line in text.splitlines()[1:]} <= set(everything)
@@ -53,11 +54,16 @@ def test_a_clean_model(place):
 def test_violations_are_named_and_the_exit_code_says_so(place):
     result = run("check", place / "trt.onnx", "--target", "qnn")
     assert result.exit_code == 5
-    first, *_, last = result.stdout.splitlines()
-    assert first.startswith(
-        "activation-types: QuantizeLinear_x_quantized: 'x': expected uint8 or uint16, got int8 (http"
-    )
+    *lines, last = result.stdout.splitlines()
+    assert lines[0].startswith("activation-types is broken in 2 places: activations are uint8 and uint16 (http")
+    assert lines[1:3] == [
+        "    QuantizeLinear_x_quantized: 'x': expected uint8 or uint16, got int8; 1 more, -v lists them",
+        "    what to do: quantize with activations of such a type: `onnxq quantize --target` takes it",
+    ]
     assert "breaks 3 of 12 requirements: 2 of activation-types" in last
+    listed = run("check", place / "trt.onnx", "--target", "qnn", "-v").stdout.splitlines()
+    assert sum("expected uint8 or uint16, got int8" in line for line in listed) == 2
+    assert not any("more, -v lists them" in line for line in listed)
 
 
 def test_violations_as_json(place):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from families import FAMILIES
 from graphs import model, run
 from quantized import PLAIN, samples
 
@@ -94,6 +95,15 @@ def test_an_operator_that_has_no_range_stays_in_float_whole() -> None:
     reasons = {n.node: n.reason for n in result.report.float_nodes}
     assert "infinite values" in reasons["Add_s"]
     assert "infinite values" in reasons["MatMul_r"]
+
+
+def test_generic_int8_warns_of_what_qnn_does_to_its_softmax() -> None:
+    proto = FAMILIES["attention"]
+    warned = {}
+    for target in ("generic-int8", "qnn"):
+        report = onnxq.quantize(proto, samples(proto), target=target, **PLAIN).report
+        warned[target] = any("shifts an int8 Softmax of zero point 0" in text for text in report.warnings)
+    assert warned == {"generic-int8": True, "qnn": False}
 
 
 # --- refused before any work -----------------------------------------------------------------------------------------

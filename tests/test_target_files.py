@@ -92,7 +92,12 @@ def test_files_can_say_all_that_a_target_holds():
     """But for conditions on nodes, which are functions, and encodings that a tool-chain insists on."""
     held = {*read_toml._FIELDS, *read_toml._TABLES} - {"ops", "operator"} | {"rules"}
     assert held == {field.name for field in fields(Target)}
-    assert {field.name for field in fields(OpRule)} - {*read_toml._RULE_FIELDS} == {"encodings", "refuses", "slow"}
+    assert {field.name for field in fields(OpRule)} - {*read_toml._RULE_FIELDS} == {
+        "encodings",
+        "refuses",
+        "slow",
+        "caution",
+    }
     assert {get_origin(hint) or hint for hint in read_toml._FIELDS.values()} == {
         str, bool, int, float, UnionType, Literal, tuple, frozenset,
     }  # fmt: skip

@@ -16,7 +16,7 @@ from ..errors import ModelError
 from ..graph.model import Model
 from ..report import ToolchainResult, printable, toolchain_lines
 from ..report.notebook import InNotebook
-from ..targets import Requirement, Target, requirements
+from ..targets import REMEDIES, Requirement, Target, requirements
 from . import placement, values
 from .qdq_reader import QdqGraph
 from .shifts import shifts
@@ -68,10 +68,10 @@ class CheckResult(InNotebook):
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def to_text(self, verbose: bool = False) -> str:
-        """A line for each violation, one that sums up, and what the tool-chain said; `verbose`: each node that falls
-        back there."""
+        """What is broken, requirement by requirement: how often, an example, and what to do; a line that sums up; and
+        what the tool-chain said. verbose: each violation, and each node that falls back there."""
         counts = Counter(violation.requirement for violation in self.violations)
-        lines = [str(violation) for violation in self.violations]
+        lines = [line for id in counts for line in self._broken(id, verbose)]
         if counts:
             found = ", ".join(f"{count} of {id}" for id, count in counts.items())
             lines.append(f"{self.model} breaks {len(counts)} of {len(self.requirements)} requirements: {found}")
@@ -79,6 +79,21 @@ class CheckResult(InNotebook):
             lines.append(f"{self.model} keeps to all {len(self.requirements)} requirements of {self.target}")
         said = [] if self.toolchain is None else toolchain_lines(self.toolchain, verbose)
         return "\n".join([*(printable(line) for line in lines), *said])
+
+    def _broken(self, id: str, verbose: bool) -> list[str]:
+        """Lines on one requirement that the model breaks."""
+        found = [violation for violation in self.violations if violation.requirement == id]
+        text = next(requirement.text for requirement in self.requirements if requirement.id == id)
+        count = f"{len(found)} place{'s' * (len(found) > 1)}"
+        shown = found if verbose else found[:1]
+        rest = "" if len(shown) == len(found) else f"; {len(found) - 1} more, -v lists them"
+        places = [f"    {violation.place}" for violation in shown]
+        return [
+            f"{id} is broken in {count}: {text} ({found[0].source})",
+            *places[:-1],
+            f"{places[-1]}{rest}",
+            f"    what to do: {REMEDIES[id]}",
+        ]
 
 
 def check(proto: ModelProto, target: Target, origin: str = "model") -> CheckResult:

@@ -62,6 +62,9 @@ def weight_range(graph: QdqGraph, target: Target) -> Iterator[Violation]:
         if zero_point.ndim == 1 and grid.axis is not None:
             shape = [-1 if i == grid.axis % integers.ndim else 1 for i in range(integers.ndim)]
             zero_point = zero_point.reshape(shape)
+        if grid.block and grid.axis is not None:
+            within = np.arange(integers.shape[grid.axis]) // grid.block
+            zero_point = zero_point.take(within, grid.axis) if zero_point.ndim else zero_point
         largest = int(np.abs(integers - zero_point).max(initial=0)) if zero_point.ndim in (0, integers.ndim) else 0
         if largest > limit:
             yield _at(weight, f"integers at most {limit} from the zero point", f"{largest}")

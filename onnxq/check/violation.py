@@ -25,9 +25,14 @@ class Violation:
     source: str = ""
 
     def __str__(self) -> str:
-        place = f"{self.node}: " if self.node else ""
+        return f"{self.requirement}: {self.place} ({self.source})"
+
+    @property
+    def place(self) -> str:
+        """Where it is, what was expected there and what was found."""
+        node = f"{self.node}: " if self.node else ""
         tensor = f"{self.tensor!r}: " if self.tensor else ""
-        return f"{self.requirement}: {place}{tensor}expected {self.expected}, got {self.got} ({self.source})"
+        return f"{node}{tensor}expected {self.expected}, got {self.got}"
 
 
 Check = Callable[[QdqGraph, Target], Iterator[Violation]]

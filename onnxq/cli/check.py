@@ -36,7 +36,7 @@ from .options import (
 @input_key_option
 @from_schema(Preprocess, IMAGES)
 @json_option
-@verbose_option("Print each node that the tool-chain leaves to the CPU or to float.")
+@verbose_option("Print each violation, and each node that the tool-chain leaves to the CPU or to float.")
 @config_option
 @click.pass_context
 def check_command(

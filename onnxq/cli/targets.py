@@ -10,6 +10,7 @@ import click
 
 from ..report import printable
 from ..targets import TARGETS, Target, find_target, requirements
+from ..targets.contradictions import taken
 from .options import Command, json_option, verbose_option
 
 
@@ -32,6 +33,7 @@ def targets_command(names: tuple[str, ...], as_json: bool, verbose: bool) -> Non
 
 def _details(target: Target) -> list[str]:
     lines = [f"activations: {target.activation}; weights: {target.weight}; biases: {target.bias}"]
+    lines.append(f"widths: {taken(target)}")
     kinds: dict[str, list[str]] = {}
     for op, rule in target.rules.items():
         kinds.setdefault(rule.kind, []).append(op)
@@ -49,6 +51,7 @@ def _record(target: Target) -> dict[str, Any]:
         "activation": str(target.activation),
         "weight": str(target.weight),
         "bias": target.bias,
+        "widths": taken(target),
         "opset": [target.min_opset, target.max_opset],
         "fused": sorted(target.fused),
         "operators": {op: {"kind": r.kind, "output": r.output, "grid": r.grid} for op, r in target.rules.items()},

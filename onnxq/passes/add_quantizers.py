@@ -68,7 +68,9 @@ class AddQuantizers:
         model.placement.nodes |= {name: PlacedNode(reason) for name, reason in choice.reasons.items()}
         count = sum(placed.reason is None for placed in model.placement.nodes.values())
         skips = tuple(Skip(where, reason.text) for where, reason in choice.reasons.items())
-        warnings = (*self._unneeded_patterns(model, choice.kept), *self._unneeded_ties(any(tied)))
+        rules = (each.rule for each in choice.chosen if self.activation is not None)
+        cautions = dict.fromkeys(rule.caution for rule in rules if rule.caution is not None)
+        warnings = (*cautions, *self._unneeded_patterns(model, choice.kept), *self._unneeded_ties(any(tied)))
         notes = (f"quantized tensors: {len(placement.quantizers)}", *placement.whole_channels)
         return Outcome(count, skips, notes, warnings=warnings)
 

@@ -15,7 +15,7 @@ from .openvino import OPENVINO, OPENVINO_NPU
 from .ort import ORT, ORT_NO_VNNI
 from .qnn import QNN
 from .read_toml import read_target
-from .requirements import REQUIREMENTS, Requirement, requirements
+from .requirements import REMEDIES, REQUIREMENTS, Requirement, requirements
 from .rknn import RKNN
 from .stedgeai import STEDGEAI
 from .target import FixedEncoding, OpRule, Shifts, Target
@@ -26,6 +26,7 @@ from .vitis_ai import VITIS_AI
 __all__ = [
     "ALIASES",
     "ORT",
+    "REMEDIES",
     "REQUIREMENTS",
     "TARGETS",
     "FixedEncoding",

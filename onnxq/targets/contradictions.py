@@ -49,6 +49,19 @@ def contradictions(
     yield from _operator_set(target, replace(weight, grid=replace(weight.grid, packed=packed)))
 
 
+def taken(target: Target) -> str:
+    """The widths that a target takes, in words: `w4 or w8, a8; int4 weights where activations stay in float; ...`."""
+    parts = [f"{_widths('w', target.weight_types)}, {_widths('a', target.activation_types)}"]
+    if target.runs_whole_operators:
+        parts.append("both widths, never one alone")
+    if target.weights_only:
+        parts.append(f"{' or '.join(target.weights_only)} weights where activations stay in float")
+    if target.stores_int4 == "weights only" and "int4" in target.weight_types:
+        parts.append("4-bit weights are stored in int8 beside quantized activations")
+    parts.append(f"blocks of {' or '.join(target.blocks)}" if target.blocks else "no blocks")
+    return "; ".join(parts)
+
+
 def _activation(target: Target, spec: QuantSpec) -> Iterator[str]:
     types = target.activation_types
     yield from _operator_set(target, replace(spec, grid=replace(spec.grid, packed=False)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..numeric.quant import Grid, QuantSpec
 from .target import MOVES, POOLS, OpRule, Target, masks_attention, movement, no_layer
 
@@ -12,6 +14,11 @@ _PAPER = (
 _LINEAR = OpRule("linear", refuses=no_layer)
 _ELEMENTWISE = OpRule("elementwise")
 _UNIT = OpRule("elementwise", fixed=(0.0, 1.0))
+_SOFTMAX = replace(
+    _UNIT,
+    caution="Qualcomm's QNN (2.7.0 with the HTP simulator) shifts an int8 Softmax of zero point 0 by 128 steps: take"
+    " `target` qnn there",
+)
 
 GENERIC_INT8 = Target(
     name="generic-int8",
@@ -25,7 +32,7 @@ GENERIC_INT8 = Target(
         "Add": OpRule("elementwise", refuses=masks_attention),
         **dict.fromkeys(("Sub", "Mul", "LeakyRelu", "HardSigmoid", "HardSwish"), _ELEMENTWISE),
         "Sigmoid": _UNIT,
-        "Softmax": _UNIT,
+        "Softmax": _SOFTMAX,
         "Tanh": OpRule("elementwise", fixed=(-1.0, 1.0)),
         "Concat": OpRule("elementwise", tie="all"),
         "AveragePool": POOLS,

@@ -41,9 +41,8 @@ else:
 
 _TABLES = ("activation", "weight", "ops", "operator", "shifts", "requirements")
 _FIELDS = {name: hint for name, hint in get_type_hints(Target).items() if name not in (*_TABLES, "rules")}
-_RULE_FIELDS = {
-    name: hint for name, hint in get_type_hints(OpRule).items() if name not in ("encodings", "refuses", "slow")
-}
+_IN_PYTHON = ("encodings", "refuses", "slow", "caution")
+_RULE_FIELDS = {name: hint for name, hint in get_type_hints(OpRule).items() if name not in _IN_PYTHON}
 """Fields of simple types, which files may set, with these types."""
 
 _OPERATOR = ("op", "domain", "kind", "weight", "bias", "axis", "reduction_axis", "output_axis", "homogeneous")

@@ -125,6 +125,32 @@ REQUIREMENTS: Mapping[str, Callable[[Target], str]] = {
 }
 
 
+REMEDIES: Mapping[str, str] = {
+    "opset": "write the model at such an operator set; `onnxq quantize` converts it",
+    "activation-types": "quantize with activations of such a type: `onnxq quantize --target` takes it",
+    "weight-types": "quantize with weights of such a type; 4 bits can be stored in int8 (--store-4bit int8)",
+    "activation-zero-point": "quantize activations symmetrically",
+    "weight-zero-point": "quantize weights symmetrically",
+    "weight-range": "quantize weights to fewer bits, or symmetrically",
+    "activation-granularity": "give activations one scale a tensor",
+    "weight-granularity": "quantize these weights per tensor, or along their output channels",
+    "power-of-two": "round scales up to powers of two",
+    "smallest-range": "raise the scale of what is nearly constant",
+    "bias": "write biases in this form",
+    "fused-activation": "quantize behind the activation only: a pair in front of it keeps it from being fused",
+    "same-grid": "give output and input one scale and zero point",
+    "shared-grid": "give these tensors one scale and zero point",
+    "fixed-encoding": "give the output this scale and zero point",
+    "integer-readers": "take the pair out: no kernel reads its integers",
+    "float-outputs": "take the pair at the output out",
+    "residual-add": "quantize the other branch of the Add, not what comes from the convolution",
+    "whole-operators": "quantize all inputs and outputs of the operator, or none (--exclude its name)",
+    "one-width": "give the operator's inputs one width, or convert between them",
+    "shifts": "coarsen the finer of these scales",
+}
+"""What to do where a model breaks a requirement. By id."""
+
+
 def readers(target: Target) -> tuple[str, ...]:
     """The operators that a target lets read integers."""
     return tuple(op for op, rule in target.rules.items() if reads_integers(rule))

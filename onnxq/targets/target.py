@@ -54,6 +54,7 @@ class OpRule:
     fixed: the output's range where it is known without data. encodings: those that the tool-chain insists on.
     refuses: the reason why this very node has no integer kernel, or None.
     slow: the reason why its integer kernel does not pay, or None.
+    caution: what is to be known of a tool-chain where the operator is quantized, said once a model.
     per_channel: whether the kernel takes one weight scale a channel: `always`, only for a `matrix`, or `never`.
     """
 
@@ -68,6 +69,7 @@ class OpRule:
     refuses: Condition = never
     slow: Condition = never
     per_channel: Literal["always", "matrix", "never"] = "always"
+    caution: str | None = None
 
     def takes_channels(self, shape: tuple[int, ...]) -> bool:
         """Whether a weight of this shape may have one scale a channel."""
