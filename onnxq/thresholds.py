@@ -240,6 +240,10 @@ Chosen: below, most of the network is not where it was quantized for."""
 SMALLEST_TABLE = 4096
 """Weights of a table from which on its rows are quantized. Chosen: below 12 KiB saved, three nodes more are no gain."""
 
+SMALLEST_STORED = 1024
+"""Weights inside of branches, loops and recurrent operators from which on a tensor is quantized. Chosen: as many bytes
+are saved as the nodes and scales that read it take."""
+
 FLOAT_BYTES_SHARE = 0.05
 """Share of the file that constants in float must take for the summary to name them. Chosen: biases and norms take
 less."""

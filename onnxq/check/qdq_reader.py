@@ -57,8 +57,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Constant:
-    """A quantized constant, as one input of a node reads it. role: `weight` and `bias` of linear operators, the
-    `table` that a Gather looks up, or else."""
+    """A quantized constant, as one input of a node reads it. role: `weight` and `bias` of linear operators, what
+    is only `stored` as integers (a table, a recurrent weight), or else."""
 
     node: gs.Node
     index: int
@@ -345,6 +345,6 @@ def _role(node: gs.Node, index: int, grid: TensorGrid) -> str:
     form = linear_form(node.op, node.domain)
     if form is not None and (index == form.weight or form.bias is not None):
         return "weight" if index == form.weight else "bias" if index == form.bias else "operand"
-    if index == 0 and is_op(node, "Gather", "GatherND"):
-        return "table"
+    if index == 0 and is_op(node, "Gather", "GatherND", "Reshape"):
+        return "stored"
     return "bias" if grid.type == "int32" else "operand"

@@ -17,7 +17,7 @@ from ..data import CalibrationData
 from ..errors import VerificationError
 from ..execution.session import saturates
 from ..graph import large
-from ..graph.model import Model, Quantizer, nodes_of
+from ..graph.model import Model, Quantizer
 from ..graph.precision import WIDENED_FROM
 from ..graph.shapes import dynamic_inputs
 from ..options import Options
@@ -75,6 +75,7 @@ def build_report(
         written, task.proto, reporting, task.context.services.threads, runs_here=target.runs_here, proto=quantized.proto
     )
     states = node_states(planned, verdict.runtime if target.runs_here else None)
+    states = tuple(replace(s, state="weights only") if s.node in quantized.stored else s for s in states)
     report = Report(
         onnxq=version("onnxq"),
         onnxruntime=version("onnxruntime"),
@@ -138,8 +139,8 @@ def sample_sets(task: Task, reporting: CalibrationData) -> SampleSets:
 def check_target(task: Task, quantized: Quantized) -> tuple[str, ...]:
     """The target's requirements that the model keeps to. Raises VerificationError where it breaks one: options that
     contradict the target are refused before any work, so that this is a fault of onnxq."""
-    if not any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes_of(quantized.proto.graph)):
-        return ()  # rows of tables alone are looked up as integers, which targets require nothing of
+    if not any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in quantized.proto.graph.node):
+        return ()  # tables, or weights inside of branches, are stored as integers: targets require nothing of these
     result = check(quantized.proto, task.context.target, task.origin)
     if result.violations:
         some = "; ".join(str(violation) for violation in result.violations[:3])

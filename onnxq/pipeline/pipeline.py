@@ -17,16 +17,18 @@ w4a4 8.0 and 6.9 dB, w8a8 29.0 and 28.6 dB, w4a8 25.2 and 25.4 dB. The coarser t
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, TypeGuard
 
 import onnx_graphsurgeon as gs
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from ..calibration.check_data import check_data
 from ..calibration.context import Context
@@ -36,6 +38,7 @@ from ..errors import DataError, NothingToQuantizeError, UsageError
 from ..execution.services import no_progress
 from ..graph.model import Model
 from ..graph.opset import convert_opset
+from ..graph.stored_weights import StoredWeights
 from ..options import Options, bits
 from ..passes.absorb_bias import AbsorbBias
 from ..passes.add_quantizers import AddQuantizers
@@ -64,6 +67,7 @@ from ..passes.set_bias_scales import SetBiasScales
 from ..passes.set_data_free_ranges import SetDataFreeRanges
 from ..passes.set_weight_ranges import SetWeightRanges
 from ..passes.smoothquant import SmoothQuant
+from ..report import Step
 from ..targets import find_target
 from ..thresholds import BIAS_SHARE, CLEAR_DB, NOISE_FLOOR_DB
 from .collect_report import ReportCollector
@@ -92,20 +96,23 @@ class Plan:
 
 @dataclass(frozen=True)
 class Quantized:
-    """planned: what was lowered.  proto: the result.  steps: all of them.  findings: of the calibration data."""
+    """planned: what was lowered.  proto: the result.  steps: all of them.  findings: of the calibration data.
+    stored: nodes outside of the plan, or in float there, whose weights are integers in the result."""
 
     planned: Model
     proto: ModelProto
     steps: Steps
     findings: tuple[str, ...] = ()
+    stored: tuple[str, ...] = ()
 
 
 def quantize(task: Task, collector: ReportCollector | None = None) -> Quantized:
     """Figure 8. collector: takes down what a detailed report shows. Raises OnnxqError."""
     plan = make_plan(task, collector)
     proto, lowered = lower(plan.model, task.context)
-    log_steps(lowered)
-    return Quantized(plan.model, proto, plan.steps + lowered, plan.findings)
+    proto, stored, nodes = _store_inner_weights(proto, task.options)
+    log_steps(lowered + stored)
+    return Quantized(plan.model, proto, plan.steps + lowered + stored, plan.findings, nodes)
 
 
 def make_plan(task: Task, collector: ReportCollector | None = None) -> Plan:
@@ -304,7 +311,7 @@ def set_ranges(model: Model, task: Task, collector: ReportCollector | None = Non
     following = next(iter(correction(options)), None)
     model, steps = run_passes(ranging(options, _given_encodings(task), following), model, shown)
     context.channel_facts.update(shown.channel_facts)
-    if not model.quantizers:
+    if not model.quantizers and not stored_weights(options).applies(model.to_proto()):
         raise NothingToQuantizeError(f"{task.origin}: nothing to quantize: {_reasons(model)}")
     if options.a16_fallback == "auto" and options.activation is not None:
         model, fallback = run_passes((FallbackTo16Bits(), *completing(options)), model, context)
@@ -326,6 +333,9 @@ def at_sufficient_opset(model: Model, options: Options) -> Model:
     """The planned model at an operator set that has its grids."""
     proto, target = model.to_proto(), find_target(options.target)
     needed = max([target.min_opset, *(quantizer.spec.min_opset for quantizer in model.quantizers.values())])
+    inner = stored_weights(options)
+    if inner.weight is not None and inner.applies(proto):
+        needed = max(needed, inner.weight.min_opset)
     converted = convert_opset(proto, needed, model.origin, target.max_opset)
     if converted is proto:
         return model
@@ -443,6 +453,30 @@ def lower(model: Model, context: Context) -> tuple[ModelProto, Steps]:
     """A plan, which stays as it is, as a model with QuantizeLinear and DequantizeLinear."""
     model, steps = run_passes(LOWERING, model.clone(), replace(context, feeds=()))
     return _signed(model), steps
+
+
+def stored_weights(options: Options) -> StoredWeights:
+    """What is stored of weights that passes do not reach: those of recurrent operators, branches and loops."""
+
+    def keeps_float(node: NodeProto) -> bool:
+        def matches(pattern: str) -> bool:
+            return fnmatchcase(node.name, pattern) or fnmatchcase(node.op_type, pattern)
+
+        kept = (*options.exclude, *(o.node for o in options.overrides if o.node is not None and o.keep_float))
+        return any(map(matches, kept)) or bool(options.include and not any(map(matches, options.include)))
+
+    weight = None if options.from_encodings is not None else options.weight
+    table = options.table if options.embeddings == "8" else None
+    return StoredWeights(weight, table, options.weight_method, keeps_float)
+
+
+def _store_inner_weights(proto: ModelProto, options: Options) -> tuple[ModelProto, Steps, tuple[str, ...]]:
+    start = time.perf_counter()
+    proto, nodes = stored_weights(options).store(proto)
+    if not nodes:
+        return proto, (), ()
+    title = "Store weights of recurrent operators, branches and loops"
+    return proto, (Step("StoredWeights", title, "", len(nodes), time.perf_counter() - start),), nodes
 
 
 LOWERING: tuple[Pass, ...] = (SetBiasScales(), FuseActivation(), LowerToQdq())

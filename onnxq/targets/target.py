@@ -173,7 +173,10 @@ class Target:
         if rule is None and node.domain not in ONNX_DOMAINS:
             return f"operator of domain {node.domain!r} is unknown; register it, see `onnxq.operators.register`"
         if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
-            return "control flow is left in float"
+            return (
+                "activations inside of control flow stay in float, weights do not; to quantize both, export what is"
+                " inside as models of their own (decoder and decoder-with-past, two files)"
+            )
         if rule is None:
             return f"{self.name} has no integer kernel for {node.op}"
         if rule.kind == "movement" and not preserves_grid(node):
