@@ -39,6 +39,7 @@ from .evaluation.evaluate import FloatScores, evaluate
 from .evaluation.mixed_precision import Limits, auto_mixed
 from .evaluation.sensitivity import sensitivity
 from .execution.services import open_workers
+from .execution.session import running_on
 from .graph import large, storage
 from .graph.patterns import class_logits
 from .graph.scratch import scratch_folder
@@ -146,6 +147,7 @@ def quantize(
     vendors = None if toolchain is None else find_toolchain(find_target(options.target), toolchain)
     with ExitStack() as stack:
         stack.enter_context(large.storing())
+        stack.enter_context(running_on(options.provider))
         target_path = open_output(stack, model, output)
         encodings_path = None if encodings is None else stack.enter_context(storage.replacing(encodings))
         if options.float_output and encodings_path is None:
@@ -261,6 +263,7 @@ def calibrate(
     options = with_settings(options, settings)
     with ExitStack() as stack:
         stack.enter_context(large.storing())
+        stack.enter_context(running_on(options.provider, scheduler))
         path = open_output(stack, model, output)
         assert path is not None
         proto, origin = open_model(model, freeze=options.freeze)

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from .encodings import VERSIONS
 from .errors import UsageError
+from .execution.session import CPU, check_provider
 from .graph.freeze import parse_freeze
 from .numeric.quant import Grid, QuantSpec
 from .numeric.ranges import check_method, parse_method, usage
@@ -225,6 +226,13 @@ class Options:
         0, "Samples held in memory and run at once; never changes the result. 0: two a thread.", RUNNING, least=0
     )
     threads: int = option(0, "Threads; never changes the result. 0: all processors.", RUNNING, least=0)
+    provider: str = option(
+        CPU,
+        "ONNX Runtime's execution provider that runs the model to calibrate, to analyse and to evaluate it, such as"
+        " CUDAExecutionProvider. Rewrites and the verification of the result stay on the CPU, and only there the same"
+        " input gives the same bytes.",
+        RUNNING, metavar="NAME", parse=check_provider,
+    )  # fmt: skip
     max_memory: int = option(
         512, "Activations held while calibrating, and statistics of one layer whose rounding is optimised. Less means "
         "more passes over the data, with the same result, and, for wide layers, rounding fitted to fewer positions.",

@@ -59,4 +59,5 @@ class Settings(TypedDict, total=False):
     strict: bool
     batch_size: int
     threads: int
+    provider: str
     max_memory: int

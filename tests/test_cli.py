@@ -291,7 +291,8 @@ def test_all_options_in_a_file(place):
             "weight_range": "minmax", "activation_range": "percentile:99.9",
         "logits_range": "mse", "overrides": [override], "samples": 3, "seed": 5, "strict": True,
         "batch_size": 2, "threads": 1,
-        "max_memory": 100, "encodings_version": "1.0.0", "float_output": False, "from_encodings": None,
+        "max_memory": 100, "provider": "CPUExecutionProvider",
+        "encodings_version": "1.0.0", "float_output": False, "from_encodings": None,
         "input_keys": {"x": "pixels"}, "calibration": str(place / "calib.npz"),
         "preprocess": {
             "layout": "nchw", "color": "bgr", "resize": [9, 10], "crop": 8, "interpolation": "nearest",

@@ -25,7 +25,7 @@ else:
 
 _OVERRIDES = "onnxq.overrides"
 
-RUN_ONLY = ("batch_size", "threads", "max_memory", "checkpoint")
+RUN_ONLY = ("batch_size", "threads", "provider", "max_memory", "checkpoint")
 """Options that do not change the result, and are not written."""
 
 

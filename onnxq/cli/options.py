@@ -246,7 +246,7 @@ data_options = options(from_schema(Options, DATA), input_key_option, from_schema
 placement_options = from_schema(Options, TARGET)
 data_free_options = from_schema(Options, DATA_FREE)
 encodings_options = from_schema(Options, ENCODINGS)
-thread_options = from_schema(Options, names=("batch_size", "threads"))
+thread_options = from_schema(Options, names=("batch_size", "threads", "provider"))
 freeze_option = from_schema(Options, names=("freeze",))
 run_options = from_schema(Options, RUNNING)
 quantization_options = options(data_options, placement_options, from_schema(Options, STEPS, RANGES), run_options)

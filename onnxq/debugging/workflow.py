@@ -28,6 +28,7 @@ from ..data import Preprocess, Transform
 from ..errors import UsageError, VerificationError
 from ..evaluation.evaluator import Evaluator, Labels, open_evaluator
 from ..evaluation.sensitivity import SensitivityAnalysis, rank
+from ..execution.session import running_on
 from ..graph import large
 from ..options import Options
 from ..report import LogEntry, Measure, SensitivityRanking
@@ -123,19 +124,20 @@ def debug(
         raise UsageError("`evaluation_labels` belong to `evaluation`: give that, too")
     if evaluation is not None and labels is not None and evaluation_labels is None:
         raise UsageError("the calibration data has `labels`, and `evaluation` has none: give `evaluation_labels`, too")
-    evaluator = open_evaluator(
-        model, calibration, options=options, labels=labels, metric=metric, evaluation_samples=evaluation_samples,
-        preprocess=preprocess, input_keys=input_keys, transform=transform, progress=progress, by_classes=True,
-    )  # fmt: skip
-    held_out = None
-    if evaluation is not None:
-        measured_by = None if evaluation_labels is not None and labels is None else metric
-        held_out = open_evaluator(
-            model, evaluation, options=replace(options, samples=None), labels=evaluation_labels, metric=measured_by,
-            preprocess=preprocess, input_keys=input_keys, transform=transform, by_classes=True,
+    with running_on(options.provider):
+        evaluator = open_evaluator(
+            model, calibration, options=options, labels=labels, metric=metric, evaluation_samples=evaluation_samples,
+            preprocess=preprocess, input_keys=input_keys, transform=transform, progress=progress, by_classes=True,
         )  # fmt: skip
-    log = Log(evaluator.metric, on_entry)
-    found = _Workflow(evaluator, target or AccuracyTarget(), frozenset(without), budget, held_out, log).run()
+        held_out = None
+        if evaluation is not None:
+            measured_by = None if evaluation_labels is not None and labels is None else metric
+            held_out = open_evaluator(
+                model, evaluation, options=replace(options, samples=None), labels=evaluation_labels, metric=measured_by,
+                preprocess=preprocess, input_keys=input_keys, transform=transform, by_classes=True,
+            )  # fmt: skip
+        log = Log(evaluator.metric, on_entry)
+        found = _Workflow(evaluator, target or AccuracyTarget(), frozenset(without), budget, held_out, log).run()
     if not found.reached and not closest:
         raise VerificationError(f"{found.text} `closest` takes it all the same")
     return found

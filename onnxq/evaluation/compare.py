@@ -31,7 +31,7 @@ from ..errors import DataError, ModelError, OnnxqError
 from ..execution.compare_outputs import Outputs, map_models
 from ..execution.partial import extract, parts_that_fit
 from ..execution.services import Stage, open_workers
-from ..execution.session import Session, Source
+from ..execution.session import Session, Source, running_on
 from ..graph import large
 from ..graph.comparable import selected_tensors
 from ..numeric.distance import Distance
@@ -75,7 +75,7 @@ def compare(
 
     reference: the float model. quantized: of any tool, with QuantizeLinear and DequantizeLinear or integer operators.
     calibration: data for both, as for `quantize`, like the other arguments; of the options, samples, seed, threads,
-        batch_size and max_memory count. scheduler: as for `calibrate`.
+        batch_size, provider and max_memory count. scheduler: as for `calibrate`.
 
     Raises a subclass of OnnxqError: ModelError where the models have different inputs or nothing in common.
     """
@@ -90,7 +90,7 @@ def compare(
     pairs = {t: m.quantized for t, m in found.matches.items() if _compared(found, t) and t not in selected}
     if not pairs:
         raise ModelError(f"{other_name}: no tensor or layer of it stands for one of {name}; nothing can be compared")
-    with open_workers(scheduler) as workers:
+    with running_on(options.provider, scheduler), open_workers(scheduler) as workers:
         distances = _distances((proto, readable), found, pairs, make_context(options, feeds, progress, workers=workers))
     for tensor in [t for t in pairs if t not in distances]:
         found.unmatched[tensor] = f"{found.matches.pop(tensor).quantized!r} has another type or shape"

@@ -15,7 +15,7 @@ from ..data import CalibrationData, Preprocess, Transform
 from ..errors import ModelError, UsageError
 from ..execution.compare_outputs import run_models
 from ..execution.observe import observed
-from ..execution.session import Session, Source, default_threads
+from ..execution.session import Session, Source, default_threads, running_on
 from ..graph import large
 from ..graph.class_scores import class_score_outputs
 from ..graph.comparable import Comparable, comparables
@@ -103,7 +103,7 @@ def evaluate(
     reference: the float model, against which the model is compared.
     output: which output holds the class scores, where several might.
     optimized: run both models as ONNX Runtime rewrites them, in integer kernels; else as they are written.
-    The other arguments are those of `quantize`; of the options, samples, seed, threads and batch_size count.
+    The other arguments are those of `quantize`; of the options, samples, seed, threads, batch_size and provider count.
 
     Raises a subclass of OnnxqError.
     """
@@ -116,7 +116,8 @@ def evaluate(
     scores = None if other is None else class_score_outputs(other)
     chosen = _chosen(metrics, known, output, scores)
     found = _Models(proto, other, () if other is None else comparables(other))
-    figures, samples = _measured(found, feeds, chosen, options, optimized, progress)
+    with running_on(options.provider):
+        figures, samples = _measured(found, feeds, chosen, options, optimized, progress)
     if not figures:
         raise UsageError(f"{name}: no output is of a kind that {', '.join(m.name for m in chosen)} can measure")
     return Evaluation(name, other_name, _path(data), _path(labels), samples, figures)

@@ -25,6 +25,7 @@ from onnx import ModelProto
 
 from ..data import Preprocess, Transform
 from ..errors import UsageError, VerificationError
+from ..execution.session import running_on
 from ..execution.switches import Switchboard
 from ..graph import large
 from ..options import Options
@@ -105,12 +106,13 @@ def auto_mixed(
     widths = Candidates.parse(candidates)
     options = options or Options()
     widths.check(options)
-    evaluator = open_evaluator(
-        model, calibration, options=options, labels=labels, metric=metric, evaluation_samples=evaluation_samples,
-        preprocess=preprocess, input_keys=input_keys, transform=transform, progress=progress, by_classes=True,
-        eval_data=eval_data,
-    )  # fmt: skip
-    return choose(evaluator, widths, limits, closest)
+    with running_on(options.provider):
+        evaluator = open_evaluator(
+            model, calibration, options=options, labels=labels, metric=metric, evaluation_samples=evaluation_samples,
+            preprocess=preprocess, input_keys=input_keys, transform=transform, progress=progress, by_classes=True,
+            eval_data=eval_data,
+        )  # fmt: skip
+        return choose(evaluator, widths, limits, closest)
 
 
 def choose(evaluator: Evaluator, candidates: Candidates, limits: Limits, closest: bool = False) -> MixedPrecision:

@@ -29,6 +29,7 @@ from ..execution.compare_outputs import Outputs
 from ..execution.layerwise import planned_layers
 from ..execution.partial import tensor_values
 from ..execution.services import Stage, open_workers
+from ..execution.session import running_on
 from ..execution.switches import Switch, Switchboard
 from ..graph import large
 from ..graph.model import Model
@@ -163,9 +164,10 @@ def sensitivity(
     evaluation_samples: how many calibration samples the metric is measured on. scheduler: as for `calibrate`; workers
         finish what they have begun when the budget is spent. The rest as in `quantize`. Raises OnnxqError.
     """
-    with open_workers(scheduler) as workers:
+    options = options or Options()
+    with running_on(options.provider, scheduler), open_workers(scheduler) as workers:
         evaluator = open_evaluator(
-            model, calibration, options=options or Options(), labels=labels, metric=metric,
+            model, calibration, options=options, labels=labels, metric=metric,
             evaluation_samples=evaluation_samples, preprocess=preprocess,
             input_keys=input_keys, transform=transform, progress=progress, workers=workers,
         )  # fmt: skip

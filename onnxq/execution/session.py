@@ -15,6 +15,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -24,7 +26,7 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from ..data import Feed
-from ..errors import EngineError
+from ..errors import EngineError, UsageError
 from ..graph import external_data, large, storage
 from ..graph.scratch import scratch_folder
 
@@ -75,9 +77,44 @@ def _processor_flags() -> list[str]:
     return next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
 
 
+CPU = "CPUExecutionProvider"
+
+_PROVIDER: ContextVar[str] = ContextVar("provider", default=CPU)
+
+_PROVIDER_OPTIONS: Mapping[str, Mapping[str, str]] = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+"""What makes a provider compute float32 as such: with 10 bits of mantissa no rewrite would preserve a function."""
+
+
+def check_provider(name: str) -> None:
+    """Raises UsageError where this ONNX Runtime has no such execution provider."""
+    known = ort.get_available_providers()
+    if name not in known:
+        raise UsageError(
+            f"`provider` {name!r} is not in the installed ONNX Runtime {runtime_version()}, which has"
+            f" {', '.join(known)}; other packages of it have others (onnxruntime-gpu: CUDAExecutionProvider)"
+        )
+
+
+@contextmanager
+def running_on(provider: str, scheduler: str | None = None) -> Iterator[None]:
+    """Sessions that this thread makes inside run on an execution provider, and on the CPU what that has no kernels for.
+
+    Raises UsageError where it is missing, or where a `scheduler`'s processes, which use the CPU, would do the work.
+    """
+    check_provider(provider)
+    if scheduler is not None and provider != CPU:
+        raise UsageError(f"`provider` {provider} does not go with `scheduler`, whose processes run on the CPU")
+    token = _PROVIDER.set(provider)
+    try:
+        yield
+    finally:
+        _PROVIDER.reset(token)
+
+
 class Session:
-    """A model loaded for the CPU, from a path or from memory. `optimize`: whether ONNX Runtime rewrites it first;
-    `exact_products`: whether it then multiplies weights of few bits with activations as they are (`EXACT_PRODUCTS`).
+    """A model loaded from a path or from memory. `optimize`: whether ONNX Runtime rewrites it first; `exact_products`:
+    whether it then multiplies weights of few bits with activations as they are (`EXACT_PRODUCTS`). `provider`: what
+    runs it; None: the CPU, or what `running_on` says.
 
     Raises EngineError where the model does not load, or fails when it runs.
     """
@@ -89,8 +126,10 @@ class Session:
         optimize: bool = False,
         exact_products: bool = False,
         optimized_path: Path | None = None,
+        provider: str | None = None,
     ) -> None:
         options = ort.SessionOptions()
+        self._provider = _PROVIDER.get() if provider is None else provider
         self._lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self._weights: list[tuple[np.ndarray, Any]] = []
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -107,9 +146,14 @@ class Session:
             else:
                 source = model.SerializeToString() if isinstance(model, ModelProto) else os.fspath(model)
                 self._make_lean(options, model if isinstance(model, ModelProto) else _without_data(Path(model)))
-                self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+                self._session = ort.InferenceSession(source, options, providers=self._providers())
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise EngineError(f"ONNX Runtime cannot load the model: {_message(error)}") from None
+        if self._provider not in self._session.get_providers():  # ONNX Runtime goes on without it
+            raise EngineError(
+                f"ONNX Runtime has {self._provider}, and cannot start it on this machine: are its driver and libraries"
+                f" installed? `provider` {CPU} does without"
+            )
         self.outputs = [output.name for output in self._session.get_outputs()]
 
     def _load_large(self, model: ModelProto, options: Any, optimize: bool) -> Any:
@@ -125,7 +169,11 @@ class Session:
                 storage.write(model, path)
             else:
                 path.write_bytes(self._shared(model, options, folder / "sparse.bin").SerializeToString())
-            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(str(path), options, providers=self._providers())
+
+    def _providers(self) -> list[tuple[str, Mapping[str, str]]]:
+        """In the order in which ONNX Runtime asks them for kernels."""
+        return [(name, _PROVIDER_OPTIONS.get(name, {})) for name in dict.fromkeys((self._provider, CPU))]
 
     def _shared(self, model: ModelProto, options: Any, sparse: Path) -> ModelProto:
         """A copy whose references lead to a sparse file; the session is given the weights that they stand for."""
@@ -211,7 +259,7 @@ def optimized_graph(model: Source) -> onnx.GraphProto:
     """The graph that ONNX Runtime runs once it has rewritten the model, without its weights."""
     with scratch_folder() as folder:
         path = folder / "optimized.onnx"
-        Session(model, optimize=True, optimized_path=path)
+        Session(model, optimize=True, optimized_path=path, provider=CPU)
         graph = onnx.load(path, load_external_data=False).graph
     del graph.initializer[:]
     return graph

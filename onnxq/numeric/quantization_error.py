@@ -58,7 +58,7 @@ def _of_values(samples: Samples) -> Objective:
 
 
 def _of_bins(samples: Samples, clipping: float) -> Objective:
-    """For histograms: the mean over each bin."""
+    """For histograms: the mean over each bin. One channel takes several grids at once, with a cost for each."""
     assert samples.widths is not None
     values, counts, widths = samples.values, samples.counts, samples.widths
 
@@ -69,7 +69,8 @@ def _of_bins(samples: Samples, clipping: float) -> Objective:
         mean = np.divide(rise, 2 * half, out=np.zeros_like(rise), where=half > 0)
         if clipping != 1:
             mean *= np.where((t < lowest - 0.5) | (t > highest + 0.5), clipping, 1.0)
-        return np.asarray(np.einsum("ij,ij->i", mean, counts) * scale[:, 0] ** 2)
+        cost = np.einsum("ij,j->i", mean, counts[0]) if len(counts) == 1 else np.einsum("ij,ij->i", mean, counts)
+        return np.asarray(cost * scale[:, 0] ** 2)
 
     return error
 

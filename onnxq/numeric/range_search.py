@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +24,15 @@ _TOO_LARGE = 100.0
 """A sweep ends where every channel's error is so many times the least that was found."""
 
 
-def search(objective: Objective, samples: Samples, spec: QuantSpec) -> Range:
+def search(objective: Objective, samples: Samples, spec: QuantSpec, at_once: int = 1) -> Range:
     """The range inside [lo, hi] of least objective, each channel by itself; never worse than the whole range.
+
+    at_once: how many grids the objective takes together, of samples of one channel.
 
     The objective has many local minima, one for every value that crosses a step: first shares of the range that
     are evenly spaced in their logarithm, then each end by itself, then finer and finer around what was found.
     """
-    best = _Best(objective, samples, spec)
+    best = _Best(objective, samples, spec, at_once)
     best.sweep((share, share) for share in _COARSE)
     two_ended = not spec.symmetric and bool((samples.lo < 0).any() and (samples.hi > 0).any())
     if two_ended:
@@ -53,8 +55,8 @@ def search(objective: Objective, samples: Samples, spec: QuantSpec) -> Range:
 class _Best:
     """Per channel, the shares of the lower and upper end that were best so far."""
 
-    def __init__(self, objective: Objective, samples: Samples, spec: QuantSpec) -> None:
-        self.objective, self.samples, self.spec = objective, samples, spec
+    def __init__(self, objective: Objective, samples: Samples, spec: QuantSpec, at_once: int) -> None:
+        self.objective, self.samples, self.spec, self.at_once = objective, samples, spec, at_once
         self.lo, self.hi = np.ones_like(samples.lo), np.ones_like(samples.hi)
         self.error = self._error(self.lo, self.hi)
 
@@ -68,6 +70,9 @@ class _Best:
         Ends once every channel's error is too large (`_TOO_LARGE`): shares come in descending order, and clipping only
         gets worse.
         """
+        if self.at_once > 1:
+            self._sweep_together(list(shares))
+            return
         for low, high in shares:
             lo = self.lo if low is None else np.broadcast_to(np.minimum(low, 1), self.lo.shape)
             hi = self.hi if high is None else np.broadcast_to(np.minimum(high, 1), self.hi.shape)
@@ -76,4 +81,17 @@ class _Best:
             self.lo, self.hi = np.where(better, lo, self.lo), np.where(better, hi, self.hi)
             self.error = np.where(better, error, self.error)
             if (error > _TOO_LARGE * self.error).all():
+                break
+
+    def _sweep_together(self, shares: Sequence[tuple[Share, Share]]) -> None:
+        """The same for one channel, several pairs at once: within a sweep none depends on the others."""
+        for first in range(0, len(shares), self.at_once):
+            part = shares[first : first + self.at_once]
+            lo = np.concatenate([self.lo if low is None else np.minimum(low, [1.0]).ravel() for low, _ in part])
+            hi = np.concatenate([self.hi if high is None else np.minimum(high, [1.0]).ravel() for _, high in part])
+            errors = self._error(lo, hi)
+            least = int(np.argmin(errors))
+            if errors[least] < self.error[0]:
+                self.lo, self.hi, self.error = lo[[least]], hi[[least]], errors[[least]]
+            if errors[-1] > _TOO_LARGE * self.error[0]:
                 break

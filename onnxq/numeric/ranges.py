@@ -45,6 +45,10 @@ _CACHED = 2**18
 not to wait for each other."""
 
 
+_GRIDS = 8
+"""Grids that are tried at once on one histogram: numpy's calls take longer than their work on a thousand bins."""
+
+
 def minmax(samples: Samples, spec: QuantSpec) -> Range:
     """The range of all values: no clipping error, coarsest steps."""
     return samples.lo, samples.hi
@@ -57,7 +61,8 @@ def mse(samples: Samples, spec: QuantSpec) -> Range:
     clipping = 1.0 if samples.seen is None else 1 + (CLIPPING_SAMPLES / max(samples.seen, 1)) ** 2
     at_once = max(_CACHED // max(samples.values.shape[1], 1), 1)
     parts = [samples.channels(slice(i, i + at_once)) for i in range(0, max(samples.lo.size, 1), at_once)]
-    found = [search(squared_error_of(part, clipping), part, spec) for part in parts]
+    together = samples.widths is not None and samples.lo.size == 1
+    found = [search(squared_error_of(part, clipping), part, spec, at_once=_GRIDS if together else 1) for part in parts]
     return np.concatenate([lo for lo, _ in found]), np.concatenate([hi for _, hi in found])
 
 

@@ -16,7 +16,7 @@ from onnx import ModelProto
 
 from ..errors import EngineError
 from ..execution.partial import extract
-from ..execution.session import Session
+from ..execution.session import CPU, Session
 from ..graph import edit
 from ..graph.model import Model
 from ..graph.shapes import infer_shapes, shape_elements
@@ -154,7 +154,7 @@ def _evaluate(proto: ModelProto, nodes: list[gs.Node]) -> dict[str, np.ndarray]:
     part = extract(proto, [t.name for node in nodes for t in node.outputs if t.name])
     del part.graph.input[:]
     try:
-        return Session(part).run({})
+        return Session(part, provider=CPU).run({})
     except EngineError:
         if len(nodes) == 1:
             return {}

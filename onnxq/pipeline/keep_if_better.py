@@ -137,27 +137,25 @@ def keep_if_better(
     """The model with those passes, one after another, that do not make the quantized model worse.
 
     `model` is left as it is. finish: quantizes a copy, which it may change, to the end.
-    few: a context of fewer samples, in which a step is tried first; it ends there where it finds nothing to do, or
-    makes the result worse. before: measures the quality of the model as it is; asked once, where a step changes
-    something.
+    few: a context of fewer samples, in which a step is tried; one that is kept is then taken on all of them: it knows
+    more there, and leaves more as it is. before: measures the quality of the model as it is; asked once, where a step
+    changes something.
     """
     steps = []
     measured, db = False, None
     for index, step in enumerate(passes):
         context.services.progress(f"trying {step.title}", index, len(passes))
         start = time.perf_counter()
-        tried, kept, after = model, True, None
-        for work in (context,) if few is None else (few, context):
-            tried = model.clone()
-            outcome = step.apply(tried, work)
-            if not outcome.changed:
-                break
+        tried, kept, after = model.clone(), True, None
+        outcome = step.apply(tried, few or context)
+        if outcome.changed:
             if not measured:
                 measured, db = True, before() if before is not None else quality.db(finish(model.clone()))
             after = quality.db(finish(tried.clone()))
             kept = step.preserves is True if db is None or after is None else after >= db - TOLERANCE_DB
-            if not kept:
-                break
+            if kept and few is not None:
+                tried = model.clone()
+                outcome = step.apply(tried, context)
         steps.append(_record(step, outcome, db, after, kept, time.perf_counter() - start))
         if kept and outcome.changed:
             model, db = tried, after

@@ -28,7 +28,7 @@ from ..data import Feed
 from ..errors import EngineError, VerificationError
 from ..execution.compare_outputs import run_models
 from ..execution.observe import observed
-from ..execution.session import EXACT_PRODUCTS, Session, optimized_graph, runtime_version
+from ..execution.session import CPU, EXACT_PRODUCTS, Session, optimized_graph, runtime_version
 from ..graph import large
 from ..graph.class_scores import class_score_outputs
 from ..graph.comparable import Comparable, comparables
@@ -147,7 +147,7 @@ def verify(
     _check(written, original)
     places, scores = comparables(original), class_score_outputs(original)
     comparisons = {place.label: _Comparison(place, place.output in scores) for place in places}
-    reference = Session(observed(original, places))
+    reference = Session(observed(original, places), provider=CPU)
     large_proto = proto if proto is not None and large.references(proto) else None
     try:
         plain = _session(written, large_proto, places, optimize=False)
@@ -190,9 +190,11 @@ def _session(
 ) -> Session:
     """The written model, with what is compared as its outputs. proto: the same in memory, if it is to be taken."""
     if all(place.selection is None for place in places):
-        return Session(written if proto is None or optimize else proto, optimize=optimize, exact_products=exact)
+        return Session(
+            written if proto is None or optimize else proto, optimize=optimize, exact_products=exact, provider=CPU
+        )
     shown = observed(proto or onnx.load(written), places, keep_outputs=True)
-    return Session(shown, optimize=optimize, exact_products=exact)
+    return Session(shown, optimize=optimize, exact_products=exact, provider=CPU)
 
 
 def _default(

@@ -29,7 +29,7 @@ from ..calibration.context import Context
 from ..data import Preprocess, Transform, replayable
 from ..errors import UsageError
 from ..evaluation.labels import read_labels
-from ..execution.session import default_threads
+from ..execution.session import default_threads, running_on
 from ..graph import storage
 from ..graph.model import Model
 from ..graph.scratch import scratch_folder
@@ -110,6 +110,7 @@ def train(
         task = _open_task(model, data, options, preprocess, input_keys, transform, progress)
         collector = ReportCollector() if details else None
         stack.enter_context(_threads(options))
+        stack.enter_context(running_on(options.provider))
         samples = _read(task, data, labels, options, preprocess, input_keys, transform, stack)
         training, plan = _initialized(task, samples, recipe, collector)  # equalization, quantizers, ranges
         started = time.perf_counter()
