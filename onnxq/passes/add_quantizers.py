@@ -82,7 +82,7 @@ class AddQuantizers:
             return PlacedNode(Reason("preset", "the preset leaves weights in float"))
         if weight is None and self.activation is None:
             return PlacedNode(Reason("preset", "the preset leaves activations in float"))
-        data = tuple(t.name for t in chosen.data if id(t) not in placement.biases)
+        data = tuple(t.name for t in chosen.data if (id(chosen.node), id(t)) not in placement.biases)
         return PlacedNode(None, data, weight, placement.written_by(chosen))
 
     def patterns(self) -> Iterator[tuple[str, str]]:
@@ -142,17 +142,17 @@ class _Placement:
     options: AddQuantizers
     choice: Choice
     quantizers: dict[str, Quantizer] = field(default_factory=dict)
-    biases: set[int] = field(default_factory=set)  # constants, by identity, whose grids come with lowering
+    biases: set[tuple[int, int]] = field(default_factory=set)  # (node, bias), by identity: their grids come later
     whole_channels: list[str] = field(default_factory=list)  # layers that have no blocks, and why
 
     def place(self) -> None:
-        self.biases = {id(layer.bias) for layer in linear_layers(self.model.graph.nodes)}
+        self.biases = {(id(layer.bias_node), id(layer.bias)) for layer in linear_layers(self.model.graph.nodes)}
         for each in self.choice.chosen:
             node, rule = each.node, each.rule
             if rule.kind == "movement":
                 continue
             for tensor in each.data:
-                if id(tensor) not in self.biases:
+                if (id(node), id(tensor)) not in self.biases:
                     self._activation(tensor, node)
             layer = linear_layer(node) if rule.kind == "linear" else None
             if isinstance(layer, LinearLayer):

@@ -69,9 +69,14 @@ class LowerToQdq:
 
 
 def _note_exempt(model: Model) -> None:
-    """Write down which nodes are in float for another reason than the target's rule, for `onnxq check`."""
+    """Write down which nodes are in float for another reason than the target's rule, for `onnxq check`: the user wanted
+    it, a tensor has no range, or a constant is the weight of another node, of which the integers say nothing."""
     reasons = ((name, placed.reason) for name, placed in model.placement.nodes.items() if placed.reason is not None)
-    names = sorted(n for n, reason in reasons if reason.is_the_users or reason.cause in model.placement.tensors)
+    names = sorted(
+        name
+        for name, reason in reasons
+        if reason.is_the_users or reason.kind == "constant" or reason.cause in model.placement.tensors
+    )
     if names:
         model.header.metadata_props.add(key=EXEMPT, value=json.dumps(names))
 
