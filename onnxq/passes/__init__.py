@@ -1,6 +1,7 @@
 """The white paper's Figure 8, one file a step, in the order in which `pipeline` lists them:
 
     normalize               one form for what exporters write in many
+    rewrite_einsum          Einsum of activations and a constant is a MatMul
     fuse_decomposed         HardSwish and others that exporters decomposed                    (2.3.2)
     fold_batchnorm          BatchNorm, Mul and Add go into the linear layer beside them       (10 to 12)
     remove_dead_channels    channels that carry a constant go into the next bias
@@ -8,6 +9,7 @@
     absorb_bias             high biases go into the next layer                                (23, 24)
     smoothquant             outliers behind LayerNorm go into the weights that read them      (arXiv:2211.10438)
     add_quantizers          where the target computes in integers                             (2.3.2, 2.3.3)
+    add_table_quantizers    of tables that Gather looks up, one scale a row
     apply_overrides         what the user wants otherwise
     apply_encodings         grids that an encodings file gives
     set_weight_ranges       weight scales from the weights                                    (3.1)

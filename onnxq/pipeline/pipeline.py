@@ -61,6 +61,7 @@ from ..passes.move_transposes import MoveTransposes
 from ..passes.normalize import Normalize
 from ..passes.refine_weight_ranges import RefineWeightRanges
 from ..passes.remove_dead_channels import RemoveDeadChannels
+from ..passes.rewrite_einsum import RewriteEinsum
 from ..passes.round_weights import RoundWeights
 from ..passes.set_activation_ranges import SetActivationRanges
 from ..passes.set_bias_scales import SetBiasScales
@@ -141,7 +142,10 @@ def prepare(proto: ModelProto, origin: str, options: Options, context: Context) 
     """From any exporter's model to the one form that the rest works on; the function stays."""
     model = load(proto, origin, options)
     return run_passes(
-        (Normalize(), MoveTransposes(), FuseDecomposedOperators(), FoldBatchNorm()), model, context, proto
+        (Normalize(), RewriteEinsum(), MoveTransposes(), FuseDecomposedOperators(), FoldBatchNorm()),
+        model,
+        context,
+        proto,
     )
 
 
