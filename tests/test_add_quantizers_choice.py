@@ -109,3 +109,29 @@ def test_the_pass_leaves_the_graph_alone():
     assert AddQuantizers.preserves is None
     name_nodes(model_.graph.nodes)
     assert [n.name for n in model_.graph.nodes] == ["Conv_a", "Sigmoid_b", "Conv_y"]
+
+
+# --- outputs ----------------------------------------------------------------------------------------------------
+
+OUTPUT = "it computes an output of the model, which keeps float precision"
+PARTS = "it puts outputs of the model together: narrow ones would be lost on the grid of wide ones"
+
+
+@pytest.mark.parametrize(
+    ("end", "in_float"),
+    [
+        ("y = Concat<axis=1>(a, s)", {"Sigmoid_s": OUTPUT, "Concat_y": PARTS}),
+        ("r = Flatten(s) t = Flatten(a) y = Concat<axis=1>(r, t)", {"Sigmoid_s": OUTPUT, "Concat_y": PARTS}),
+        (
+            "i = Concat<axis=1>(a, s) y = Concat<axis=1>(i, s)",
+            {"Sigmoid_s": OUTPUT, "Concat_i": PARTS, "Concat_y": "none of its inputs is computed in integers"},
+        ),
+        ("c = Concat<axis=1>(a, s) y = Conv(c, k)", {}),  # it is an input of a layer
+        ("d = Conv(s, v) y = Concat<axis=1>(d, s)", {"Concat_y": PARTS}),  # of one as well
+    ],
+)
+def test_what_a_concat_of_outputs_puts_together_keeps_float_precision(end, in_float):
+    body = f"a = Conv(x, w) s = Sigmoid(a) {end}"
+    shape = "float[?,?] y" if "Flatten" in end else "float[?,?,?,?] y"
+    _, outcome = planned(conv(body, ", float[2,6,1,1] k", shape))
+    assert reasons(outcome) == in_float

@@ -145,10 +145,11 @@ class _Chooser:
                 return Reason("constant", text)
             if not np.isfinite(constant.values).all():
                 return Reason("constant", f"constant {constant.name!r} holds infinity or not-a-number")
-        if is_op(node, "Concat") and self._ends_in_outputs(node.outputs[0]):
+        parts = self._ends_in_outputs(node.outputs[0], joined=True)
+        if is_op(node, "Concat") and parts:
             text = "it puts outputs of the model together: narrow ones would be lost on the grid of wide ones"
             return Reason("output", text)
-        if self.target.outputs != "grid" and self.model.is_output(node.outputs[0]):
+        if self.target.outputs != "grid" and (parts or self.model.is_output(node.outputs[0])):
             return Reason("output", "it computes an output of the model, which keeps float precision")
         return None
 
@@ -160,12 +161,14 @@ class _Chooser:
             return None
         return Reason("inputs", f"it follows its {before.op}, which stays in float: {reason.text}", before.name)
 
-    def _ends_in_outputs(self, tensor: gs.Tensor) -> bool:
-        """Whether a tensor becomes an output of the model, moved at most, and nothing else."""
+    def _ends_in_outputs(self, tensor: gs.Tensor, *, joined: bool = False) -> bool:
+        """Whether a tensor becomes an output of the model, moved at most, and nothing else. joined: or a part of one,
+        by a Concat, which stays in float there."""
         if not tensor.outputs:
             return self.model.is_output(tensor)
         return all(
-            preserves_grid(reader) and reader.inputs[0] is tensor and all(map(self._ends_in_outputs, reader.outputs))
+            ((joined and is_op(reader, "Concat")) or (preserves_grid(reader) and reader.inputs[0] is tensor))
+            and all(self._ends_in_outputs(output, joined=joined) for output in reader.outputs)
             for reader in tensor.outputs
         )
 
