@@ -46,6 +46,8 @@ CASES = {
     "a weight that is an operand, too": """(float[1,8,8] x) => (float[?,?,?] y, float[?,?,?] z)
         <float[8,8] w, float[8,4] v>
         { a = MatMul(x, w) s = Mul(a, w) y = MatMul(s, v) z = MatMul(a, v) }""",
+    "Relu behind data movement": """(float[1,4,8,8] x) => (float[?,?,?,?] y) <float[4,4,1,1] w, float[2,4,1,1] u>
+        { a = Conv(x, w) m = MaxPool<kernel_shape=[2,2]>(a) r = Relu(m) y = Conv(r, u) }""",
     "an input joins a float operator": """(float[1,4,8,8] x) => (float[?,?,?,?] y)
         <float[4,4,1,1] w, float[4,4,1,1] v>
         { e = Erf(x) s = Add(x, e) a = Conv(s, w) c = Conv(x, v) y = Add(a, c) }""",

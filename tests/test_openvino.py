@@ -125,7 +125,8 @@ def in_openvino(net, folder, **settings):
         ({"per_channel": False}, {"u8": 2}),
         ({"symmetric_activations": True}, {"i8": 1, "u8": 1}),
         ({"asymmetric_weights": True}, {"f32": 2}),
-        ({"preset": "w4a8"}, {"f32": 2}),
+        ({"preset": "w4a8"}, {"u8": 2}),  # stored in int8
+        ({"preset": "w4a8", "store_4bit": "int4"}, {"f32": 2}),
     ],
     ids=str,
 )

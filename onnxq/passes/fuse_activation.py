@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from ..graph import edit
 from ..graph.model import Model
 from ..operators.elementwise import clip_bounds
+from ..targets import Target
 from .base import Context, Outcome, Skip
 
 
@@ -44,7 +45,10 @@ class FuseActivation:
                 quantizer.params.quantize(np.asarray(a)) == grid.qmin
                 and quantizer.params.quantize(np.asarray(b)) == grid.qmax
             )
-            if not reached:
+            kept = _keeps_grid(node, context.target)
+            if kept is not None:
+                skips.append(Skip(node.name, f"{kept.name} keeps the grid of its input, and would write another"))
+            elif not reached:
                 skips.append(Skip(node.name, f"its grid {grid} reaches beyond [{a:g}, {b:g}]"))
             elif _detach(model, node):
                 removed.append(node)
@@ -52,6 +56,13 @@ class FuseActivation:
                 skips.append(Skip(node.name, f"{node.inputs[0].name!r} is needed without the activation too"))
         edit.remove(model, removed)
         return Outcome(len(removed), tuple(skips))
+
+
+def _keeps_grid(node: gs.Node, target: Target) -> gs.Node | None:
+    """The operator before an activation, where it only moves integers: it cannot requantize them."""
+    before = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+    rule = None if before is None else target.rule_of(before)
+    return before if rule is not None and rule.grid == "same" else None
 
 
 def _detach(model: Model, node: gs.Node) -> bool:
