@@ -22,7 +22,7 @@ def run_onnxq(command: str, arguments: list[str]) -> None:
     """The command line as a user calls it."""
     from onnxq.cli import main
 
-    main([command, *arguments, "--quiet"])
+    main([command, *arguments])
 
 
 def run_quantize_static(

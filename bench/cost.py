@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import runpy
 import sys
 import tempfile
@@ -73,7 +74,7 @@ class Network:
 class Row:
     """One quantization. outcome: `done`, `ended` at the limit, `refused`, or `failed`; why: what was said then.
 
-    sqnr_db, printed_db: by output, in dB, on unseen samples and as onnxq reports it; infinite where identical.
+    sqnr_db, printed_db: by output, in dB, on unseen samples and as onnxq prints it; infinite where identical.
     """
 
     network: str
@@ -95,7 +96,7 @@ class Row:
 
     @property
     def mean_printed_db(self) -> float | None:
-        """The same of the report's figures, for the outputs that could be compared on unseen samples."""
+        """The same of the printed figures, for the outputs that could be compared on unseen samples."""
         return mean({name: db for name, db in self.printed_db.items() if name in self.sqnr_db})
 
 
@@ -175,13 +176,12 @@ class Bench:
         self, preset: str, tool: str, model: Path, scratch: Path, unseen: Sequence[Feed], reference: Sequence[Any]
     ) -> tuple[str, str, float, float, dict[str, float], dict[str, float]]:
         """The fields of a row from `outcome` on."""
-        output, report = scratch / "quantized.onnx", scratch / "report.json"
-        for old in (output, report):
-            old.unlink(missing_ok=True)
+        output = scratch / "quantized.onnx"
+        output.unlink(missing_ok=True)
         if tool == STATIC:
             command, options = STATIC, ["MinMax", preset]
         else:
-            command, options = "onnxq", [*PRESETS[preset], *TOOLS[tool], "--report", str(report)]
+            command, options = "onnxq", [*PRESETS[preset], *TOOLS[tool]]
         run = compare.attempt(command, model, scratch / "calib", output, *options, limit=self.limit)
         if run.code is None:
             return "ended", f"ended after {self.limit:g} CPU s", run.cpu_seconds, run.mebibytes, {}, {}
@@ -189,7 +189,7 @@ class Bench:
             outcome = "refused" if tool != STATIC and run.code == 2 else "failed"
             last = run.said.splitlines()[-1].strip().rstrip(".") if run.said else "nothing was said"
             return outcome, f"exit {run.code}: {last}", run.cpu_seconds, run.mebibytes, {}, {}
-        printed = {} if tool == STATIC else printed_db(report)
+        printed = {} if tool == STATIC else printed_db(run.said)
         try:
             found = measure.distances(reference, measure.outputs(output, unseen))
         except Exception as error:  # ONNX Runtime's errors share no other class
@@ -198,11 +198,10 @@ class Bench:
         return "done", "", run.cpu_seconds, run.mebibytes, found, printed
 
 
-def printed_db(report: Path) -> dict[str, float]:
-    """SQNR of each output as onnxq reports it."""
-    quality = json.loads(report.read_text(encoding="utf-8"))["quality"]
-    known = [q for q in quality if not q["is_unknown"]]
-    return {q["output"]: math.inf if q["sqnr_db"] is None else float(q["sqnr_db"]) for q in known}
+def printed_db(said: str) -> dict[str, float]:
+    """SQNR of each output as onnxq prints it."""
+    found = re.findall(r"^output (.+): SQNR (identical|-?[0-9.]+)", said, re.MULTILINE)
+    return {output: math.inf if db == "identical" else float(db) for output, db in found}
 
 
 Found = Mapping[tuple[str, str, str], Row]
@@ -270,7 +269,7 @@ TEXT = f"""Cost: CPU seconds (user and system, the whole process with imports an
 quantize_static (per channel, min-max, behind quant_pre_process; below opset 13 behind a conversion, too), and peak
 memory. Both tools are started as `python bench/child.py TOOL ...` on the same calibration samples in .npz files, one
 process at a time. SQNR: mean over float outputs in dB against the float model, on samples that calibration never saw,
-ONNX Runtime's optimisations on, over samples whose shapes agree; in brackets the mean of what onnxq's report says.
+ONNX Runtime's optimisations on, over samples whose shapes agree; in brackets the mean of what onnxq prints.
 A dash: onnxq refuses the options, or there is no result to compare.
 
 Bounds: on realmodels `default` takes at most {MOST_TIMES["default"]:g} times quantize_static's CPU time (8 where

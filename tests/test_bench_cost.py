@@ -89,6 +89,11 @@ def test_cells_and_bounds() -> None:
     assert list(cost.misses(by_tool(static, made("default", 7, 28.8, 30), nearest))) == []
 
 
+def test_printed_figures() -> None:
+    said = "output a: b: SQNR 26.4 dB against float, on 12 samples held out\noutput c: SQNR identical\nfile: SQNR 3\n"
+    assert cost.printed_db(said) == {"a: b": 26.4, "c": math.inf}
+
+
 def test_what_has_no_figure() -> None:
     static = made("quantize_static", 2)
     ended = made("default", 300, outcome="ended", why="ended after 300 CPU s", sqnr_db={}, printed_db={})
