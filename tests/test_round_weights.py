@@ -387,3 +387,17 @@ def test_one_thread_multiplies_while_weights_are_rounded(monkeypatch):
         assert read() == 2
     finally:
         write(before)
+
+
+def test_one_search_of_the_scale_serves_every_lambda_but_with_effort_high(monkeypatch):
+    proto = graphs.model(LAYERS["conv"])
+    feeds, searches = correlated(proto, 10), []
+    search = choice.search_scale
+    monkeypatch.setattr(choice, "search_scale", lambda *given: searches.append(1) or search(*given))
+    for effort, expected in (("fast", 1), ("default", 1), ("high", 1 + len(EFFORTS["high"].dampings))):
+        searches.clear()
+        model = prepared(proto, feeds)
+        outcome = RoundWeights(effort=effort).apply(model, context(proto, feeds))
+        layers = len(outcome.rounded)
+        assert outcome.changed == layers
+        assert len(searches) == expected * layers

@@ -158,8 +158,9 @@ class _Rounder:
         rank = min(k, columns)
         two = has_two_candidates(self.model.quantizers[layer.weight.name].spec, self._input_bits([layer]))
         fits = 1 + len(tried_dampings(self.method, self.effort.dampings, two))  # and one on all samples
-        solved = 4 * rank * rank + m * (4 if two else 70) * (k + 200)
-        return runs + g * k * (columns * (rank + m) + fits * solved)
+        searches = 0 if two else fits if self.effort.scale_each else 1
+        solved = fits * 4 * (rank * rank + m * (k + 200)) + searches * m * 70 * (k + 200)
+        return runs + g * k * (columns * (rank + m) + solved)
 
     def _positions(self, layer: LinearLayer) -> int:
         """Output positions of each sample that statistics are taken of."""
@@ -235,7 +236,7 @@ class _Rounder:
         input_scales = [input_scale(self.model, use) for use in uses]
         bits, spec = self._input_bits(uses), quantizer.spec
         return WeightChooser(
-            uses, statistics, input_scales, bits, quantizer.params, spec, self.method, self.effort.dampings
+            uses, statistics, input_scales, bits, quantizer.params, spec, self.method, self.effort
         ).choose()
 
     def _input_bits(self, uses: Sequence[LinearLayer]) -> int | None:
