@@ -4,6 +4,7 @@ own adds fails in its build.
 
 Seen with RKNN-Toolkit2 2.5.0 in its simulator of an RK3588: every operator that the rules quantize, between two
 convolutions, agrees with ONNX Runtime within 28 to 50 dB (Mul lowest). What stays in float runs in float16 there.
+Products of two activations are left to that: quantized, they end its build (`Invalid w_par['dtype'] = float16`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .ort import ORT
-from .target import never
+from .target import never, no_weight
 
 _SEEN = "RKNN-Toolkit2 2.5.0, simulator of RK3588"
 _SUPPORT = "https://github.com/airockchip/rknn-toolkit2/blob/master/CHANGELOG.md (ONNX: operator sets 12 to 19)"
@@ -21,7 +22,10 @@ RKNN = replace(
     name="rknn",
     description="Rockchip NPUs by RKNN-Toolkit2: uint8 activations, int8 weights, int32 biases, operator set 13 to 19",
     source=_SEEN,
-    rules={op: replace(rule, slow=never) for op, rule in ORT.rules.items()},
+    rules={
+        **{op: replace(rule, slow=never) for op, rule in ORT.rules.items()},
+        "MatMul": replace(ORT.rules["MatMul"], slow=never, refuses=no_weight),
+    },
     quantizes_float_weights=False,
     runs_here=False,
     max_opset=19,
