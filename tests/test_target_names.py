@@ -89,6 +89,25 @@ def test_what_the_tool_gets_wrong_stays_in_float(target, op):
     assert op not in [n.op for n in onnxq.quantize(proto, samples(proto), target="ort", **options).report.float_nodes]
 
 
+@pytest.mark.parametrize(("target", "warned"), [("generic-int8", True), ("stedgeai", False), ("qnn", False)])
+def test_an_int8_softmax_with_zero_point_0_is_warned_of(target, warned):
+    proto = model(
+        """(float[1,3,8,8] x) => (float[1,4,8,8] y) <float[4,3,1,1] w, float[4,4,1,1] v> {
+        a = Conv(x, w) b = Softmax(a) y = Conv(b, v) }"""
+    )
+    for source, expected in ((proto, warned), (CONV, False)):
+        warnings = onnxq.quantize(source, samples(source), target=target, **PLAIN).report.warnings
+        assert any("QNN shifts it by 128 steps" in warning for warning in warnings) == expected
+
+
+def test_a_file_warns_of_what_it_says_and_of_nothing_of_its_base(tmp_path):
+    file = tmp_path / "npu.toml"
+    file.write_text('[cautions]\nGlobalAveragePool = "slow"')
+    warnings = onnxq.quantize(CONV, samples(CONV), target=str(file), **PLAIN).report.warnings
+    assert any(warning.endswith(": slow") and warning.startswith("GlobalAveragePool is") for warning in warnings)
+    assert list(find_target(str(file)).cautions) == ["GlobalAveragePool"]
+
+
 @pytest.mark.parametrize("target", ["rknn", "tract", "opencv", "stedgeai"])
 def test_sixteen_bits_are_refused(target):
     with pytest.raises((UsageError, VerificationError)):
