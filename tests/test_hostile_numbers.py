@@ -113,6 +113,18 @@ def test_other_float_types_are_brought_to_float32(kind: str, text: str) -> None:
     assert {p.key: p.value for p in result.metadata_props} == {"onnxq.float32_from": kind}
 
 
+def test_what_stays_in_float_is_stored_as_it_came() -> None:
+    """No result is larger than its input: a large table in float16 that nothing quantizes takes no more room."""
+    text = """(float16[N,64] x) => (float16[N,64] y) <float16[64,64] w, float16[64,64] v> {
+        h = MatMul(x, w) a = Relu(h) [last] y = MatMul(a, v) }"""
+    proto = model(text)
+    result = onnxq.quantize(proto, [feeds(proto)] * 8, threads=1, exclude=("last",))
+    kept = next(t for t in result.model.graph.initializer if t.data_type == TensorProto.FLOAT16)
+    assert list(kept.dims) == [64, 64]
+    assert result.model.ByteSize() < proto.ByteSize()
+    assert not any(t.data_type == TensorProto.FLOAT and len(t.dims) == 2 for t in result.model.graph.initializer)
+
+
 def test_half_precision_inside_of_float32_inputs_and_outputs() -> None:
     text = """(float[N,4] x) => (float[N,3] y) <float16[4,3] w> {
         h = Cast<to=10>(x) k = MatMul(h, w) y = Cast<to=1>(k) }"""

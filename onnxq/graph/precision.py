@@ -2,13 +2,15 @@
 
     input x (float16) -> Cast -> x_float32 -> [ the network in float32 ] -> y_float32 -> Cast -> output y (float16)
 
-Half precision widens to float32 exactly. A double loses what no 8-bit grid could have kept; one too large for
-float32 is refused. Inputs and outputs keep their types, so that the model can take the place of the original.
+What stays in float is stored in float16 again at last (`stored_as_given`). Half precision widens to float32 exactly. A
+double loses what no 8-bit grid could have kept; one too large for float32 is refused. Inputs and outputs keep their
+types, so that the model can take the place of the original.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -57,6 +59,47 @@ def as_float32(proto: ModelProto, origin: str) -> ModelProto:
     entry = copy.metadata_props.add()
     entry.key, entry.value = WIDENED_FROM, ", ".join(sorted(_NAMES[kind] for kind in found))
     return copy
+
+
+def stored_as_given(proto: ModelProto) -> ModelProto:
+    """The result of a model that came in float16, with its float constants stored as they came: what is left in float
+    computes in float32, and takes no more room than before.
+
+    constant (float16) -> Cast -> its readers (float32): runtimes evaluate the Cast when they load the model. Only
+    what float16 holds to its own precision is stored so (steps of the pipeline may have scaled it), and no scales
+    of QuantizeLinear and DequantizeLinear, which must be constants.
+    """
+    came_in = next((entry.value for entry in proto.metadata_props if entry.key == WIDENED_FROM), "")
+    if "float16" not in came_in.split(", "):
+        return proto
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    graph = copy.graph
+    scales = {name for node in nodes_of(graph) for name in node.input[1:] if node.op_type.endswith("eLinear")}
+    scales |= {value.name for value in graph.output}
+    taken = {t.name for t in graph.initializer} | {n for node in nodes_of(graph) for n in (*node.input, *node.output)}
+    casts: list[NodeProto] = []
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or tensor.name in scales or math.prod(tensor.dims) < _WORTH_A_CAST:
+            continue
+        values, name = large.array(tensor), tensor.name
+        with np.errstate(over="ignore"):
+            half = np.asarray(values, np.float16)
+        if not np.allclose(half, values, rtol=2.0**-11, atol=2.0**-25, equal_nan=True):
+            continue
+        stored = next(n for n in (f"{name}_float16{'_' * i}" for i in itertools.count()) if n not in taken)
+        taken.add(stored)
+        tensor.CopyFrom(large.tensor(half, stored, spilled=large.is_reference(tensor)))
+        casts.append(_cast(stored, name, TensorProto.FLOAT))
+    nodes = [*casts, *(node for node in graph.node)]
+    nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return copy
+
+
+_WORTH_A_CAST = 256
+"""Elements from which on a constant in float16 saves more than the node that widens it takes."""
 
 
 def _types_of_weights(proto: ModelProto) -> set[int]:

@@ -230,7 +230,7 @@ def _unmatched_encodings(task: Task, quantized: Quantized) -> str:
 
 def _widened_weights(task: Task) -> str:
     widened = next((p.value for p in task.proto.metadata_props if p.key == WIDENED_FROM), None)
-    return "" if widened is None else f"weights were {widened}: what is not quantized is float32 now"
+    return "" if widened is None else f"weights were {widened}: what is not quantized computes in float32 now"
 
 
 def _missing_ranges(task: Task, quantized: Quantized) -> str:

@@ -38,6 +38,7 @@ from ..errors import DataError, NothingToQuantizeError, UsageError
 from ..execution.services import no_progress
 from ..graph.model import Model
 from ..graph.opset import convert_opset
+from ..graph.precision import stored_as_given
 from ..graph.stored_weights import StoredWeights
 from ..options import Options, bits
 from ..passes.absorb_bias import AbsorbBias
@@ -112,6 +113,7 @@ def quantize(task: Task, collector: ReportCollector | None = None) -> Quantized:
     plan = make_plan(task, collector)
     proto, lowered = lower(plan.model, task.context)
     proto, stored, nodes = _store_inner_weights(proto, task.options)
+    proto = stored_as_given(proto)
     log_steps(lowered + stored)
     return Quantized(plan.model, proto, plan.steps + lowered + stored, plan.findings, nodes)
 

@@ -172,6 +172,8 @@ class Target:
     def rule(self, node: gs.Node) -> OpRule | str:
         """The rule for a node, or the reason why it stays in float."""
         rule = self.rule_of(node)
+        if rule is None and node.domain == "com.microsoft":
+            return "this model went through a runtime's optimiser: quantize the model before it"
         if rule is None and node.domain not in ONNX_DOMAINS:
             return f"operator of domain {node.domain!r} is unknown; register it, see `onnxq.operators.register`"
         if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
