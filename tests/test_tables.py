@@ -134,6 +134,24 @@ def test_compilers_get_the_whole_table_dequantized() -> None:
     assert source.op_type == "DequantizeLinear"
 
 
+def test_qnn_gets_a_table_on_the_grid_of_what_is_looked_up() -> None:
+    """Seen with onnxruntime-qnn 2.7.0: with a scale a row, or another grid behind, its graph cannot be finalised."""
+    for preset, kind in (("w8a8", "uint8"), ("w8a16", "uint16")):
+        _, after, result = quantized(EMBEDDING, target="qnn", preset=preset)
+        constants = weights(after)
+        gather = next(n for n in after.graph.node if n.op_type == "Gather")
+        table = next(n for n in after.graph.node if gather.input[0] in n.output)
+        found = next(n for n in after.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == gather.output[0])
+        assert constants[table.input[0]].dtype == kind
+        assert constants[table.input[1]].shape == ()
+        for mine, theirs in zip(table.input[1:], found.input[1:], strict=True):
+            assert np.array_equal(constants[mine], constants[theirs])
+        assert result.report.quality[0].sqnr_db > 30
+    kept = quantized(EMBEDDING, target="qnn", embeddings="4")[1]
+    gather = next(n for n in kept.graph.node if n.op_type == "Gather")
+    assert weights(kept)[gather.input[0]].dtype == np.float32
+
+
 def test_it_is_no_slower_than_dequantizing_the_table() -> None:
     """The table must not be dequantized for each run."""
     _, after, _ = quantized(EMBEDDING)

@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from graphs import model
 from quantized import PLAIN, samples
@@ -80,6 +81,16 @@ def test_qnn_runs_nothing_of_a_dynamic_batch():
     assert "`freeze` x=1x3x8x8" in found.problem
     frozen = onnxq.quantize(CONV, samples(CONV), target="qnn", freeze=("x=1x3x8x8",), **PLAIN).model
     found = tried(frozen, "qnn", how)
+    assert (found.partitions, found.fallback, found.problem) == (1, (), "")
+
+
+def test_qnn_looks_rows_up_in_a_table():
+    how = vendor("qnn")
+    proto = model(
+        "(int64[1,4] i) => (float[1,4,5] y) <float[400,64] t, float[64,5] w> { e = Gather(t, i) y = MatMul(e, w) }"
+    )
+    feeds = [{"i": np.random.default_rng(n).integers(0, 400, (1, 4))} for n in range(8)]
+    found = onnxq.quantize(proto, feeds, target="qnn", toolchain=how, **PLAIN).report.toolchain
     assert (found.partitions, found.fallback, found.problem) == (1, (), "")
 
 

@@ -43,7 +43,7 @@ class AddTableQuantizers:
                 tables.setdefault(table.name, (table, []))[1].append(node)
         planned, skips = 0, []
         for name, (table, nodes) in tables.items():
-            reason = self._plan(model, table, nodes)
+            reason = self._plan(model, table, nodes, context.target.tables == "grid")
             if reason is None:
                 planned += 1
                 continue
@@ -51,8 +51,8 @@ class AddTableQuantizers:
             skips.append(Skip(name, reason.text))
         return Outcome(planned, tuple(skips))
 
-    def _plan(self, model: Model, table: gs.Constant, nodes: list[gs.Node]) -> Reason | None:
-        """Why the table stays in float, or None."""
+    def _plan(self, model: Model, table: gs.Constant, nodes: list[gs.Node], on_one_grid: bool) -> Reason | None:
+        """Why the table stays in float, or None. on_one_grid: whether what is looked up must keep its grid."""
         if self.spec is None:
             return Reason("preset", self.reason)
         name, axis = table.name, row_axis(nodes[0])
@@ -67,6 +67,10 @@ class AddTableQuantizers:
         tied, others = _tied_layers(model, table), _other_readers(model, table)
         if others:
             return Reason("constant", f"{others[0].name!r} ({others[0].op}) reads it in float")
+        if on_one_grid and self.spec.grid.bits < 8:
+            return Reason("target", "a table has the grid of what is looked up in it there, of 8 or 16 bits")
+        if on_one_grid:
+            return _plan_on_one_grid(model, table, nodes, bool(tied))
         known = [q for layer in tied if (q := model.weight_quantizer(layer)) is not None]
         if len(known) < len(tied):
             names = [layer.node.name for layer in tied if model.weight_quantizer(layer) is None]
@@ -84,6 +88,27 @@ class AddTableQuantizers:
         for node in nodes:
             model.placement.nodes[node.name] = PlacedNode(None, weight=name)
         return None
+
+
+def _plan_on_one_grid(model: Model, table: gs.Constant, nodes: list[gs.Node], is_tied: bool) -> Reason | None:
+    """A table with one scale, whose grid what is looked up in it keeps: what is looked up are its values."""
+    if is_tied:
+        return Reason("constant", "an output layer reads it on another grid")
+    found = [model.quantizers.get(node.outputs[0].name) for node in nodes]
+    if any(q is None or q.grid_of is not None or q.given for q in found):
+        return Reason("inputs", "what is looked up in it is not quantized on a grid of its own")
+    specs = [q.spec for q in found if q is not None]
+    if any(spec != specs[0] for spec in specs):
+        return Reason("inputs", "what is looked up in it is quantized to several types")
+    model.quantizers[table.name] = Quantizer(
+        table.name, replace(specs[0], per_channel=False), method="minmax", readers=tuple(node.name for node in nodes)
+    )
+    for quantizer in found:
+        if quantizer is not None:
+            model.quantizers[quantizer.tensor] = replace(quantizer, grid_of=table.name, fixed=None)
+    for node in nodes:
+        model.placement.nodes[node.name] = PlacedNode(None, weight=table.name)
+    return None
 
 
 def _tied_layers(model: Model, table: gs.Constant) -> list[LinearLayer]:

@@ -203,10 +203,11 @@ def _moments(model: Model, name: str) -> Moments | None:
 
 def _follow(model: Model, activations: Mapping[str, Quantizer]) -> None:
     """Give quantizers that keep another tensor's grid the params of that one."""
+    planned = {**model.quantizers, **activations}
     for name, quantizer in activations.items():
         if quantizer.grid_of is None:
             continue
-        root = model.quantizers.get(grid_root(activations, name))
+        root = model.quantizers.get(grid_root(planned, name))
         if root is None or root.params is None:
             model.quantizers.pop(name, None)
         else:

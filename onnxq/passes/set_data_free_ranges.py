@@ -47,10 +47,12 @@ class SetDataFreeRanges:
                 parts = [given.get(n) or _range(known.get(n)) for n in (name, *quantizer.widened_by)]
                 ranges[name] = quantizer.fixed or _union(parts)
         skips = []
+        planned = dict(model.quantizers)
         for name, quantizer in activations.items():
-            root = grid_root(activations, name)
-            if (given_params := activations[root].params) is not None and activations[root].given:
-                model.quantizers[name] = quantizer.with_params(given_params)
+            root = grid_root(planned, name)
+            known_params = planned[root].params
+            if known_params is not None and (planned[root].given or root not in activations):  # a table's, for one
+                model.quantizers[name] = quantizer.with_params(known_params)
                 continue
             span = ranges[root]
             if span is None:

@@ -59,6 +59,7 @@ QNN = Target(
     outputs="grid",
     added_bias="operator",
     smallest_range=1e-4,
+    tables="grid",
     static_shapes=True,
     toolchain="qnn",
     requirements={

@@ -111,7 +111,8 @@ class Target:
     keeps_activations: whether Relu and Clip stay although the grid behind them does their work.
     reduced_weights: 8-bit weights use 7 bits.  smallest_range: of any grid, in real units.
     tables: whether what is looked up in a quantized table is dequantized (`rows`), or the `whole` table in front of the
-    Gather, by a DequantizeLinear that the compiler moves behind it.
+    Gather, by a DequantizeLinear that the compiler moves behind it; or the whole table has the `grid` of what is looked
+    up in it, one scale for all rows.
     min_opset, max_opset: where its quantized operators exist.
     quantizes_float_weights: whether it does so by itself where the tensors around a float layer are quantized.
     runs_here: whether ONNX Runtime's integer kernels are what will run, so that they must agree with the model.
@@ -150,7 +151,7 @@ class Target:
     reduced_weights: bool = False
     smallest_range: float = 0.0
     shifts: Shifts | None = None
-    tables: Literal["rows", "whole"] = "whole"
+    tables: Literal["rows", "whole", "grid"] = "whole"
     min_opset: int = 13
     max_opset: int | None = None
     quantizes_float_weights: bool = False
