@@ -31,6 +31,7 @@ PLAIN = Options(
     cle="off",
     dead_channels=False,
     absorb=False,
+    bias_correction="off",
     weight_range="minmax",
 )
 

@@ -169,15 +169,17 @@ def better_of(
     context: Context,
     finish: Callable[[Model], ModelProto],
     quality: QualityMeasure,
+    gain: float,
 ) -> tuple[Model, Step]:
-    """`best`, or the model with another step instead of those that led to `best`, where that is better; and its record.
+    """`best`, or the model with another step instead of those that led to `best`, where that is better by more than
+    `gain`, dB; and its record.
 
     Both are left as they are. finish: as in `keep_if_better`.
     """
     start, copy = time.perf_counter(), model.clone()
     outcome = step.apply(copy, context)
     before, after = quality.db(finish(best.clone())), quality.db(finish(copy.clone()))
-    kept = outcome.changed > 0 and before is not None and after is not None and after > before
+    kept = outcome.changed > 0 and before is not None and after is not None and after > before + gain
     return copy if kept else best, _record(step, outcome, before, after, kept, time.perf_counter() - start)
 
 

@@ -71,7 +71,7 @@ from ..passes.set_weight_ranges import SetWeightRanges
 from ..passes.smoothquant import SmoothQuant
 from ..report import Step
 from ..targets import find_target
-from ..thresholds import BIAS_SHARE, CLEAR_DB, NOISE_FLOOR_DB
+from ..thresholds import BIAS_SHARE, CLEAR_DB, NOISE_FLOOR_DB, TOLERANCE_DB
 from .collect_report import ReportCollector
 from .keep_if_better import better_of, keep_if_better
 from .log import log_steps
@@ -403,12 +403,12 @@ def _best_bias_correction(model: Model, best: Model, task: Task, untried: bool) 
     steps: Steps = ()
     finish = partial(_lowered, task=task)
     if untried:
-        best, record = better_of(best, CorrectBias(), model, context, finish, quality)
+        best, record = better_of(best, CorrectBias(), model, context, finish, quality, 0.0)
         steps = (record,)
     share = quality.bias_share(finish(best.clone()))
     if share < BIAS_SHARE:
         return best, steps
-    best, record = better_of(best, CorrectBiasEmpirically(), model, context, finish, quality)
+    best, record = better_of(best, CorrectBiasEmpirically(), model, context, finish, quality, TOLERANCE_DB)
     return best, (*steps, replace(record, notes=(*record.notes, f"{share:.0%} of the outputs' noise was a bias")))
 
 
