@@ -206,3 +206,55 @@ def test_a_corrupted_file_is_refused_and_nothing_is_written(tmp_path, monkeypatc
     with pytest.raises(VerificationError, match="not valid ONNX"):
         onnxq.quantize(proto, samples(proto), output=tmp_path / "out.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- what will run ---------------------------------------------------------------------------------------------------
+
+PRODUCTS = "(float[N,64] x) => (float[N,48] y) <float[64,64] w, float[64,48] v> { a = MatMul(x, w) y = MatMul(a, v) }"
+
+
+def outlying(proto, count=16):
+    """Samples of which some features are far larger than the others of their block."""
+    found = samples(proto, count, free=4)
+    for feed in found:
+        feed["x"][:, ::16] *= 300
+    return found
+
+
+def test_what_onnx_runtime_does_to_activations_is_measured_and_said():
+    weight = np.random.default_rng(0).standard_normal((64, 64)) * (np.arange(64)[:, None] % 16 > 0)
+    proto = model(PRODUCTS, w=weight)  # which reads none of the large features
+    result = onnxq.quantize(proto, outlying(proto), preset="w8", block_size=16, rounding="nearest")
+    (quality,) = result.report.quality
+    assert result.report.runtime_operators["MatMulNBits"] == 2
+    (said,) = (text for text in result.report.warnings if "MatMulNBits" in text)
+    assert "session.qdq_matmulnbits_accuracy_level = 1" in said
+    assert f"leaves {quality.sqnr_db:.1f} dB of the" in said  # the figure is that of a default session
+    exact = Session(result.model, optimize=True, exact_products=True)
+    default, plain = Session(result.model, optimize=True), Session(result.model)
+    feed = outlying(proto)[0]
+    np.testing.assert_allclose(exact.run(feed)["y"], plain.run(feed)["y"], rtol=1e-3, atol=1)
+    assert np.abs(default.run(feed)["y"] - plain.run(feed)["y"]).max() > 1
+
+
+def failing(model, **options):
+    raise EngineError("no kernel")
+
+
+@pytest.mark.parametrize("target", ["ort", "qnn"])
+def test_a_runtime_that_fails_on_its_own_rewriting_is_a_warning(target, monkeypatch):
+    monkeypatch.setattr(verify, "optimized_graph", failing)
+    proto = model(MLP)
+    result = onnxq.quantize(proto, samples(proto), target=target)
+    (said,) = (text for text in result.report.warnings if "own rewriting" in text)
+    assert "graph_optimization_level = ORT_DISABLE_ALL" in said
+    assert "identical" not in result.report.to_text()
+    assert "(computed as written)" in result.report.to_text()
+
+
+def test_a_model_for_another_tool_chain_is_judged_as_written(monkeypatch):
+    proto = model(MLP)
+    result = onnxq.quantize(proto, samples(proto), target="qnn")
+    (quality,) = result.report.quality
+    assert not quality.runs_in_default_session
+    assert result.report.runtime_operators == {}

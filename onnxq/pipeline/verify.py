@@ -162,7 +162,8 @@ def verify(
     known = {label: comparison for label, comparison in comparisons.items() if comparison.samples}
     for name, comparison in known.items():
         _refuse_damage(name, comparison, sessions)
-        if sessions.exact is not None and not comparison.agrees(comparison.runtime):
+        costs = comparison.quality.db < comparison.written.db and not comparison.agrees(comparison.runtime)
+        if sessions.exact is not None and costs:
             troubles += (_rounded_products(name, comparison, sessions, runtime),)
     quality = [comparison.record(has_runtime=sessions.default is not None) for comparison in known.values()]
     compared_outputs = {name for q in quality for name in (q.output, *q.more_outputs)}
