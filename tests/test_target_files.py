@@ -125,7 +125,6 @@ def test_each_base_serves(tmp_path):
         ("weight_types = 'int8'", "weight_types must be a list of strings, got 'int8'"),
         ("fused = ['Tan']", "fused must be one of Relu, Clip, .*, Swish, got 'Tan'; did you mean 'Tanh'"),
         ("reduced_weights = 1", "reduced_weights must be true or false, got 1"),
-        ("[cautions]\nSoftmax = 3", "cautions.Softmax must be a string, got 3"),
         ("name = 3", "name must be a string, got 3"),
         ("activation = 'int8'", r"'activation' must be a table, \[activation\], got 'int8'"),
         ("[weight]\nsymetric = true", r"\[weight\] unknown key 'symetric'; did you mean 'symmetric'"),

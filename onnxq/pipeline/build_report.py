@@ -176,7 +176,6 @@ def _warnings(task: Task, quantized: Quantized) -> tuple[str, ...]:
         _missing_ranges(task, quantized),
         _saturating_cpu(task),
         _dynamic_shapes(task, quantized),
-        *_cautions(task, quantized),
         _random_inputs(task),
     ]
     return tuple(warning for warning in found if warning)
@@ -259,15 +258,6 @@ def _dynamic_shapes(task: Task, quantized: Quantized) -> str:
     (feed,) = task.feeds.take(1)
     dynamic = dynamic_inputs(quantized.proto, feed.arrays)
     return dynamic and f"{target.name} runs nothing of a model with dynamic shapes, and {dynamic}"
-
-
-def _cautions(task: Task, quantized: Quantized) -> Iterator[str]:
-    """What is known of tool-chains that get a quantized operator of this model wrong."""
-    planned = quantized.planned
-    present = {n.op for n in planned.graph.nodes if n.outputs and n.outputs[0].name in planned.quantizers}
-    for op, text in task.context.target.cautions.items():
-        if op in present:
-            yield f"{op} is quantized to {task.context.target.activation}: {text}"
 
 
 def _facts(proto: ModelProto, path: str | None) -> ModelFacts:

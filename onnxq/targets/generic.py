@@ -54,5 +54,4 @@ GENERIC_INT8 = Target(
     activation_zero_points="zero",
     weight_zero_points="zero",
     stores_int4="weights only",
-    cautions={"Softmax": "Qualcomm's QNN shifts it by 128 steps (onnxruntime-qnn 2.7.0); for it take `target` qnn"},
 )  # fmt: skip

@@ -14,7 +14,6 @@
     op = "MyLinear"                 where that differs from what the base has for its kind
     kind = "linear"
     [shifts]                        fields of `Shifts`
-    [cautions]                      operator -> what to warn of where its output is quantized; none of the base's
     [requirements]                  id -> source, or false to drop one
 
 A requirement that is stated by what the file changes cites `source`.
@@ -40,7 +39,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_TABLES = ("activation", "weight", "ops", "operator", "shifts", "cautions", "requirements")
+_TABLES = ("activation", "weight", "ops", "operator", "shifts", "requirements")
 _FIELDS = {name: hint for name, hint in get_type_hints(Target).items() if name not in (*_TABLES, "rules")}
 _IN_PYTHON = ("encodings", "refuses", "slow", "caution")
 _RULE_FIELDS = {name: hint for name, hint in get_type_hints(OpRule).items() if name not in _IN_PYTHON}
@@ -97,10 +96,6 @@ class _Reader:
             changes["rules"] = self._rules(table.get("ops", {}), rules, base.name)
         if "shifts" in table:
             changes["shifts"] = self._shifts(table["shifts"])
-        cautions = self._table("cautions", table.get("cautions", {}))
-        changes["cautions"] = {
-            op: self._typed(f"cautions.{op}", text, str, "a string") for op, text in cautions.items()
-        }
         changes["requirements"] = self._requirements(table, base, source)
         return self._consistent(replace(base, **changes))
 

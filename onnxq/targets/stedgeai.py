@@ -18,7 +18,7 @@ STEDGEAI = replace(
     weight=replace(GENERIC_INT8.weight, per_channel=False),
     max_opset=20,
     static_shapes=True,
-    cautions={},
+    rules={op: replace(rule, caution=None) for op, rule in GENERIC_INT8.rules.items()},
     requirements={
         **GENERIC_INT8.requirements,
         **dict.fromkeys(("opset", "activation-types", "weight-types", "weight-granularity"), _DATA_BRIEF),

@@ -118,7 +118,6 @@ class Target:
     runs_here: whether ONNX Runtime's integer kernels are what will run, so that they must agree with the model.
     static_shapes: whether it runs nothing of a model with dynamic dimensions.
     toolchain: which of `onnxq.toolchains` runs the result.
-    cautions: operator -> what to know of a tool-chain that gets it wrong where its output is quantized.
 
     requirements: what a model must fulfil, a key of `REQUIREMENTS` each, and who says so.
     activation_types, weight_types: that the tool-chain reads, as integers of that width.
@@ -158,7 +157,6 @@ class Target:
     runs_here: bool = False
     static_shapes: bool = False
     toolchain: ToolchainName = ""
-    cautions: Mapping[str, str] = field(default_factory=dict)
     requirements: Mapping[str, str] = field(default_factory=dict)
     activation_types: tuple[str, ...] = ("uint8", "int8", "uint16", "int16")
     weight_types: tuple[str, ...] = ("int8", "uint8", "int16", "uint16", "int4", "uint4")
