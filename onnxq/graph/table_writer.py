@@ -10,6 +10,7 @@ DequantizeLinear in front of the Gather would have ONNX Runtime 1.32 dequantize 
 reads the same integers as its weight gets them through Transpose where it is tied so, and DequantizeLinear; runtimes
 evaluate what stands in front of that when they load the model.
 
+That is so whatever `Grid.packed` says: layers read unpacked bytes, for which there are integer kernels.
 Column d of the first half of a row is in the lower half of byte d, column D/2 + d in the upper half, as u = q + 8.
 """
 
@@ -41,7 +42,7 @@ class TableWriter:
         self._model, self._table, self._params, self._axis, self._rows = model, table, params, axis, rows
         integers = np.asarray(params.quantize(table.values))
         columns = integers.shape[-1]
-        self._packs = rows and params.grid.stored_bits == 4 and columns % 2 == 0 and axis < integers.ndim - 1
+        self._packs = rows and params.grid.bits <= 4 and columns % 2 == 0 and axis < integers.ndim - 1
         self._shift = _HALF if self._packs and params.grid.signed else 0
         if self._packs:
             unsigned = np.asarray(integers + self._shift, np.uint8)
