@@ -26,12 +26,12 @@ from onnxq.numeric.metrics import Sqnr
 
 ROWS: dict[str, dict[str, Any]] = {
     "w8a8": {},
-    "w8a8, automatic 16-bit exceptions": {"a16_fallback": "auto"},
+    "w8a8, automatic 16-bit exceptions": {"fallback": "a16"},
     "w8a8, scale migration": {"smoothquant": 0.5},
-    "w8a8, both": {"smoothquant": 0.5, "a16_fallback": "auto"},
+    "w8a8, both": {"smoothquant": 0.5, "fallback": "a16"},
     "w8a16": {"preset": "w8a16"},
     "w4a8": {"preset": "w4a8"},
-    "w4a8, both": {"preset": "w4a8", "smoothquant": 0.5, "a16_fallback": "auto"},
+    "w4a8, both": {"preset": "w4a8", "smoothquant": 0.5, "fallback": "a16"},
     "w4": {"preset": "w4"},
     "w4, blocks of 32": {"preset": "w4", "block_size": 32},
 }

@@ -20,8 +20,8 @@ from .numeric.ranges import check_method, parse_method, usage
 from .rounding.choice import EFFORTS
 from .rounding.methods import ROUNDINGS
 from .schema import check_fields, documented, option, unknown
-from .targets import find_target
-from .targets.contradictions import contradictions
+from .targets import Target, find_target
+from .targets.contradictions import FALLBACKS, contradictions, no_fallback
 from .thresholds import CLEAR_DB
 
 DATA = "Calibration data"
@@ -33,8 +33,9 @@ ENCODINGS = "Encodings"
 RUNNING = "Time and memory"
 OVERRIDE = "Exceptions for single tensors"
 
-PRESETS = ("w8a8", "w8a16", "w4a8", "w4a16", "w8", "w4")
-"""Those worth naming; any of w2 to w16, a2 to a16, alone or together, is understood. Without w or a: left in float."""
+PRESETS = ("w8a8", "w8a16", "w4a8", "w4a16", "w8", "w4", "w8a8-dynamic")
+"""Those worth naming; any of w2 to w16, a2 to a16, alone or together, is understood. Without w or a: left in float.
+dynamic: activations are quantized at run time."""
 
 
 @documented
@@ -87,8 +88,8 @@ def _check_input_ranges(value: Any) -> None:
 
 
 def bits(preset: str) -> tuple[int | None, int | None]:
-    """Widths of (weights, activations); None for what stays in float. Raises UsageError."""
-    match = re.fullmatch(r"(?:w(\d+))?(?:a(\d+))?", preset)
+    """Widths of (weights, activations); None: left in float, or quantized at run time. Raises UsageError."""
+    match = re.fullmatch(r"(?:w(\d+))?(?:a(\d+))?", re.sub(r"^(w[2-8])a8-dynamic$", r"\1", preset))
     widths = tuple(None if text is None else int(text) for text in match.groups()) if match else ()
     if not preset or not widths or not all(w is None or 2 <= w <= 16 for w in widths):
         raise UsageError(
@@ -112,7 +113,8 @@ class Options:
     )  # fmt: skip
     preset: str = option(
         "w8a8",
-        f"Bits of weights and activations: {', '.join(PRESETS)}, ...; wN or aM alone: the rest stays in float.",
+        f"Bits of weights and activations: {', '.join(PRESETS)}, ...; wN or aM alone: the rest stays in float. dynamic:"
+        " ranges of activations are found at run time, in each sample, which needs no data.",
         TARGET, metavar="wNaM", parse=bits,
     )  # fmt: skip
     per_channel: bool = option(
@@ -152,9 +154,11 @@ class Options:
         None, "SmoothQuant: move outliers behind LayerNorm into the weights that read them, by alpha; 0.5 is usual.",
         STEPS, least=0, most=1, metavar="ALPHA", shown="off",
     )  # fmt: skip
-    a16_fallback: str = option(
-        "off", "Give activations 16 bits where fewer cost the outputs too much, as few of them as possible.", STEPS,
-        choices=("off", "auto"),
+    fallback: str = option(
+        "off",
+        "What activations get, as few of them as possible, whose grid costs the outputs too much: a16, 16 bits;"
+        " dynamic, a range found at run time; float; auto, what is worth most in the target's arithmetic.",
+        STEPS, choices=("off", *FALLBACKS, "auto"),
     )  # fmt: skip
     rounding: str = option(
         "auto",
@@ -261,14 +265,33 @@ class Options:
     def _refuse_contradictions(self) -> None:
         """Refuse what no model of the target can have."""
         target = find_target(self.target)
-        found = next(contradictions(target, self.weight, self.activation, self.store_4bit), None)
+        found = no_fallback(target, "dynamic") if self.is_dynamic else None
+        if found is None:
+            found = next(contradictions(target, self.weight, self.activation, self.store_4bit), None)
         if found is not None:
             raise UsageError(f"`preset` {self.preset}, `target` {self.target}: {found}")
+        if self.is_dynamic and self.block_size is not None:
+            raise UsageError(f"`preset` {self.preset} multiplies integers without blocks: leave `block_size` out")
+        if self.is_dynamic and self.from_encodings is not None:
+            raise UsageError(f"`preset` {self.preset} finds ranges at run time: leave `from_encodings` out")
+        self._refuse_fallback(target)
+
+    def _refuse_fallback(self, target: Target) -> None:
+        """Refuse what activations cannot get, or where there are none."""
+        if self.fallback == "off":
+            return
+        if self.activation is None:
+            raise UsageError(
+                f"`fallback` {self.fallback} is for activations whose ranges are set: `preset` {self.preset} has none"
+            )
+        reasons = [no_fallback(target, kind) for kind in FALLBACKS if self.fallback in ("auto", kind)]
+        if None not in reasons:
+            raise UsageError(f"`fallback` {self.fallback}, `target` {self.target}: {'; '.join(filter(None, reasons))}")
 
     def _refuse_data_free(self) -> None:
         """Refuse what needs calibration data."""
-        if self.a16_fallback == "auto":
-            raise UsageError("`a16_fallback` auto needs calibration data: it tries what each grid costs")
+        if self.fallback != "off":
+            raise UsageError(f"`fallback` {self.fallback} needs calibration data: it tries what each grid costs")
         if self.bias_correction == "empirical":
             raise UsageError("`bias_correction` empirical needs calibration data; data-free there is analytic")
         if self.rounding not in ("auto", "nearest"):
@@ -298,6 +321,11 @@ class Options:
             spec = replace(spec, grid=Grid(spec.grid.bits, spec.grid.signed), symmetric=False)
         per_channel = spec.per_channel and self.per_channel and self.block_size is None
         return replace(spec, per_channel=per_channel, block=self.block_size)
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether activations are quantized at run time."""
+        return self.preset.endswith("-dynamic")
 
     @property
     def needs_data(self) -> bool:

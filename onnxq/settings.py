@@ -36,7 +36,7 @@ class Settings(TypedDict, total=False):
     absorb: bool
     bias_correction: Literal["analytic", "empirical", "off"]
     smoothquant: float | None
-    a16_fallback: Literal["off", "auto"]
+    fallback: Literal["off", "a16", "dynamic", "float", "auto"]
     rounding: Literal["auto", "nearest", "gptq", "coordinate-descent", "adaround"]
     effort: Literal["fast", "default", "high"]
     checkpoint: str | None

@@ -96,7 +96,7 @@ def test_every_target_takes_them(name: str, target: str) -> None:
     "settings", [{"preset": "w4a8"}, {"preset": "w4", "block_size": 8}, {"bias_correction": "empirical"}]
 )
 def test_every_step_takes_sentences_of_different_lengths(settings: dict[str, object]) -> None:
-    result = onnxq.quantize(written("dynamo-18"), sentences(), a16_fallback="auto", smoothquant=0.5, **settings)
+    result = onnxq.quantize(written("dynamo-18"), sentences(), fallback="a16", smoothquant=0.5, **settings)
     (quality,) = result.report.quality
     assert quality.sqnr_db is not None
     assert quality.sqnr_db > 12

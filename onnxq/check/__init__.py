@@ -101,8 +101,8 @@ def check(proto: ModelProto, target: Target, origin: str = "model") -> CheckResu
     graph = QdqGraph(Model.from_proto(proto, origin), proto)
     if not graph.is_quantized:
         raise ModelError(
-            f"{origin}: holds no QuantizeLinear and no DequantizeLinear, so there is nothing to check; `onnxq"
-            " quantize` writes such models"
+            f"{origin}: holds no QuantizeLinear, DequantizeLinear or MatMulInteger, so there is nothing to check;"
+            " `onnxq quantize` writes such models"
         )
     checked = requirements(target)
     violations = tuple(

@@ -3,6 +3,8 @@
     activation    x -> QuantizeLinear -> DequantizeLinear (one, or one for each reader) -> readers      a Pair
     constant      integers -> DequantizeLinear -> readers, or float -> QuantizeLinear -> DequantizeLinear
 
+    at run time   x -> DynamicQuantizeLinear -> MatMulInteger: integers without a grid that could be checked
+
 Models of integer operators are read likewise once `integer_operators` has made them readable. A float model is one
 without pairs. Graphs inside control flow are not looked into.
 """
@@ -86,7 +88,7 @@ class QdqGraph:
     def __init__(self, model: Model, proto: ModelProto | None = None) -> None:
         self.model, self.opset, self._proto = model, model.graph.opset, proto
         self.nodes = [n for n in model.graph.nodes if not (is_qdq(n) or _passes_on(n))]
-        self.is_quantized = any(is_qdq(n) for n in model.graph.nodes)
+        self.is_quantized = any(is_qdq(n) or is_op(n, "MatMulInteger") for n in model.graph.nodes)
 
     @cached_property
     def tensors(self) -> dict[str, gs.Tensor]:

@@ -63,12 +63,14 @@ def grid_root(quantizers: Mapping[str, Quantizer], name: str) -> str:
 @dataclass(frozen=True)
 class PlacedNode:
     """What was decided of a node: to run in integers, for which its `data` and its `weight`, if it has one, must be
-    quantized, and what it `writes`, where its kernel has no output in float; or to stay in float for a reason."""
+    quantized, and what it `writes`, where its kernel has no output in float; or to stay in float for a reason.
+    dynamic: its activations are quantized at run time, from each sample's own range (`graph.dynamic_writer`)."""
 
     reason: Reason | None = None
     data: tuple[str, ...] = ()
     weight: str | None = None
     writes: str | None = None
+    dynamic: bool = False
 
 
 @dataclass

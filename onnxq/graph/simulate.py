@@ -2,6 +2,7 @@
 
     activation x    QuantizeLinear -> DequantizeLinear, as in the final model (`qdq_writer`)
     constant W      the floats that its integers stand for
+    activation that is quantized at run time    DynamicQuantizeLinear -> DequantizeLinear
 
 Only quantizers with parameters count; biases stay as they are (32 bits lose nothing).
 """
@@ -14,13 +15,15 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto, NodeProto
 
 from . import large
+from .dynamic_writer import dynamic_pair, readers_at_run_time
 from .model import Model, Quantizer
 from .qdq_writer import UniqueName, activation_nodes
 
 
 def simulated(model: Model) -> ModelProto:
     """A model of its own; nodes keep their names, graph outputs are left unquantized."""
-    return with_quantizers(model.to_proto(), model.quantizers, model.unique_name)
+    proto = with_quantizers(model.to_proto(), model.quantizers, model.unique_name)
+    return _with_dynamic_pairs(proto, readers_at_run_time(model), model.unique_name)
 
 
 def with_quantizers(proto: ModelProto, quantizers: Mapping[str, Quantizer], unique_name: UniqueName) -> ModelProto:
@@ -53,4 +56,25 @@ def with_quantizers(proto: ModelProto, quantizers: Mapping[str, Quantizer], uniq
         nodes += [node, *(n for name in node.output for n in behind.get(name, ()))]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
+    return proto
+
+
+def _with_dynamic_pairs(
+    proto: ModelProto, readers: Mapping[str, tuple[str, ...]], unique_name: UniqueName
+) -> ModelProto:
+    """Let layers read what is quantized for them at run time, in front of the first of them."""
+    waiting = {reader: name for name, layers in readers.items() for reader in layers}
+    targets: dict[str, str] = {}
+    nodes: list[NodeProto] = []
+    for node in proto.graph.node:
+        source = waiting.get(node.name)
+        if source is not None:
+            if source not in targets:
+                targets[source] = unique_name(f"{source}_dequantized")
+                nodes += dynamic_pair(source, targets[source], unique_name)
+            node.input[0] = targets[source]
+        nodes.append(node)
+    if targets:
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
     return proto

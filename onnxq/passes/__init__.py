@@ -16,7 +16,8 @@
     refine_weight_ranges    the same, weighted by output sensitivity
     set_activation_ranges   activation scales from calibration data                           (3.1)
     set_data_free_ranges    the same without data, from BatchNorm                             (18, 19)
-    fallback_to_16_bits     16 bits for the activations that fewer bits spoil                 (4.2)
+    quantize_dynamically    activations whose ranges are found at run time
+    fallback                16 bits, a range found at run time, or float where a grid costs too much  (4.2)
     leave_incomplete        what lost a quantizer stays in float whole, where the target wants it so
     choose_storage          4-bit weights in 4 or in 8 bits
     correct_bias            the mean error of rounded weights goes into the bias              (25 to 28)

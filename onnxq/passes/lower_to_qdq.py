@@ -22,6 +22,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..graph import edit
+from ..graph.dynamic_writer import DynamicWriter, is_dynamic
 from ..graph.model import Model, Quantizer
 from ..graph.qdq_writer import EXEMPT, QdqWriter
 from ..graph.table_writer import TableWriter
@@ -59,13 +60,17 @@ class LowerToQdq:
                 lowering.activation(tensor, quantizer)
         lowering.write_tables()
         lowering.writer.insert()
+        dynamic = DynamicWriter(model).write()
         _shield_branches(model)
         pairs = len(model.quantizers)
         model.quantizers.clear()
         _note_exempt(model)
         edit.drop_dangling(model)
         width = 8 if context.target.bias == "int8" else 32
-        return Outcome(pairs + lowering.biases, notes=(f"biases at {width} bits: {lowering.biases}",))
+        notes = [f"biases at {width} bits: {lowering.biases}"]
+        if dynamic:
+            notes.append(f"layers whose activations are quantized at run time: {dynamic}")
+        return Outcome(pairs + lowering.biases, notes=tuple(notes))
 
 
 def _note_exempt(model: Model) -> None:
@@ -145,7 +150,8 @@ class _Lowering:
 
     def weight(self, tensor: gs.Constant, quantizer: Quantizer) -> None:
         params = _params(quantizer)
-        readers = [n for n in self.model.consumers(tensor) if n.name in quantizer.readers and id(n) in self.nodes]
+        named = [n for n in self.model.consumers(tensor) if n.name in quantizer.readers and id(n) in self.nodes]
+        readers = [n for n in named if not is_dynamic(self.model, n)]
         if readers:
             self._constant(tensor, params, np.asarray(params.quantize(tensor.values)), readers)
 

@@ -33,7 +33,7 @@ from .verify import verify
 
 REQUESTS = {
     "smoothquant": "SmoothQuant",
-    "a16_fallback": "FallbackTo16Bits",
+    "fallback": "Fallback",
     "rounding": "RoundWeights",
     "bias_correction": "CorrectBiasEmpirically",
 }
@@ -92,6 +92,7 @@ def build_report(
         integer_nodes=_count(states, "integers"),
         simulated_nodes=_count(states, "simulated"),
         weights_only_nodes=_count(states, "weights only"),
+        dynamic_nodes=tuple(s.node for s in states if s.state == "dynamic"),
         float_nodes=float_nodes(states),
         float_constants=float_constants(result or quantized.proto, planned),
         tensors=tuple(_record(planned, q) for q in planned.quantizers.values()),
@@ -139,7 +140,8 @@ def sample_sets(task: Task, reporting: CalibrationData) -> SampleSets:
 def check_target(task: Task, quantized: Quantized) -> tuple[str, ...]:
     """The target's requirements that the model keeps to. Raises VerificationError where it breaks one: options that
     contradict the target are refused before any work, so that this is a fault of onnxq."""
-    if not any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in quantized.proto.graph.node):
+    checked = ("QuantizeLinear", "DequantizeLinear", "MatMulInteger")
+    if not any(node.op_type in checked for node in quantized.proto.graph.node):
         return ()  # tables, or weights inside of branches, are stored as integers: targets require nothing of these
     result = check(quantized.proto, task.context.target, task.origin)
     if result.violations:

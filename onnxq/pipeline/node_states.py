@@ -2,6 +2,7 @@
 
     integers        its data and its weights are quantized, and it has an integer kernel
     simulated       the same, but ONNX Runtime has no such kernel, and computes on dequantized tensors
+    dynamic         in integers, its data being quantized at run time
     weights only    its weights are quantized, its data are not
     float           neither
 
@@ -24,7 +25,7 @@ from ..report import Reason
 _SUFFIXES = re.compile(r"(_token_\d+|/MatMulAddFusion)+$")
 """What ONNX Runtime 1.32 adds to the name of a node whose layout it changes, or which it fuses with its bias."""
 
-State = Literal["integers", "simulated", "weights only", "float"]
+State = Literal["integers", "simulated", "dynamic", "weights only", "float"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def _planned_state(plan: Model, node: str) -> tuple[State, Reason | None]:
         return "float", placed.reason
     if placed.weight is not None and not _is_quantized(plan, placed.weight, node):
         return "float", _not_quantized(plan, "weight", placed.weight)
+    if placed.dynamic:
+        return "dynamic", None
     missing = next((name for name in placed.data if not _is_quantized(plan, name, node)), None)
     if missing is None and placed.weight is not None and not placed.data:
         return "weights only", None  # rows of a table: nothing is computed

@@ -2,7 +2,7 @@
 
     prepare          normalise, move Transposes, fuse decomposed operators, fold BatchNorm
     equalize         remove dead channels, CLE, absorb biases, SmoothQuant       each kept if better
-    set_ranges       add quantizers, weight ranges, activation ranges, 16-bit fallback
+    set_ranges       add quantizers, weight ranges, activation ranges, fallback of activations
     correct          optimised rounding, or bias correction                      kept if better
     lower            bias scales, fuse activations, QuantizeLinear and DequantizeLinear
 
@@ -51,7 +51,7 @@ from ..passes.choose_storage import ChooseStorage
 from ..passes.correct_bias import CorrectBias, input_axes
 from ..passes.correct_bias_empirically import CorrectBiasEmpirically
 from ..passes.equalize_layers import EqualizeLayers
-from ..passes.fallback_to_16_bits import FallbackTo16Bits
+from ..passes.fallback import Fallback
 from ..passes.fit_scales import FitScales
 from ..passes.fold_batchnorm import FoldBatchNorm
 from ..passes.fuse_activation import FuseActivation
@@ -60,6 +60,7 @@ from ..passes.leave_incomplete import LeaveIncompleteOperators
 from ..passes.lower_to_qdq import LowerToQdq
 from ..passes.move_transposes import MoveTransposes
 from ..passes.normalize import Normalize
+from ..passes.quantize_dynamically import QuantizeDynamically
 from ..passes.refine_weight_ranges import RefineWeightRanges
 from ..passes.remove_dead_channels import RemoveDeadChannels
 from ..passes.rewrite_einsum import RewriteEinsum
@@ -71,6 +72,7 @@ from ..passes.set_weight_ranges import SetWeightRanges
 from ..passes.smoothquant import SmoothQuant
 from ..report import Step
 from ..targets import find_target
+from ..targets.contradictions import FALLBACKS, no_fallback
 from ..thresholds import BIAS_SHARE, CLEAR_DB, NOISE_FLOOR_DB, TOLERANCE_DB
 from .collect_report import ReportCollector
 from .keep_if_better import better_of, keep_if_better
@@ -284,7 +286,8 @@ def placement(options: Options) -> tuple[Pass, ...]:
         why = "the encodings decide what is quantized"
     tables = AddTableQuantizers(options.table, why)
     others = tuple(o for o in options.overrides if o.node is None or not o.keep_float)
-    return (place, tables, ApplyOverrides(others)) if others else (place, tables)
+    dynamic = (QuantizeDynamically(),) if options.is_dynamic else ()
+    return (place, tables, *((ApplyOverrides(others),) if others else ()), *dynamic)
 
 
 def ranging(options: Options, given: Sequence[Pass] = (), correction: Pass | None = None) -> tuple[Pass, ...]:
@@ -319,10 +322,22 @@ def set_ranges(model: Model, task: Task, collector: ReportCollector | None = Non
     context.channel_facts.update(shown.channel_facts)
     if not model.quantizers and not stored_weights(options).applies(model.to_proto()):
         raise NothingToQuantizeError(f"{task.origin}: nothing to quantize: {_reasons(model)}")
-    if options.a16_fallback == "auto" and options.activation is not None:
-        model, fallback = run_passes((FallbackTo16Bits(), *completing(options)), model, context)
+    if options.fallback != "off":
+        model, fallback = run_passes((_fallback(task), *completing(options)), model, context)
         steps += fallback
     return at_sufficient_opset(model, options), steps
+
+
+def _fallback(task: Task) -> Pass:
+    """The exceptions that the user allows and the target takes, measured in the arithmetic that will run them."""
+    options, target = task.options, task.context.target
+
+    def measure(planned: Model) -> float | None:
+        planned, _ = run_passes(completing(options), planned, task.context)
+        return task.quality.db(_lowered(at_sufficient_opset(planned, options), task))
+
+    allowed = [kind for kind in FALLBACKS if options.fallback in ("auto", kind)]
+    return Fallback(tuple(kind for kind in allowed if no_fallback(target, kind) is None), measure)
 
 
 def _given_encodings(task: Task) -> tuple[Pass, ...]:

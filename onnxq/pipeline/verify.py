@@ -76,8 +76,9 @@ class _Sessions:
 
 @dataclass
 class _Comparison:
-    """One tensor, streamed: float against what will run (`quality`), of each sample alone (`single`), and as written
-    against a default session (`runtime`) and against one that multiplies as written (`exact`)."""
+    """One tensor, streamed: float against what will run (`quality`), of each sample alone (`single`), as written
+    (`written`), and in a session that multiplies as written (`with_option`); and as written against a default session
+    (`runtime`) and against one that multiplies as written (`exact`)."""
 
     place: Comparable
     has_classes: bool
@@ -86,6 +87,7 @@ class _Comparison:
     written: Sqnr = field(default_factory=Sqnr)
     runtime: Sqnr = field(default_factory=Sqnr)
     exact: Sqnr = field(default_factory=Sqnr)
+    with_option: Sqnr = field(default_factory=Sqnr)
     same_class: int = 0
     rows: int = 0
     samples: int = 0
@@ -103,6 +105,8 @@ class _Comparison:
         self.written.update(reference, plain)
         for distance, other in zip((self.runtime, self.exact), others, strict=False):
             distance.update(plain, other)
+        for exact in others[1:]:
+            self.with_option.update(reference, exact)
         same = same_class(reference, runs, feed.rows or feed.batch) if self.has_classes else None
         if same is not None:
             self.same_class += int(same.sum())
@@ -115,7 +119,7 @@ class _Comparison:
         """Whether a session differs from the model as written by no more than quantization did."""
         return distance.db >= min(self.written.db, RUNTIME_ENOUGH_DB) - RUNTIME_MARGIN_DB
 
-    def record(self, *, has_runtime: bool) -> OutputQuality:
+    def record(self, *, has_runtime: bool, has_exact: bool) -> OutputQuality:
         agreement = self.same_class / self.rows if self.rows else None
         runtime = finite(self.runtime.db) if has_runtime else None
         record = OutputQuality(
@@ -124,6 +128,8 @@ class _Comparison:
         )  # fmt: skip
         if self.place.selection is not None:
             record = replace(record, compared_at=self.place.tensor, in_front_of=self.place.selection)
+        if has_exact and round(self.with_option.db, 1) != round(self.quality.db, 1):
+            record = replace(record, option=f"{EXACT_PRODUCTS} = 1", option_sqnr_db=finite(self.with_option.db))
         return replace(record, more_outputs=self.place.more, classes=len(self.classes) or None)
 
 
@@ -165,7 +171,8 @@ def verify(
         costs = comparison.quality.db < comparison.written.db and not comparison.agrees(comparison.runtime)
         if sessions.exact is not None and costs:
             troubles += (_rounded_products(name, comparison, sessions, runtime),)
-    quality = [comparison.record(has_runtime=sessions.default is not None) for comparison in known.values()]
+    has = {"has_runtime": sessions.default is not None, "has_exact": sessions.exact is not None}
+    quality = [comparison.record(**has) for comparison in known.values()]
     compared_outputs = {name for q in quality for name in (q.output, *q.more_outputs)}
     unknown = [value.name for value in original.graph.output if value.name not in compared_outputs]
     quality += [OutputQuality(name, None, None, None, is_unknown=True) for name in unknown]

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 ReasonKind = Literal[
     "excluded", "not included", "override", "preset", "target", "slow", "inputs", "output", "constant", "type", "part",
-    "range", "encodings", "runtime",
+    "range", "encodings", "runtime", "fallback",
 ]  # fmt: skip
 """Who or what keeps a node or a tensor in float:
 
@@ -20,6 +20,7 @@ ReasonKind = Literal[
                                         type that is not float32; or is a part of an operator that is quantized whole
     range, encodings                    nothing sets a range, or the given encodings say so
     runtime                             ONNX Runtime computes it in float all the same
+    fallback                            its grid costs the outputs too much, and --fallback does without it
 """
 
 
@@ -143,6 +144,8 @@ class OutputQuality:
     ones differ; None where that is unknown.
     is_unknown: whether nothing of it could be compared.
     classes: how many different best classes the float model found in the samples; None without class scores.
+    option: the session option of ONNX Runtime that changes the quality; None where none is known to.
+    option_sqnr_db: as sqnr_db, with that option.
     """
 
     output: str
@@ -156,6 +159,8 @@ class OutputQuality:
     is_unknown: bool = False
     runs_in_default_session: bool = True
     classes: int | None = None
+    option: str | None = None
+    option_sqnr_db: float | None = None
 
     @property
     def same_top1(self) -> str:
@@ -370,7 +375,8 @@ class ReportData:
 
     integer_nodes: that compute in integers, as far as is known: for ONNX Runtime from the graph that it runs, for other
     targets from the plan.  simulated_nodes: of which all tensors are quantized, and which ONNX Runtime computes in
-    float.  weights_only_nodes: of which only the weights are quantized.  float_nodes: all others.
+    float.  dynamic_nodes: names of those that compute in integers with activations that are quantized at run time.
+    weights_only_nodes: of which only the weights are quantized.  float_nodes: all others.
     float_constants: what the result stores in float, the largest first.
 
     layers, distributions: only where details were asked for. measures, sensitivity, pareto, log: of the commands
@@ -403,3 +409,4 @@ class ReportData:
     log: tuple[LogEntry, ...] = ()
     requirements: tuple[str, ...] = ()
     toolchain: ToolchainResult | None = None
+    dynamic_nodes: tuple[str, ...] = ()

@@ -89,7 +89,8 @@ def _summary(report: ReportData) -> Section:
                 )
             )
     in_float = report.simulated_nodes + report.weights_only_nodes + len(report.float_nodes)
-    nodes = report.integer_nodes + in_float
+    integers = report.integer_nodes + len(report.dynamic_nodes)
+    nodes = integers + in_float
     cards += [
         _card(
             "Size",
@@ -99,9 +100,9 @@ def _summary(report: ReportData) -> Section:
         ),
         _card(
             "Nodes in integers",
-            f"{report.integer_nodes} of {nodes}",
+            f"{integers} of {nodes}",
             _in_float_words(report, in_float),
-            report.integer_nodes / max(nodes, 1),
+            integers / max(nodes, 1),
         ),
         _card(
             "Calibration",
@@ -131,7 +132,9 @@ def _in_float_words(report: ReportData, in_float: int) -> str:
         )
         if count_
     ]
-    return f"{in_float} compute in float" + (f": {', '.join(parts)}" if parts else "")
+    dynamic = len(report.dynamic_nodes)
+    head = f"{dynamic} with activations quantized at run time; " if dynamic else ""
+    return f"{head}{in_float} compute in float" + (f": {', '.join(parts)}" if parts else "")
 
 
 def _card(title: str, value: str, note: str, share: float | None = None) -> Markup:

@@ -25,6 +25,7 @@ def to_text(report: ReportData, verbose: bool = False) -> str:
     lines += _stored_in_float(report, verbose)
     if verbose:
         lines += [line for step in report.steps for line in _step_lines(step)]
+        lines += [f"activations quantized at run time: {printable(node)}" for node in report.dynamic_nodes]
         operators = ", ".join(f"{count} {op}" for op, count in report.runtime_operators.items())
         lines.append(f"ONNX Runtime runs: {operators}")
     if report.toolchain is not None:
@@ -45,6 +46,8 @@ def sample_counts(samples: SampleSets) -> str:
 def node_counts(report: ReportData) -> str:
     """How many nodes compute how."""
     text = f"{report.integer_nodes} nodes in integers, {len(report.float_nodes)} in float"
+    if report.dynamic_nodes:
+        text += f", {len(report.dynamic_nodes)} in integers with activations quantized at run time"
     if report.simulated_nodes:
         text += f", {report.simulated_nodes} quantized but computed in float"
     if report.weights_only_nodes:
@@ -82,6 +85,8 @@ def _quality(quality: OutputQuality, origin: str) -> str:
     if quality.is_unknown:
         return f"{printable(quality.output)}: quality unknown, nothing of it could be compared"
     text = f"{printable(quality.label)}: SQNR {sqnr_text(quality)} against float"
+    if quality.option is not None:
+        text += f" ({db(quality.option_sqnr_db)} with the session option {quality.option}, which is slower)"
     if quality.top1_agreement is not None:
         text += f", {quality.same_top1}"
     if not quality.runs_in_default_session:

@@ -62,6 +62,21 @@ def taken(target: Target) -> str:
     return "; ".join(parts)
 
 
+FALLBACKS = ("a16", "dynamic", "float")
+"""What an activation whose grid costs too much can get instead."""
+
+
+def no_fallback(target: Target, kind: str) -> str | None:
+    """Why activations of the target cannot get one of `FALLBACKS`, or None."""
+    if kind == "a16" and not {"uint16", "int16"} & set(target.activation_types):
+        return f"{target.name} reads no activations of 16 bits"
+    if kind == "dynamic" and not target.dynamic_activations:
+        return f"{target.name} does not quantize activations at run time, as ort does"
+    if kind == "float" and target.runs_whole_operators:
+        return f"{target.name} runs operators in integers whole, and leaves no activations in float"
+    return None
+
+
 def _activation(target: Target, spec: QuantSpec) -> Iterator[str]:
     types = target.activation_types
     yield from _operator_set(target, replace(spec, grid=replace(spec.grid, packed=False)))

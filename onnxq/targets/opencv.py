@@ -22,6 +22,8 @@ OPENCV = replace(
     rules={op: replace(rule, slow=never) for op, rule in ORT.rules.items() if op != "Sigmoid"},
     quantizes_float_weights=False,
     runs_here=False,
+    dynamic_activations=False,
+    rounds_activations=(),
     max_opset=24,
     static_shapes=True,
     toolchain="opencv",

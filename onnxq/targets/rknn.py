@@ -28,6 +28,8 @@ RKNN = replace(
     },
     quantizes_float_weights=False,
     runs_here=False,
+    dynamic_activations=False,
+    rounds_activations=(),
     max_opset=19,
     static_shapes=True,
     toolchain="rknn",

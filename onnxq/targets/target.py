@@ -116,6 +116,10 @@ class Target:
     min_opset, max_opset: where its quantized operators exist.
     quantizes_float_weights: whether it does so by itself where the tensors around a float layer are quantized.
     runs_here: whether ONNX Runtime's integer kernels are what will run, so that they must agree with the model.
+    dynamic_activations: whether it multiplies in integers with activations that are quantized at run time
+    (`graph.dynamic_writer`).
+    rounds_activations: widths of weight matrices beside which the runtime rounds activations of more than 8 bits to
+    integers of 8, in blocks along the input channels, whatever the model says; none where it computes as written.
     static_shapes: whether it runs nothing of a model with dynamic dimensions.
     toolchain: which of `onnxq.toolchains` runs the result.
 
@@ -155,6 +159,8 @@ class Target:
     max_opset: int | None = None
     quantizes_float_weights: bool = False
     runs_here: bool = False
+    dynamic_activations: bool = False
+    rounds_activations: tuple[int, ...] = ()
     static_shapes: bool = False
     toolchain: ToolchainName = ""
     requirements: Mapping[str, str] = field(default_factory=dict)

@@ -19,6 +19,8 @@ TRACT = replace(
     rules={op: replace(rule, slow=never) for op, rule in ORT.rules.items() if op != "Softmax"},
     quantizes_float_weights=False,
     runs_here=False,
+    dynamic_activations=False,
+    rounds_activations=(),
     max_opset=24,
     toolchain="tract",
     activation_types=("uint8", "int8"),

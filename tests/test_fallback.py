@@ -1,4 +1,4 @@
-"""Activations that spoil the outputs on 8 bits get 16, and no others."""
+"""Activations that spoil the outputs on 8 bits get something better, and no others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import onnxq
 from onnxq.graph.model import Model
 from onnxq.numeric.metrics import sqnr
 from onnxq.passes.base import Context, Outcome
-from onnxq.passes.fallback_to_16_bits import FallbackTo16Bits
+from onnxq.passes.fallback import Fallback
 from onnxq.targets import TARGETS
 
 RANDOM = np.random.default_rng(0)
@@ -48,7 +48,7 @@ def feeds(a: float = 1.0, b: float = 1.0, count: int = 6) -> list[dict[str, np.n
 def widened(a: float = 1.0, b: float = 1.0, **settings: object) -> tuple[Model, Outcome]:
     proto, data = network(a > 1, b > 1), feeds(a, b)
     model = with_ranges(proto, data, force_int_kernels=False)
-    return model, FallbackTo16Bits().apply(model, context(proto, data, **settings))
+    return model, Fallback().apply(model, context(proto, data, **settings))
 
 
 def bits(model: Model) -> dict[str, int]:
@@ -59,9 +59,9 @@ def test_the_tensor_with_outliers_gets_16_bits() -> None:
     model, outcome = widened(a=500.0)
     assert bits(model) == {"a": 16, "b": 8, "t": 8}
     assert outcome.changed == 1
-    assert outcome.notes[0].endswith("1 of 3 activations widened")
-    assert outcome.notes[1].startswith("a: largest value ")
-    assert outcome.notes[1].endswith("with it alone on 8 bits; now uint16")
+    assert outcome.notes[0].endswith("1 of 3 activations changed")
+    assert outcome.notes[1].startswith("a: outputs at ")
+    assert outcome.notes[1].endswith("now uint16, largest value 6 times the root mean square")
     assert {skip.where for skip in outcome.skips} == {"b", "t"}
 
 
@@ -81,19 +81,70 @@ def test_tensors_that_help_only_together_are_found() -> None:
     [((10.0, 15.0), 3, 0), ((10.0, 18.0), 3, 1), ((10.0, 11.0, 31.0), 4, 2), ((10.0, 10.5), 100, 0)],
 )
 def test_exceptions_pay_their_share_of_20_db_together(curve: tuple[float, ...], total: int, count: int) -> None:
-    assert FallbackTo16Bits()._count(curve, total) == count
+    assert Fallback()._count(curve, total) == count
 
 
-def test_a_target_without_16_bits_keeps_them_in_float() -> None:
-    model, outcome = widened(a=500.0, target=TARGETS["tensorrt"])
+@pytest.mark.parametrize(
+    ("kinds", "now", "layers"),
+    [(("float",), "now in float", ()), (("dynamic",), "now with a range found at run time", ("MatMul_c",))],
+)
+def test_what_a_tensor_can_get_instead(kinds: tuple[str, ...], now: str, layers: tuple[str, ...]) -> None:
+    proto, data = network(True, False), feeds(500.0)
+    model = with_ranges(proto, data, force_int_kernels=False)
+    outcome = Fallback(kinds).apply(model, context(proto, data))
     assert bits(model) == {"b": 8, "t": 8}
-    assert "in float, since tensorrt reads no uint16" in outcome.notes[1]
+    assert outcome.notes[1].endswith(now)
+    dynamic = [name for name, placed in model.placement.nodes.items() if placed.dynamic]
+    assert tuple(dynamic) == layers
 
 
-def test_a_target_that_has_neither_16_bits_nor_float_is_left_alone() -> None:
-    model, outcome = widened(a=500.0, target=TARGETS["vitis-ai"])
+def test_what_is_worth_nothing_in_the_runtimes_arithmetic_is_not_taken() -> None:
+    """N_k takes an exception for float; what counts is what it brings in what will run."""
+    proto, data = network(True, False), feeds(500.0)
+    measured: list[int] = []
+
+    def measure(planned: Model) -> float:
+        measured.append(sum(q.params.grid.bits == 16 for q in planned.quantizers.values() if q.params is not None))
+        return 10.0 if measured[-1] == 0 else 10.5
+
+    model = with_ranges(proto, data, force_int_kernels=False)
+    outcome = Fallback(("a16",), measure).apply(model, context(proto, data))
+    assert measured == [0, 1]
     assert set(bits(model).values()) == {8}
-    assert outcome.notes == ("not run: vitis-ai reads no 16-bit activations, and none in float",)
+    assert outcome.changed == 0
+
+
+def test_of_several_kinds_the_one_that_is_worth_most_is_taken() -> None:
+    proto, data = network(True, False), feeds(500.0)
+
+    def measure(planned: Model) -> float:
+        if any(placed.dynamic for placed in planned.placement.nodes.values()):
+            return 14.0
+        return 19.0 if "a" not in planned.quantizers else 10.0
+
+    model = with_ranges(proto, data, force_int_kernels=False)
+    outcome = Fallback(("a16", "dynamic", "float"), measure).apply(model, context(proto, data))
+    assert "a" not in model.quantizers  # 9 dB for a price of 6.7 are more than nothing, but
+    assert outcome.notes[1].endswith("now with a range found at run time")  # 4 dB for 0.67 are more still
+
+
+@pytest.mark.parametrize(
+    ("target", "fallback", "message"),
+    [
+        ("qnn", "dynamic", "qnn does not quantize activations at run time"),
+        ("tensorrt", "a16", "tensorrt reads no activations of 16 bits"),
+        ("qnn", "float", "qnn runs operators in integers whole"),
+        ("vitis-ai", "auto", "vitis-ai reads no activations of 16 bits"),
+    ],
+)
+def test_what_the_target_does_not_take_is_refused_before_any_work(target: str, fallback: str, message: str) -> None:
+    with pytest.raises(onnxq.OnnxqError, match=message):
+        onnxq.Options(target=target, fallback=fallback)
+
+
+def test_a_fallback_needs_activations() -> None:
+    with pytest.raises(onnxq.OnnxqError, match="`preset` w8 has none"):
+        onnxq.Options(preset="w8", fallback="auto")
 
 
 @pytest.mark.parametrize(("target", "width"), [("ort", 8), ("qnn", 16)])
@@ -104,7 +155,7 @@ def test_inputs_of_an_operator_go_together_where_widths_must_not_mix(target: str
     loud = weight(False) * np.where(np.arange(16) == 0, 500.0, 1.0)
     proto, data = graphs.model(text, v=loud, w=weight(False), u=weight(True)), feeds()
     model = with_ranges(proto, data)
-    FallbackTo16Bits().apply(model, context(proto, data, target=TARGETS[target]))
+    Fallback().apply(model, context(proto, data, target=TARGETS[target]))
     assert bits(model) == {"a": 8, "b": 8, "c": 16, "d": width, "e": 16}
 
 
@@ -113,7 +164,7 @@ def test_what_keeps_the_grid_follows() -> None:
     proto = graphs.model(text, v=weight(True), to=np.array([-1, 16]))
     data = [{"a": feed["a"].reshape(1, 2, 8)} for feed in feeds(500.0)]
     model = with_ranges(proto, data, force_int_kernels=False)
-    FallbackTo16Bits(worth=10.0).apply(model, context(proto, data))
+    Fallback(worth=10.0).apply(model, context(proto, data))
     assert bits(model) == {"a": 16, "r": 16}
     assert model.quantizers["r"].params is model.quantizers["a"].params
 
@@ -122,13 +173,13 @@ def test_grids_that_were_given_stay() -> None:
     proto, data = network(True, False), feeds(500.0)
     model = with_ranges(proto, data, force_int_kernels=False)
     model.quantizers["a"] = replace(model.quantizers["a"], given=True)
-    FallbackTo16Bits().apply(model, context(proto, data))
+    Fallback().apply(model, context(proto, data))
     assert bits(model)["a"] == 8
 
 
 def test_without_data_nothing_is_tried() -> None:
     model = with_ranges(network(True, False), feeds(500.0))
-    assert FallbackTo16Bits().apply(model, Context()).notes == ("not run: there are no calibration data",)
+    assert Fallback().apply(model, Context()).notes == ("not run: there are no calibration data",)
 
 
 def test_threads_and_repetition_change_nothing() -> None:
@@ -136,13 +187,13 @@ def test_threads_and_repetition_change_nothing() -> None:
     found = []
     for threads in (1, 3):
         model = with_ranges(proto, data, force_int_kernels=False)
-        found.append((FallbackTo16Bits().apply(model, context(proto, data, threads=threads)), bits(model)))
+        found.append((Fallback().apply(model, context(proto, data, threads=threads)), bits(model)))
     assert found[0] == found[1]
 
 
 def test_the_whole_model_gains_and_runs() -> None:
     proto, data = network(True, False), feeds(500.0)
-    plain, wide = (quantized(proto, data, a16_fallback=choice) for choice in ("off", "auto"))
+    plain, wide = (quantized(proto, data, fallback=choice) for choice in ("off", "a16"))
     assert [o.version for o in wide.opset_import if o.domain == ""] == [21]
     before, after = (
         sqnr(*(np.concatenate([graphs.run(m, feed)["y"] for feed in data]) for m in (proto, other)))
@@ -152,5 +203,5 @@ def test_the_whole_model_gains_and_runs() -> None:
 
 
 def test_data_free_refuses() -> None:
-    with pytest.raises(onnxq.OnnxqError, match="`a16_fallback` auto needs calibration data"):
-        onnxq.quantize(network(False, False), data_free=True, a16_fallback="auto")
+    with pytest.raises(onnxq.OnnxqError, match="`fallback` a16 needs calibration data"):
+        onnxq.quantize(network(False, False), data_free=True, fallback="a16")

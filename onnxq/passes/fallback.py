@@ -1,22 +1,29 @@
-"""Exceptions from 8 bits: activations whose quantization costs the outputs too much get 16 bits (white paper, section
-4.2).
+"""Exceptions from a grid: activations whose quantization costs the outputs too much get something better (white paper,
+section 4.2).
 
     n_i    noise of the outputs, relative to their power, where activation i alone is quantized, all else in float
     N_k    the same, weights and activations quantized, but for the k activations of largest n_i
-    k      maximises   -10 log10 N_k  -  k / n * worth            n: number of activations with parameters of their own
+    k      maximises   -10 log10 N_k  -  k / n * worth * price     n: number of activations with parameters of their own
 
-An exception has to pay: it costs an integer kernel. `worth` is what it should bring, in dB, to widen all of them; the
+An exception has to pay: it costs an integer kernel. `worth` is what it should bring, in dB, to except all of them; the
 price of one is its share, so that a network twice as deep gets twice as many. Ranking one by one finds the tensors with
 outliers, on which N_k then decides together: where several spoil the outputs, none of them helps alone.
 
-Both are measured with `execution.switches`, an activation that is off being in float: 16 bits cost next to nothing, and
-their range may hold every outlier, so it is that of the calibration data. Where a target's operators read inputs of one
-width only, the inputs of an operator are switched together.
+Both are measured with `execution.switches`, an activation that is off being in float. What it can get instead is
+
+    a16        16 bits over the whole range of the calibration data, which may hold every outlier
+    dynamic    8 bits over the range of each sample, found at run time, where a product with a matrix reads it
+    float      nothing
+
+and each costs noise of its own in what will run the model: ONNX Runtime rounds activations of 16 bits, and floats, to 8
+bits in blocks (`Target.rounds_activations`). So each kind, for as many activations as it pays for by N_k, is measured
+there (`measure`), beside float for the worst and dynamic for the others; the best of these is taken if it is worth its
+price. Where a target's operators read inputs of one width only, the inputs of an operator are switched together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, ClassVar, TypeAlias
@@ -32,29 +39,35 @@ from ..execution.observe import observed
 from ..execution.services import Services
 from ..execution.switches import Switch, Switchboard
 from ..graph.comparable import Comparable, comparables
+from ..graph.dynamic_writer import no_dynamic_product
 from ..graph.model import Model, Quantizer, drop_quantizer, grid_root
 from ..graph.simulate import with_quantizers
 from ..numeric.histogram import Histogram
 from ..numeric.quant import QuantParams, QuantSpec
 from ..numeric.samples import Samples, Statistic
+from ..operators.linear import LinearLayer, linear_layers
 from ..report import Reason
 from ..targets import Target
-from ..thresholds import A16_LEAST_DB, A16_SAMPLES, A16_WORTH_DB
+from ..thresholds import DYNAMIC_PRICE, FALLBACK_LEAST_DB, FALLBACK_SAMPLES, FALLBACK_WORTH_DB
 from .base import Context, Outcome, Skip
 
 
 @dataclass(frozen=True)
-class FallbackTo16Bits:
-    """Give 16 bits, or float where the target has no such type, to the activations that need them, as few as possible.
+class Fallback:
+    """Give the activations that need it something better than their grids, as few as possible.
 
-    worth: dB. least: dB that all exceptions together must bring. samples: how many the search runs on.
+    kinds: of `targets.contradictions.FALLBACKS`, what they may get. measure: dB of a planned model, which it may
+    change, in what will run it; None where nothing can be compared; without it N_k decides, and the first of the kinds
+    is taken.  worth: dB. least: dB that all exceptions together must bring. samples: how many the search runs on.
     All quantizers must have their parameters.
     """
 
-    worth: float = A16_WORTH_DB
-    least: float = A16_LEAST_DB
-    samples: int = A16_SAMPLES
-    title: ClassVar[str] = "16-bit fallback"
+    kinds: tuple[str, ...] = ("a16",)
+    measure: Callable[[Model], float | None] | None = field(default=None, repr=False)
+    worth: float = FALLBACK_WORTH_DB
+    least: float = FALLBACK_LEAST_DB
+    samples: int = FALLBACK_SAMPLES
+    title: ClassVar[str] = "Fallback of activations"
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:
@@ -63,32 +76,69 @@ class FallbackTo16Bits:
         if not feeds or not candidates:
             missing = "activations of less than 16 bits" if feeds else "calibration data"
             return Outcome(notes=(f"not run: there are no {missing}",))
-        if "whole-operators" in context.target.requirements and not _reads_16_bits(context.target):
-            return Outcome(notes=(f"not run: {context.target.name} reads no 16-bit activations, and none in float",))
         search = _Search(model, _groups(model, candidates, context.target), feeds, context.services)
         alone = search.alone()
         ranked = sorted(search.groups, key=lambda group: alone[group])
-        curve = search.together(ranked, self.worth)
-        count = self._count(curve, len(ranked))
-        chosen = [(name, alone[group]) for group in ranked[:count] for name in group]
-        known = _statistics(model, [name for name, _ in chosen], context)
-        widened = f"{len(chosen)} of {len(candidates)} activations widened"
-        notes = [f"outputs at {curve[0]:.1f} dB, then {curve[count]:.1f} dB; {widened}"]
-        for name, db in chosen:
-            made = _widen(model, name, known[name], context.target)
+        if self.kinds == ("dynamic",):
+            ranked = [group for group in ranked if any(_dynamic_layers(model, name) for name in group)]
+            if not ranked:
+                return Outcome(notes=("no product with a matrix reads a quantized activation",))
+        curve = search.together(ranked, self.worth * min(map(_price, self.kinds)))
+        exceptions, before, after = self._best(model, ranked, curve, context)
+        changed = f"{len(exceptions)} of {len(candidates)} activations changed"
+        notes = [f"outputs at {before:.1f} dB, then {after:.1f} dB; {changed}"]
+        texts = _give(model, exceptions, context)
+        for name, text in texts.items():
+            db = next(alone[group] for group in ranked if name in group)
             notes.append(
-                f"{name}: largest value {_crest(known[name]):.0f} times the root mean square, outputs at"
-                f" {db:.1f} dB with it alone on {candidates[name].spec.grid.bits} bits; now {made}"
+                f"{name}: outputs at {db:.1f} dB with it alone on {candidates[name].spec.grid.bits} bits; {text}"
             )
         reason = "{} bits suffice: alone they leave the outputs at {:.1f} dB"
-        kept = [(name, alone[group]) for group in ranked[count:] for name in group]
+        kept = [(name, alone[group]) for group in ranked for name in group if name not in exceptions]
         skips = (Skip(name, reason.format(candidates[name].spec.grid.bits, db)) for name, db in kept)
-        return Outcome(len(chosen), tuple(skips), tuple(notes))
+        return Outcome(len(exceptions), tuple(skips), tuple(notes))
 
-    def _count(self, curve: Sequence[float], total: int) -> int:
-        scores = [db - k * self.worth / total for k, db in enumerate(curve)]
+    def _best(
+        self, model: Model, ranked: Sequence[Together], curve: Sequence[float], context: Context
+    ) -> tuple[dict[str, str], float, float]:
+        """The kind that each exception gets, by tensor, and dB without and with them."""
+        size = len(ranked)
+        counts = {kind: self._count(curve, size, _price(kind)) for kind in self.kinds}
+        plans = [dict.fromkeys(ranked[:count], kind) for kind, count in counts.items() if count]
+        if counts.get("dynamic", 0) > counts.get("float", 0) > 0:
+            plans.append(dict.fromkeys(ranked[: counts["dynamic"]], "dynamic"))
+            plans[-1] |= dict.fromkeys(ranked[: counts["float"]], "float")
+        before = self._measured(model, {}, context) if plans else None
+        if before is None:
+            chosen = plans[0] if plans else {}
+            return _by_tensor(chosen), curve[0], curve[len(chosen)]
+        best, best_score, after = {}, before, before
+        for plan in plans:
+            db = self._measured(model, _by_tensor(plan), context)
+            score = -np.inf if db is None else db - sum(map(_price, plan.values())) * self.worth / size
+            if db is not None and score > best_score and db >= before + self.least:
+                best, best_score, after = plan, score, db
+        return _by_tensor(best), before, after
+
+    def _measured(self, model: Model, exceptions: Mapping[str, str], context: Context) -> float | None:
+        if self.measure is None:
+            return None
+        copy = model.clone()
+        _give(copy, exceptions, context)
+        return self.measure(copy)
+
+    def _count(self, curve: Sequence[float], total: int, price: float = 1.0) -> int:
+        scores = [db - k * price * self.worth / total for k, db in enumerate(curve)]
         best = int(np.argmax(scores))
         return best if curve[best] >= curve[0] + self.least else 0
+
+
+def _price(kind: str) -> float:
+    return DYNAMIC_PRICE if kind == "dynamic" else 1.0
+
+
+def _by_tensor(plan: Mapping[Together, str]) -> dict[str, str]:
+    return {name: kind for group, kind in plan.items() for name in group}
 
 
 def _candidates(model: Model) -> dict[str, Quantizer]:
@@ -100,10 +150,6 @@ def _candidates(model: Model) -> dict[str, Quantizer]:
         if q.grid_of is None and q.params is not None and isinstance(tensors[name], gs.Variable)
         if q.params.grid.bits < 16 and not q.given
     }
-
-
-def _reads_16_bits(target: Target) -> bool:
-    return bool({"uint16", "int16"} & set(target.activation_types))
 
 
 Together: TypeAlias = tuple[str, ...]
@@ -209,22 +255,50 @@ def _statistics(model: Model, names: Sequence[str], context: Context) -> dict[st
     return found
 
 
-def _crest(samples: Samples) -> float:
-    """Largest magnitude over root mean square."""
+def _give(model: Model, exceptions: Mapping[str, str], context: Context) -> dict[str, str]:
+    """Give activations, by the tensor that decides their grid, what they get instead; returns what that is, in words.
+    What no product with a matrix reads, cannot get a range at run time, and is left in float."""
+    known = _statistics(model, [name for name, kind in exceptions.items() if kind == "a16"], context)
+    made = {}
+    for name, kind in exceptions.items():
+        if kind == "a16":
+            made[name] = f"now {_widen(model, name, known[name])}, {_crest(known[name])}"
+            continue
+        layers = _dynamic_layers(model, name) if kind == "dynamic" else ()
+        width = model.quantizers[name].spec.grid.bits
+        found = "its range is found at run time" if layers else "in float"
+        drop_quantizer(model, name, Reason("fallback", f"{width} bits cost the outputs too much: {found}"))
+        for layer in layers:
+            placed = model.placement.nodes[layer.node.name]
+            model.placement.nodes[layer.node.name] = replace(placed, data=(), writes=None, dynamic=True)
+        made[name] = "now with a range found at run time" if layers else "now in float"
+    return made
+
+
+def _dynamic_layers(model: Model, root: str) -> list[LinearLayer]:
+    """The layers that read a grid, on this tensor or on one that has the same, and can read one found at run time."""
+    names = {name for name in model.quantizers if grid_root(model.quantizers, name) == root}
+    return [
+        layer
+        for layer in linear_layers(model.graph.nodes)
+        if layer.input.name in names and layer.node.name in model.placement.nodes
+        if model.placement.nodes[layer.node.name].reason is None and no_dynamic_product(model, layer) is None
+    ]
+
+
+def _crest(samples: Samples) -> str:
+    """How far the largest magnitude stands out."""
     power = float((np.square(samples.values) * samples.counts).sum() / max(samples.counts.sum(), 1))
-    return float(max(samples.hi[0], -samples.lo[0]) / max(np.sqrt(power), np.finfo(np.float64).tiny))
+    crest = max(samples.hi[0], -samples.lo[0]) / max(np.sqrt(power), np.finfo(np.float64).tiny)
+    return f"largest value {crest:.0f} times the root mean square"
 
 
-def _widen(model: Model, root: str, samples: Samples, target: Target) -> str:
-    """Give the root and those that share its quantizer 16 bits, or leave them in float; returns what they are now."""
+def _widen(model: Model, root: str, samples: Samples) -> str:
+    """Give the root and those that share its quantizer 16 bits; returns their grid."""
     quantizer = model.quantizers[root]
     spec: QuantSpec = replace(quantizer.spec, grid=replace(quantizer.spec.grid, bits=16))
     lo, hi = quantizer.fixed or (samples.lo[0], samples.hi[0])
     params = QuantParams.from_range(np.asarray(lo), np.asarray(hi), spec)
-    if params.grid.dtype.name not in target.activation_types:
-        text = f"{quantizer.spec.grid.bits} bits cost the outputs too much, and {target.name} reads no"
-        drop_quantizer(model, root, Reason("target", f"{text} {params.grid.dtype.name}"))
-        return f"in float, since {target.name} reads no {params.grid.dtype.name}"
     for name, other in list(model.quantizers.items()):
         if grid_root(model.quantizers, name) == root:
             model.quantizers[name] = replace(other, spec=spec).with_params(params)
