@@ -57,6 +57,13 @@ def test_products_with_a_matrix_are_written_as_the_runtime_fuses_them(float_mode
     assert "3 in integers with activations quantized at run time" in result.report.to_text()
 
 
+def test_the_preset_is_dynamic_and_needs_no_data() -> None:
+    options = onnxq.Options(preset="w8a8-dynamic")
+    assert options.is_dynamic
+    assert not options.needs_data
+    assert onnxq.Options(preset="w8a8").needs_data
+
+
 def test_no_data_are_needed_and_the_outputs_are_near(float_model: ModelProto) -> None:
     result = onnxq.quantize(float_model, preset="w8a8-dynamic")
     sample = feed()

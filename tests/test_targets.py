@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from graphs import model
 from quantized import kernels, linear_in_float, quantized
@@ -177,3 +178,13 @@ def test_no_integer_kernel_was_overlooked(op, monkeypatch):
 def test_types_of_the_target():
     assert str(ORT.activation) == "uint8 asymmetric per tensor"
     assert str(ORT.weight) == "int8 narrow symmetric per channel"
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("settings", [{}, {"asymmetric_weights": True}, {"block_size": 16}])
+@pytest.mark.parametrize("activations", ["", "a16"])
+def test_onnx_runtime_rounds_activations_beside_the_weights_that_the_target_says(bits, settings, activations):
+    w = np.random.default_rng(2).normal(0, 1, (32, 16))
+    proto = model("(float[N,32] x) => (float[N,16] y) <float[32,16] w> { y = MatMul(x, w) }", w=w)
+    runs = kernels(quantized(proto, preset=f"w{bits}{activations}", rounding="nearest", **settings))
+    assert ("MatMulNBits" in runs) == (bits in ORT.rounds_activations)

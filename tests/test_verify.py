@@ -258,3 +258,16 @@ def test_a_model_for_another_tool_chain_is_judged_as_written(monkeypatch):
     (quality,) = result.report.quality
     assert not quality.runs_in_default_session
     assert result.report.runtime_operators == {}
+
+
+def test_where_a_session_option_changes_the_quality_both_figures_are_said(tmp_path):
+    """ONNX Runtime rounds activations to 8 bits beside 8-bit weights, unless it is told not to."""
+    w = np.random.default_rng(5).normal(0, 1, (64, 48))
+    proto = model("(float[N,64] x) => (float[N,48] y) <float[64,48] w> { y = MatMul(x, w) }", w=w)
+    report = onnxq.quantize(proto, samples(proto, 12), preset="w8", rounding="nearest").report
+    (quality,) = report.quality
+    assert quality.option == "session.qdq_matmulnbits_accuracy_level = 1"
+    assert quality.option_sqnr_db > quality.sqnr_db + 0.5
+    assert "dB with the session option session.qdq_matmulnbits_accuracy_level = 1" in report.to_text()
+    unlike = onnxq.quantize(proto, samples(proto, 12), preset="w16", rounding="nearest").report.quality[0]
+    assert unlike.option is None

@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 from ..graph.model import Model, Quantizer
 from ..operators.registry import linear_form
 from ..operators.tables import table_of
+from ..targets import Target
 from .base import Context, Outcome
 
 
@@ -31,22 +32,26 @@ class ChooseStorage:
             quantizer = model.quantizers.get(constant.name)
             if quantizer is None or quantizer.spec.grid.bits > 4:
                 continue
-            beside = _beside_integers(model, constant, quantizer)
+            beside = _beside_integers(model, constant, quantizer, context.target)
             packed = context.target.packs_int4(self.store_4bit, beside)
             model.quantizers[constant.name] = _stored(quantizer, packed)
             wide += [] if packed else [constant.name]
         return Outcome(len(wide), notes=tuple(f"{name}: stored in 8 bits" for name in wide))
 
 
-def _beside_integers(model: Model, constant: gs.Constant, quantizer: Quantizer) -> bool:
-    """Whether a layer that reads the weight reads its input quantized. A table stands beside nothing; other constants
-    stand beside integers."""
+def _beside_integers(model: Model, constant: gs.Constant, quantizer: Quantizer, target: Target) -> bool:
+    """Whether a layer that reads the weight computes with integers. A table stands beside nothing, nor does a matrix
+    beside 16 bits that the target takes for floats (`Target.rounds_activations`); other constants stand beside them."""
     readers = [n for n in model.consumers(constant) if n.name in quantizer.readers and table_of(n) is not constant]
     for node in readers:
         form = linear_form(node.op, node.domain)
         data = model.quantizers.get(node.inputs[0].name)
         is_weight = form is not None and node.inputs[form.weight] is constant
-        if not is_weight or (data is not None and (not data.readers or node.name in data.readers)):
+        if not is_weight or form is None:
+            return True
+        if data is None or (data.readers and node.name not in data.readers):
+            continue
+        if data.spec.grid.bits <= 8 or form.is_convolution or not target.rounds_activations:
             return True
     return False
 

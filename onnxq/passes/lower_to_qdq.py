@@ -268,11 +268,12 @@ def _nodes_to_shield(model: Model) -> tuple[set[int], set[int]]:
     for which it would take integer kernels, which compute without blocks."""
     float_layers, blocks = set(), set()
     for layer in linear_layers(model.graph.nodes):
-        if layer.input.name in model.quantizers:
+        x = model.quantizers.get(layer.input.name)
+        if x is not None:
             weight = model.weight_quantizer(layer)
             if weight is None:
                 float_layers.add(id(layer.bias_node or layer.node))
-            elif weight.spec.block is not None and weight.spec.grid.stored_bits == 8:
+            elif weight.spec.block is not None and max(weight.spec.grid.stored_bits, x.spec.grid.bits) == 8:
                 blocks.add(id(layer.node))
     return float_layers, blocks
 

@@ -323,7 +323,8 @@ def set_ranges(model: Model, task: Task, collector: ReportCollector | None = Non
     if not model.quantizers and not stored_weights(options).applies(model.to_proto()):
         raise NothingToQuantizeError(f"{task.origin}: nothing to quantize: {_reasons(model)}")
     if options.fallback != "off":
-        model, fallback = run_passes((_fallback(task), *completing(options)), model, context)
+        then = (*completing(options), ChooseStorage(options.store_4bit))
+        model, fallback = run_passes((_fallback(task), *then), model, context)
         steps += fallback
     return at_sufficient_opset(model, options), steps
 
