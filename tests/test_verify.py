@@ -156,32 +156,38 @@ def test_rows_that_fill_up_a_batch_do_not_count_but_an_output_without_batch_coun
     assert one[1].sqnr_db == all_rows[1].sqnr_db
 
 
-def disagreeing(run):
-    """Session.run, wrong where ONNX Runtime has optimised the graph."""
+@pytest.fixture(params=["quantized"])
+def wrong_kernels(monkeypatch, request):
+    """ONNX Runtime's optimised sessions negate what they compute: of quantized models, or of `all`."""
+    start, run = Session.__init__, Session.run
+
+    def init(self, source, *, optimize=False, **options):
+        proto = source if isinstance(source, onnx.ModelProto) else onnx.load(source)
+        is_quantized = any(node.op_type == "QuantizeLinear" for node in proto.graph.node)
+        self.is_wrong = optimize and (is_quantized or request.param == "all")
+        start(self, source, optimize=optimize, **options)
 
     def wrong(self, feed):
         outputs = run(self, feed)
-        return {name: -x for name, x in outputs.items()} if self.optimised else outputs
-
-    return wrong
-
-
-@pytest.fixture
-def wrong_kernels(monkeypatch):
-    start, run = Session.__init__, Session.run
-
-    def init(self, model, *, optimize=False, **options):
-        self.optimised = optimize
-        start(self, model, optimize=optimize, **options)
+        return {name: -x for name, x in outputs.items()} if self.is_wrong else outputs
 
     monkeypatch.setattr(Session, "__init__", init)
-    monkeypatch.setattr(Session, "run", disagreeing(run))
+    monkeypatch.setattr(Session, "run", wrong)
 
 
 def test_integer_kernels_that_compute_something_else_are_refused(pair, tmp_path, wrong_kernels):
     proto, result = pair
     with pytest.raises(VerificationError, match="optimised integer kernels do not agree"):
         verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+
+
+@pytest.mark.parametrize("wrong_kernels", ["all"], indirect=True)
+def test_what_a_default_session_changes_of_the_float_model_too_is_a_warning(pair, tmp_path, wrong_kernels):
+    proto, result = pair
+    verdict = verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+    (said,) = (text for text in verdict.warnings if "float model, too" in text)
+    assert "output 'y'" in said
+    assert "graph_optimization_level = ORT_DISABLE_ALL" in said
 
 
 @pytest.mark.usefixtures("wrong_kernels")
