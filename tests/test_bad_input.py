@@ -232,7 +232,7 @@ def test_a_truncated_file(place):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--target", "tpu"], "--target 'tpu' is unknown; expected one of generic-int8, openvino"),
+        (["--target", "tpu"], "--target 'tpu' is unknown; expected one of generic-int8, opencv"),
         (["--preset", "w1a1"], "'w1a1' is unknown"),
         (["--samples", "0"], "0 is not in the range"),
         (["--samples", "many"], "not a valid integer"),

@@ -113,7 +113,12 @@ def test_scales_along_the_wrong_axis_and_where_there_may_be_but_one():
 
 ELSEWHERE = {
     "fused-activation": ("Conv-Relu", "generic-int8", {"fused": frozenset()}, {}),
-    "same-grid": ("pooling", "generic-int8", {"MaxPool": OpRule("elementwise")}, {}),
+    "same-grid": (
+        "pooling",
+        "generic-int8",
+        {"MaxPool": OpRule("elementwise")},
+        {"overrides": (Override(tensor="m", range=(0, 99)),)},
+    ),
     "shared-grid": ("Concat", "generic-int8", {"Concat": OpRule("elementwise")}, {}),
     "fixed-encoding": ("Sigmoid and Mul", "qnn", {"Sigmoid": OpRule("elementwise")}, {"preset": "w8a16"}),
     "one-width": ("residual", "qnn", {}, {"overrides": (Override(tensor="r", bits=16),)}),

@@ -16,7 +16,7 @@ from onnxq.targets import TARGETS
 
 FLOAT = {
     "alexnet.torchscript-11": {"Pow", "Div"},
-    "crnn.torchscript-11": {"ConstantOfShape", "LSTM", "LogSoftmax"},
+    "crnn.torchscript-11": {"ConstantOfShape", "LogSoftmax"},
     "deeplab.torchscript-11": {"Resize"},
     "efficientnet.dynamo-18": set(),
     "gru.dynamo-18": {"GRU"},

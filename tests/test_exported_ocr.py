@@ -23,7 +23,8 @@ from onnxq.pipeline.pipeline import prepare
 from onnxq.targets import TARGETS
 
 HEIGHTS = {"detector": None, "recogniser": 16, "transformer": 16}
-LEAST_DB = {"detector": 14.0, "recogniser": 22.0, "transformer": 15.0}
+LEAST_DB = {"detector": 14.0, "recogniser": 22.0, "transformer": 14.5}
+"""Of four samples nothing is clipped, which costs scales that are powers of two up to half a dB."""
 PIXELS = ("--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")
 
 
@@ -83,7 +84,7 @@ def test_from_files_of_different_sizes(kind: str, tmp_path: Path) -> None:
     run = CliRunner().invoke(main, [*arguments, *PIXELS * (kind == "png")])
     assert run.exit_code == 0, run.output
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["samples"] == 4
+    assert report["samples"]["fitting"] == 4
     assert report["quality"][0]["sqnr_db"] > 25
     checked = CliRunner().invoke(main, ["check", str(out), "--target", "ort"])
     assert checked.exit_code == 0, checked.output

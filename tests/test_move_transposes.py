@@ -142,12 +142,13 @@ def test_outputs_keep_their_names_and_stay_behind_the_transposes() -> None:
 def nhwc(seed: int = 0) -> onnx.ModelProto:
     """A block of a TensorFlow export: Pad in front of a VALID convolution, squeeze and excitation by means."""
     return model(
-        "(float[1,16,16,3] x) => (float[1,8] y) <int64[8] pads, float[8,3,3,3] w, float[8] b, float[8,8,1,1] v> {"
+        "(float[1,16,16,3] x) => (float[1,8] y)"
+        "<int64[8] pads, float[8,3,3,3] w, float[8] b, float[8,8,1,1] v, float[8,8] e> {"
         " p = Pad(x, pads) i = Transpose<perm=[0,3,1,2]>(p) c = Conv<strides=[2,2]>(i, w, b)"
         " o = Transpose<perm=[0,2,3,1]>(c) s = Sigmoid(o) a = Mul(o, s)"
         " m = ReduceMean<axes=[1,2],keepdims=1>(a) n = Transpose<perm=[0,3,1,2]>(m) g = Conv(n, v)"
         " h = Sigmoid(g) k = Transpose<perm=[0,2,3,1]>(h) z = Mul(k, a)"
-        " y = ReduceMean<axes=[1,2],keepdims=0>(z) }",
+        " f = ReduceMean<axes=[1,2],keepdims=0>(z) y = MatMul(f, e) }",
         seed=seed,
         pads=np.int64([0, 0, 0, 0, 0, 1, 1, 0]),
     )

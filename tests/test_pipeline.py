@@ -314,9 +314,10 @@ def test_the_report_is_strict_json(report):
     assert found["options"]["exclude"] == ["Gemm"]
     assert found["options"]["preprocess"]["layout"] == "auto"
     assert [step["name"] for step in found["steps"]] == [
-        "Normalize", "MoveTransposes", "FuseDecomposedOperators", "FoldBatchNorm", "RemoveDeadChannels",
-        "EqualizeLayers", "AbsorbBias", "AddQuantizers", "AddTableQuantizers", "SetWeightRanges",
-        "SetActivationRanges", "ChooseStorage", "CorrectBias", "SetBiasScales", "FuseActivation", "LowerToQdq",
+        "Normalize", "RewriteEinsum", "MoveTransposes", "FuseDecomposedOperators", "FoldBatchNorm",
+        "RemoveDeadChannels", "EqualizeLayers", "AbsorbBias", "AddQuantizers", "AddTableQuantizers", "SetWeightRanges",
+        "SetActivationRanges", "ChooseStorage", "CorrectBias", "CorrectBiasEmpirically",
+        "SetBiasScales", "FuseActivation", "LowerToQdq",
     ]  # fmt: skip
     reason = {"reason": "excluded by 'Gemm'", "kind": "excluded", "cause": None}
     assert found["float_nodes"] == [{"node": "Gemm_y", "op": "Gemm", **reason}]

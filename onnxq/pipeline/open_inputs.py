@@ -148,9 +148,10 @@ class _FiniteOutputs:
             if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
                 inputs = (k for k, array in feed.arrays.items() if array.dtype.kind == "f" and np.isinf(array).any())
                 given = next(inputs)
+                place = tuple(int(i) for i in np.argwhere(np.isinf(feed.arrays[given]))[0])
                 raise DataError(
-                    f"{feed.origin}: input {shown(given)} has infinity, and output {shown(name)} is not finite for it;"
-                    " leave it out"
+                    f"{feed.origin}: input {shown(given)} has {feed.arrays[given][place]} at {place}, and output"
+                    f" {shown(name)} is not finite for it; leave it out"
                 )
 
 
