@@ -6,6 +6,7 @@ them anew.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from onnx import ModelProto
 from quantized import kernels, planned, reasons
 
 import onnxq
+from onnxq.errors import UsageError
 from onnxq.graph.patterns import find_composites
 from onnxq.passes.base import Context
 from onnxq.pipeline.pipeline import prepare
@@ -93,13 +95,35 @@ def test_every_target_takes_them(name: str, target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"preset": "w4a8"}, {"preset": "w4", "block_size": 8}, {"bias_correction": "empirical"}]
+    "settings",
+    [{"preset": "w4a8", "fallback": "a16"}, {"preset": "w4", "block_size": 8}, {"bias_correction": "empirical"}],
 )
 def test_every_step_takes_sentences_of_different_lengths(settings: dict[str, object]) -> None:
-    result = onnxq.quantize(written("dynamo-18"), sentences(), fallback="a16", smoothquant=0.5, **settings)
+    result = onnxq.quantize(written("dynamo-18"), sentences(), smoothquant=0.5, **settings)
     (quality,) = result.report.quality
     assert quality.sqnr_db is not None
     assert quality.sqnr_db > 12
+
+
+SETTINGS: tuple[dict[str, object], ...] = (
+    *({"preset": preset} for preset in ("w8a16", "w4a8", "w4a16", "w8", "w4", "a8", "w8a8-dynamic")),
+    {"preset": "w8", "block_size": 8},
+    {"fallback": "auto"},
+    {"asymmetric_weights": True},
+)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
+@pytest.mark.parametrize("name", ["torchscript-13-tanh", "dynamo-20"])
+def test_any_preset_is_written_or_refused_before_any_work(name: str, settings: dict[str, object]) -> None:
+    """Nothing of an ordinary encoder fails in verification, whatever it is asked for."""
+    written_for = []
+    for target in ("ort", "qnn", "tensorrt", "openvino"):
+        quick = {"target": target, "effort": "fast", "rounding": "nearest", **settings}
+        with contextlib.suppress(UsageError):
+            onnxq.quantize(written(name), sentences(), **quick)  # type: ignore[arg-type]
+            written_for.append(target)
+    assert "ort" in written_for
 
 
 def test_blocks_of_4_bits_run_in_their_kernel() -> None:
