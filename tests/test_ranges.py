@@ -196,3 +196,36 @@ def test_one_tailed_tensors_get_unsigned_symmetric_grids() -> None:
     assert (str(positive.grid), int(positive.zero_point)) == ("uint8", 0)
     assert float(positive.scale) == pytest.approx(0.01)
     assert str(QuantParams.from_range(np.float64(-1), np.float64(2.55), spec).grid) == "int8"
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("length", [32, 700])
+def test_scales_of_many_channels_are_as_good_as_a_dense_search(bits: int, length: int) -> None:
+    random = np.random.default_rng(bits)
+    rows = np.float32(random.standard_t(4, (40, length)) * 10.0 ** random.integers(-3, 3, (40, 1)))
+    spec = QuantSpec(Grid(bits, True), symmetric=True, per_channel=True)
+    samples = Samples.of_weights(rows, 0)
+    found = squared_error(samples, QuantParams.from_range(*mse(samples, spec), spec, 0))
+    shares = 2.0 ** (-np.arange(0, 800) / 200)
+    dense = [squared_error(samples, QuantParams.from_range(r * samples.lo, r * samples.hi, spec, 0)) for r in shares]
+    assert (found <= 1.0001 * dense[0]).all()
+    assert found.sum() <= 1.01 * np.min(dense, axis=0).sum()
+    assert (found / np.min(dense, axis=0)).mean() <= 1.01
+
+
+@pytest.mark.parametrize("factor", [1e-44, 1e-30, 1e30, 0])
+def test_scales_of_tiny_and_huge_weights_are_found_without_overflow(factor: float) -> None:
+    rows = np.float32(np.random.default_rng(0).standard_normal((5, 32)) * factor)
+    spec = QuantSpec(Grid(4, True), symmetric=True, per_channel=True)
+    with np.errstate(all="raise", under="ignore"):
+        lo, hi = mse(Samples.of_weights(rows, 0), spec)
+    assert (np.abs(lo) <= np.abs(rows.min(axis=1))).all()
+    assert (hi <= rows.max(axis=1)).all()
+
+
+def test_weights_with_the_scale_of_blocks_are_independent_of_what_is_searched_with_them() -> None:
+    rows = np.float32(np.random.default_rng(0).standard_normal((7, 32)))
+    spec = QuantSpec(Grid(4, True), symmetric=True, per_channel=True)
+    together = mse(Samples.of_weights(rows, 0), spec)
+    alone = [mse(Samples.of_weights(row[None], 0), spec) for row in rows]
+    np.testing.assert_allclose(together[0], [lo[0] for lo, _ in alone], rtol=1e-6)

@@ -125,7 +125,7 @@ def test_without_calibration_data_nothing_is_said_to_be_held_out() -> None:
     proto = model(NET)
     report = onnxq.quantize(proto, data_free=True, synthetic=True, input_ranges=(("x", -1.0, 1.0),)).report
     assert (report.samples.fitting, report.samples.are_unseen) == (0, False)
-    assert "on 32 random inputs" in report.to_text()
+    assert "on 8 random inputs" in report.to_text()
 
 
 # --- evaluation data ------------------------------------------------------------------------------------------------

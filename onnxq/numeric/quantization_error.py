@@ -41,7 +41,6 @@ def _of_values(samples: Samples) -> Objective:
     """For weights, by the million: nothing is computed twice, and always in the same memory. In float32, in which
     weights come: memory is what takes the time, and errors of steps need no more digits."""
     values, counts = np.asarray(samples.values, np.float32), samples.counts
-    once = counts.size > 0 and not any(counts.strides) and counts.flat[0] == 1
     t, distance = np.empty_like(values), np.empty_like(values)
 
     def error(params: QuantParams) -> Vector:
@@ -52,7 +51,7 @@ def _of_values(samples: Samples) -> Objective:
         np.rint(t, out=distance)
         np.clip(distance, lowest, highest, out=distance)
         np.subtract(distance, t, out=distance)
-        weighed = distance if once else np.multiply(distance, counts, out=t)
+        weighed = distance if samples.are_weights else np.multiply(distance, counts, out=t)
         return np.asarray(np.einsum("ij,ij->i", distance, weighed) * scale[:, 0] ** 2)
 
     return error

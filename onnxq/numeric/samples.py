@@ -28,7 +28,7 @@ class Samples:
     vectors: (m, K), vectors of logits for cross-entropy ranges; None elsewhere.
     """
 
-    values: NDArray[np.float64]
+    values: NDArray[np.floating]
     counts: NDArray[np.float64]
     lo: NDArray[np.float64]
     hi: NDArray[np.float64]
@@ -44,12 +44,19 @@ class Samples:
         line filled up with zeros.
         """
         if block is not None and axis is not None:
-            rows = np.ascontiguousarray(_blocks(weight, axis, block), np.float64)
+            rows = _blocks(weight, axis, block)
         else:
-            flat = weight.reshape(1, -1) if axis is None else _rows(weight, axis)
-            rows = np.ascontiguousarray(flat, np.float64)  # in the order in which searches read it
+            rows = weight.reshape(1, -1) if axis is None else _rows(weight, axis)
+        rows = np.ascontiguousarray(rows)  # in the order in which searches read it
         once = np.broadcast_to(np.float64(1), rows.shape)
-        return cls(rows, once, rows.min(axis=1, initial=0.0), rows.max(axis=1, initial=0.0))
+        lo, hi = rows.min(axis=1, initial=0.0), rows.max(axis=1, initial=0.0)
+        return cls(rows, once, np.asarray(lo, np.float64), np.asarray(hi, np.float64))
+
+    @property
+    def are_weights(self) -> bool:
+        """Whether every value is exact and counts once, as `of_weights` has them."""
+        counts = self.counts
+        return self.widths is None and counts.size > 0 and not any(counts.strides) and counts.flat[0] == 1
 
     def channel(self, index: int) -> Samples:
         """One channel alone."""

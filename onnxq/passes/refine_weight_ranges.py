@@ -67,7 +67,7 @@ def _weighed(layer: LinearLayer, known: LayerSensitivity, axis: int | None) -> S
     weight = np.asarray(layer.weight.values, np.float64)
     cost = channels.by_output(layer, known.sensitivity) * channels.by_input(layer, known.power)
     samples = Samples.of_weights(weight, axis)
-    counts = Samples.of_weights(np.broadcast_to(cost, weight.shape), axis).values
+    counts = np.asarray(Samples.of_weights(np.broadcast_to(cost, weight.shape), axis).values, np.float64)
     samples = replace(samples, counts=counts)
     return _binned(samples) if axis is None and weight.size > 4 * BINS else samples
 

@@ -20,7 +20,7 @@ from ..operators.linear import linear_layers
 from .base import Context, Outcome
 
 AT_ONCE = 2**22
-"""Weights whose range is searched at a time: they are copied, as float64."""
+"""Weights whose range is searched at a time: they are copied."""
 
 
 @dataclass(frozen=True)
