@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from onnxq.graph.model import Model
 from onnxq.passes.base import Context, Outcome
 from onnxq.passes.fuse_decomposed import FuseDecomposedOperators
 from onnxq.passes.normalize import Normalize
-from onnxq.targets import ORT
+from onnxq.targets import ORT, QNN, Target
 
 CONSTANTS = "float three, float zero, float six, float sixth, float steep, float[3] s, float[5,3,3,3] w, int64[8] p"
 VALUES = {"three": 3, "zero": 0, "six": 6, "sixth": 1 / 6, "steep": 0.2}
@@ -141,3 +142,43 @@ def test_a_convolution_pads_by_itself() -> None:
 def test_other_padding_stays(nodes: str, p: list[int]) -> None:
     made, outcome = restored(written(nodes, p=p))
     assert (ops(made), outcome.changed) == (["Pad", "Conv"], 0)
+
+
+GELU = {
+    "erf": ("i = Div(x, root)  f = Erf(i)  o = Add(f, one)  q = Mul(x, o)  y = Mul(q, half)", {}),
+    "tanh": (
+        "c = Pow(x, three)  k = Mul(cubic, c)  u = Add(x, k)  i = Mul(u, outer)  t = Tanh(i)  o = Add(t, one)"
+        "  h = Mul(half, x)  y = Mul(h, o)",
+        {"approximate": "tanh"},
+    ),
+}
+HALF_FOLDED = "i = Div(x, root)  f = Erf(i)  o = Add(f, one)  y = Mul(x, o)"
+
+
+def gelu(nodes: str, opset: int = 13) -> ModelProto:
+    constants = "float root, float one, float half, float three, float cubic, float outer"
+    text = f"(float[N,4,8] x) => (float[N,4,8] z) <{constants}> {{ {nodes}  z = Neg(y) }}"
+    values = {"root": 2**0.5, "one": 1, "half": 0.5, "three": 3, "cubic": 0.044715, "outer": (2 / np.pi) ** 0.5}
+    return model(text, opset=opset, **values)
+
+
+@pytest.mark.parametrize("opset", [13, 17, 20])
+@pytest.mark.parametrize("form", GELU)
+def test_gelu_is_one_operator_for_targets_that_take_it_whole_only(form: str, opset: int) -> None:
+    nodes, attributes = GELU[form]
+    proto = gelu(nodes, opset)
+    made, outcome = restored(proto, target=QNN)
+    assert (ops(made), made.graph.opset, outcome.notes) == (["Gelu", "Neg"], 20, ("Gelu: 1",))
+    assert made.graph.nodes[0].attrs == attributes
+    assert_same_function(proto, made.to_proto(), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "target"),
+    [(GELU["erf"][0], ORT), (HALF_FOLDED, QNN), (GELU["erf"][0], replace(QNN, max_opset=19))],
+    ids=["other target", "twice a Gelu", "older operator set"],
+)
+def test_gelu_stays_decomposed(nodes: str, target: Target) -> None:
+    made, outcome = restored(gelu(nodes), target=target)
+    assert ("Gelu" in ops(made), made.graph.opset, outcome.changed) == (False, 13, 0)
+    assert len(outcome.skips) == (target.max_opset == 19)

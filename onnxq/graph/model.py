@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -165,6 +165,12 @@ class Model:
             if imported.domain in ("", "ai.onnx"):
                 imported.version = opset
         self.header.ir_version = max(self.header.ir_version, ir_version)
+
+    def convert(self, conversion: Callable[[ModelProto], ModelProto]) -> None:
+        """Replace the graph by another one of the same function, and of the same names of tensors that stay."""
+        other = Model.from_proto(conversion(self.to_proto()), self.origin)
+        self.graph, self.header, self.is_large = other.graph, other.header, other.is_large
+        self._names.clear()
 
     def clone(self) -> Model:
         """An independent model; weight arrays are shared until either side replaces one."""

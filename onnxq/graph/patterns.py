@@ -71,6 +71,9 @@ DECOMPOSED: Mapping[str, tuple[str, ...]] = {
 }
 """Operators that `FuseDecomposedOperators` writes instead."""
 
+GELU: Mapping[str, tuple[str, ...]] = {"Gelu": tuple(f"Mul(0.5, x, {gate})" for gate in _GATES)}
+"""What `FuseDecomposedOperators` writes as Gelu for targets that take it whole only: the forms that it computes."""
+
 ACTIVATIONS: Mapping[str, tuple[str, ...]] = {"Swish": ("Mul(x, Sigmoid(x))",)}
 """Activations that only some targets fuse; to the others the nodes are operators of their own."""
 

@@ -6,9 +6,13 @@ step of an accelerator, with a quantizer before and behind it, not in between).
     GlobalAveragePool     ReduceMean over all axes behind the channels
     LeakyRelu             PRelu with one slope for all channels
     Conv with pads        Pad with zeros, and Conv
+    AveragePool with pads Pad with zeros, and AveragePool, which then counts them
+    Gelu                  x/2 (1 + erf(x / sqrt(2))), or with tanh: for targets that take it whole only
 
 GlobalAveragePool has integer kernels nearly everywhere, ReduceMean has not. OpenVINO runs HardSwish as the end of a
-convolution, but HardSigmoid and Mul by themselves, in float (measured with 2026.4.1).
+convolution, but HardSigmoid and Mul by themselves, in float (measured with 2026.4.1). Gelu is an operator from operator
+set 20 on; ONNX Runtime fuses the decomposed one itself, so that models for others stay at theirs. RKNN-Toolkit2 2.5.0
+fails where it fuses a Pad into AveragePool by itself.
 """
 
 from __future__ import annotations
@@ -21,15 +25,19 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from ..errors import ModelError
 from ..graph import edit
 from ..graph.model import Model
-from ..graph.patterns import DECOMPOSED, Composite, find_composites
+from ..graph.opset import convert_opset
+from ..graph.patterns import DECOMPOSED, GELU, Composite, find_composites
 from ..operators.node import is_op
 from ..operators.registry import preserves_grid
-from .base import Context, Outcome
+from ..targets import Target
+from .base import Context, Outcome, Skip
 
 HARD_SWISH_OPSET = 14
 HARD_SWISH_IR = 7
+GELU_OPSET = 20
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,9 @@ class FuseDecomposedOperators:
     preserves: ClassVar[bool | None] = True
 
     def apply(self, model: Model, context: Context) -> Outcome:
-        fused = Counter(_fuse(model, context.target.max_opset))
+        gelus, refusal = _fuse_gelu(model, context.target)
+        fused = Counter({"Gelu": gelus} if gelus else {})
+        fused.update(_fuse(model, context.target.max_opset))
         normalizing = {id(node) for whole in find_composites(model) for node in whole.nodes}
         for node in [node for node in model.graph.nodes if id(node) not in normalizing]:
             if _is_global_mean(node):
@@ -53,9 +63,32 @@ class FuseDecomposedOperators:
             elif is_op(node, "Conv") and (pads := _pads_before(model, node)) is not None:
                 fused["Conv with pads"] += 1
                 node.inputs[0], node.attrs["pads"] = node.inputs[0].inputs[0].inputs[0], pads
+            elif is_op(node, "AveragePool") and (pads := _pads_before(model, node)) is not None and _counts(node, pads):
+                fused["AveragePool with pads"] += 1
+                node.inputs[0] = node.inputs[0].inputs[0].inputs[0]
+                node.attrs["pads"], node.attrs["count_include_pad"] = pads, 1
         edit.drop_dangling(model)
         edit.name_nodes(model.graph.nodes)
-        return Outcome(fused.total(), notes=tuple(f"{op}: {count}" for op, count in fused.items()))
+        return Outcome(fused.total(), refusal, tuple(f"{op}: {count}" for op, count in fused.items()))
+
+
+def _fuse_gelu(model: Model, target: Target) -> tuple[int, tuple[Skip, ...]]:
+    """Write decomposed Gelus as the operator where the target takes no others: how many, or why not."""
+    if not target.whole_gelu or not (found := find_composites(model, GELU)):
+        return 0, ()
+    newest = target.max_opset
+    if newest is not None and newest < GELU_OPSET:
+        return 0, (Skip("Gelu", f"{target.name} reads operator sets up to {newest}, Gelu needs {GELU_OPSET}"),)
+    if model.graph.opset < GELU_OPSET:
+        try:
+            model.convert(lambda proto: convert_opset(proto, GELU_OPSET, model.origin))
+        except ModelError as error:
+            return 0, (Skip("Gelu", str(error)),)
+        found = find_composites(model, GELU)
+    for whole in found:
+        form = {"approximate": "tanh"} if any(is_op(node, "Tanh") for node in whole.nodes) else {}
+        _replace(model, whole.nodes, gs.Node("Gelu", whole.nodes[0].name, form, [whole.input], [whole.output]))
+    return len(found), ()
 
 
 def _fuse(model: Model, newest: int | None) -> Iterator[str]:
@@ -117,8 +150,17 @@ def _pooling(model: Model, node: gs.Node) -> Iterable[gs.Node]:
     )
 
 
+def _counts(pool: gs.Node, pads: list[int]) -> bool:
+    """Whether an AveragePool can have these pads, and none of its own that it leaves out of its means."""
+    kernel = [int(k) for k in pool.attrs["kernel_shape"]]
+    own = any(pool.attrs.get("pads", ())) and not pool.attrs.get("count_include_pad", 0)
+    fits = all(pad < size for pad, size in zip(pads, kernel + kernel, strict=True))  # ONNX Runtime takes no others
+    return not own and fits and not pool.attrs.get("ceil_mode", 0)
+
+
 def _pads_before(model: Model, conv: gs.Node) -> list[int] | None:
-    """The pads of a Conv and of a Pad with zeros in front of it together; None where there is none, or not for it."""
+    """The pads of a Conv, or a pooling, and of a Pad with zeros in front of it together; None where there is none, or
+    not for it."""
     source = conv.inputs[0]
     pad = source.inputs[0] if source.inputs else None
     if pad is None or not is_op(pad, "Pad") or not preserves_grid(pad) or source.shape is None:

@@ -114,6 +114,7 @@ class Target:
     Gather, by a DequantizeLinear that the compiler moves behind it; or the whole table has the `grid` of what is looked
     up in it, one scale for all rows.
     min_opset, max_opset: where its quantized operators exist.
+    whole_gelu: whether it takes Gelu as the operator of set 20 only, and nothing that an exporter decomposed it into.
     quantizes_float_weights: whether it does so by itself where the tensors around a float layer are quantized.
     runs_here: whether ONNX Runtime's integer kernels are what will run, so that they must agree with the model.
     dynamic_activations: whether it multiplies in integers with activations that are quantized at run time
@@ -157,6 +158,7 @@ class Target:
     tables: Literal["rows", "whole", "grid"] = "whole"
     min_opset: int = 13
     max_opset: int | None = None
+    whole_gelu: bool = False
     quantizes_float_weights: bool = False
     runs_here: bool = False
     dynamic_activations: bool = False
