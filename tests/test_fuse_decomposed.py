@@ -144,6 +144,32 @@ def test_other_padding_stays(nodes: str, p: list[int]) -> None:
     assert (ops(made), outcome.changed) == (["Pad", "Conv"], 0)
 
 
+POOL = "q = Pad(x, p)  y = AveragePool<kernel_shape=[3,3]{}>(q)"
+
+
+@pytest.mark.parametrize("more", ["", ", strides=[2,2]", ", pads=[1,1,1,1], count_include_pad=1"])
+def test_a_mean_counts_the_padding_in_front(more: str) -> None:
+    proto = written(POOL.format(more), p=[0, 0, 1, 0, 0, 0, 1, 1])
+    made, _ = restored(proto)
+    assert ops(made) == ["AveragePool"]
+    assert made.graph.nodes[0].attrs["count_include_pad"] == 1
+    assert_same_function(proto, made.to_proto(), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("more", "p"),
+    [
+        (", pads=[1,1,1,1]", [0, 0, 1, 0, 0, 0, 0, 0]),
+        (", ceil_mode=1, strides=[2,2]", [0, 0, 1, 0, 0, 0, 0, 0]),
+        ("", [0, 0, 3, 0, 0, 0, 0, 0]),
+    ],
+    ids=["leaves its own out", "rounds up", "wider than the kernel"],
+)
+def test_padding_that_no_mean_counts_stays(more: str, p: list[int]) -> None:
+    made, outcome = restored(written(POOL.format(more), p=p))
+    assert (ops(made), outcome.changed) == (["Pad", "AveragePool"], 0)
+
+
 GELU = {
     "erf": ("i = Div(x, root)  f = Erf(i)  o = Add(f, one)  q = Mul(x, o)  y = Mul(q, half)", {}),
     "tanh": (

@@ -105,3 +105,31 @@ def test_an_int8_softmax_with_zero_point_0_is_warned_of(target, warned):
 def test_sixteen_bits_are_refused(target):
     with pytest.raises((UsageError, VerificationError)):
         onnxq.quantize(CONV, samples(CONV), target=target, preset="w8a16", **PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("conv", "size", "in_integers"),
+    [
+        ("Conv(a, p)", 8, True),
+        ("Conv(a, p)", 7, False),
+        ("Conv<group=8, pads=[1,1,1,1]>(a, d)", 7, False),
+        ("Conv<group=8, pads=[1,1,1,1]>(a, d)", 14, True),
+        ("Conv<pads=[1,1,1,1]>(a, w)", 7, True),
+        ("Conv<pads=[1,1,1,1]>(a, w)", 2, False),
+    ],
+    ids=[
+        "pointwise",
+        "pointwise, odd",
+        "depthwise, odd",
+        "depthwise, large",
+        "ordinary, odd",
+        "kernel larger than the image",
+    ],
+)
+def test_opencv_gets_no_convolution_whose_last_positions_it_computes_wrong(conv, size, in_integers):
+    proto = model(
+        f"(float[1,8,{size},{size}] a, float[1,8,8,8] b) => (float[1,8,{size},{size}] y, float[1,8,8,8] z)"
+        f" <float[8,8,1,1] p, float[8,1,3,3] d, float[8,8,3,3] w> {{ y = {conv} z = Conv(b, p) }}"
+    )
+    report = onnxq.quantize(proto, samples(proto), target="opencv", preset="w8a8", **PLAIN).report
+    assert ("Conv" not in {node.op for node in report.float_nodes}) == in_integers
