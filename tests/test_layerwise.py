@@ -38,6 +38,7 @@ class Recorder:
 
     model: object
     halve: bool = False
+    held: int = 0
     x: dict = field(default_factory=dict)
     y: dict = field(default_factory=dict)
     groups: list = field(default_factory=list)
@@ -56,6 +57,9 @@ class Recorder:
     def cost(self, layer):
         return layer.weight.values.size
 
+    def memory(self, layer):
+        return self.held
+
     def change(self, uses):
         self.groups.append([use.node.name for use in uses])
         if self.halve:
@@ -66,11 +70,11 @@ class Recorder:
         return "halved" if self.halve else "seen"
 
 
-def visited(proto, halve=False, feeds=None, **fields):
+def visited(proto, halve=False, feeds=None, held=0, **fields):
     """The recorder; the model before the visit; and after it."""
     model = with_ranges(proto, feeds)
     isolate(model)
-    before, recorder = model.clone(), Recorder(model, halve)
+    before, recorder = model.clone(), Recorder(model, halve, held)
     given = context(proto, feeds, **fields)
     traffic = visit_layers(model, given.feeds, given.services, recorder, "visiting")
     return recorder, before, model, traffic
@@ -142,6 +146,18 @@ def test_tensors_spill_to_files_beyond_the_limit():
     assert traffic.spilled > 0
     assert "went to files" in str(traffic)
     for name, seen in in_memory.x.items():
+        np.testing.assert_array_equal(seen, spilled.x[name])
+
+
+def test_tensors_spill_that_the_visitor_leaves_no_room_for():
+    proto = graphs.model(RESIDUAL)
+    alone, *_, traffic = visited(proto)
+    room, *_, beside = visited(proto, held=1000, max_memory=1000 + traffic.held)
+    assert (beside.held, beside.spilled) == (traffic.held, 0)
+    spilled, *_, beside = visited(proto, held=traffic.held, max_memory=traffic.held)
+    assert beside.spilled > 0
+    for name, seen in alone.x.items():
+        np.testing.assert_array_equal(seen, room.x[name])
         np.testing.assert_array_equal(seen, spilled.x[name])
 
 

@@ -10,7 +10,8 @@ so that layer k is seen with (x^, y), and may change before it is run in the qua
 weight that several layers share is seen by all of them, rounded to nearest so far, before it changes; then the
 streams go back to the first of them.
 
-What passes a cut is kept for each calibration sample, in memory up to a limit, and in files beyond it.
+What passes a cut is kept for each calibration sample, in memory up to a limit, and in files beyond it. The limit is
+what `max_memory` leaves beside what the visitor holds of the layer: both are there at the same time.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ class Visitor(Protocol):
 
     def cost(self, layer: LinearLayer) -> int:
         """How much work it is to visit a layer, in multiplications, for the progress that is shown."""
+
+    def memory(self, layer: LinearLayer) -> int:
+        """Bytes that it holds of a layer at most, once all samples were seen."""
 
     @property
     def avoided_by(self) -> str:
@@ -182,6 +186,8 @@ class _Walk:
     def _advance(self, k: int, samples: list[_Sample], visitor: Visitor | None) -> list[_Sample]:
         """All samples from in front of step k to behind it; `samples` is empty afterwards."""
         layer, behind = self.layers[k], []
+        if visitor is not None:
+            self.cache.limit = max(self.services.max_memory - visitor.memory(layer), 0)
         reference = self.reference.load(k, samples[0].reference)
         quantized = self.quantized.load(k, samples[0].quantized)
 

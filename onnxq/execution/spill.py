@@ -23,19 +23,20 @@ OWN_MEMORY = 1 << 16
 class SpillCache:
     """Holds arrays in memory up to `limit` bytes, writes the others to files; both go when nobody refers to them.
 
+    limit: may change; what is held already stays.
     held, most: bytes in memory, now and at most so far. spilled: bytes written to files in all.
     folder: for the files; None: a temporary one, made for the first of them, which goes with the cache.
     """
 
     def __init__(self, limit: int, folder: Path | None = None) -> None:
-        self._folder, self._limit, self._count = folder, limit, 0
+        self._folder, self.limit, self._count = folder, limit, 0
         self._lock = threading.RLock()  # the collector may release in the middle of `put`
         self.held = self.most = self.spilled = 0
 
     def put(self, array: Array) -> CachedArray:
         """Raises OutputError where a file cannot be written."""
         with self._lock:
-            fits = array.dtype.hasobject or self.held + array.nbytes <= self._limit  # strings go into no file
+            fits = array.dtype.hasobject or self.held + array.nbytes <= self.limit  # strings go into no file
             path = None if fits else self._next_path()
             if fits:
                 self.held += array.nbytes

@@ -21,7 +21,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ..operators.node import ONNX_DOMAINS
 from .model import graphs_of, nodes_of
-from .shapes import infer_shapes
+from .shapes import inferred_types
 
 _CHANGED = {"GroupNormalization": 21}
 """Operators whose meaning changed with an operator set, and which ONNX's converter does not bring back behind it."""
@@ -73,7 +73,7 @@ def _simplified(proto: ModelProto) -> ModelProto:
     """The model, changed, with what functions wrote for all types as it is for the types that there are."""
     types: dict[str, int] = {}
     ranks: dict[str, int] = {}
-    inferred = infer_shapes(proto)
+    inferred = inferred_types(proto)
     for graph in graphs_of(inferred.graph):
         for value in (*graph.value_info, *graph.input, *graph.output):
             kind = value.type.tensor_type

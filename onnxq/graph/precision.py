@@ -21,7 +21,7 @@ from ..errors import ModelError
 from ..operators.registry import linear_form, registered
 from . import large
 from .model import graphs_of, nodes_of
-from .shapes import infer_shapes
+from .shapes import inferred_types
 
 WIDENED_FROM = "onnxq.float32_from"
 """Metadata of a model that was brought to float32: the types that it came in."""
@@ -117,7 +117,7 @@ def _types_of_weights(proto: ModelProto) -> set[int]:
 
 def _element_types(proto: ModelProto) -> dict[str, int]:
     """Element types of the main graph's tensors, as far as ONNX can infer them."""
-    graph = infer_shapes(proto).graph
+    graph = inferred_types(proto).graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
     return types | {t.name: t.data_type for t in graph.initializer}
 

@@ -36,6 +36,7 @@ from ..graph.model import Model
 from ..graph.output_sensitivity import measured_tensors, output_sensitivities
 from ..graph.scaling_groups import Bound, Scalable, ScalingGroups, find_groups
 from ..numeric import equalization
+from ..numeric.blas import one_blas_thread
 from ..numeric.channel_statistics import ChannelFacts
 from ..numeric.equalization import Activation, Keep, Ranges
 from ..operators import channels
@@ -143,7 +144,8 @@ def _least_noise(
             activations[scaled.layer.input.name] = Activation(scaled.inputs, largest, sensitivities[scaled.inputs])
     layers = ((_ranges(scaled, is_large), own) for scaled, own in zip(groups.layers, of_layers, strict=True))
     steps = 2.0 ** (bits[0] - 1) - 1, 2.0 ** bits[1] - 1
-    return equalization.least_noise(layers, list(activations.values()), *limits, steps, keep=keep)
+    with one_blas_thread():  # many products of a matrix and a vector
+        return equalization.least_noise(layers, list(activations.values()), *limits, steps, keep=keep)
 
 
 def _spilled(values: NDArray[np.floating]) -> Callable[[], NDArray[np.floating]]:

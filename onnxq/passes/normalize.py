@@ -19,7 +19,7 @@ from ..execution.partial import extract
 from ..execution.session import CPU, Session
 from ..graph import edit
 from ..graph.model import Model
-from ..graph.shapes import infer_shapes, shape_elements
+from ..graph.shapes import inferred_types, shape_elements
 from ..graph.ties import find_ties
 from ..operators.node import ONNX_DOMAINS, is_op
 from .base import Context, Outcome, Skip
@@ -117,7 +117,7 @@ def _is_false(tensor: gs.Tensor) -> bool:
 
 def _infer(model: Model) -> None:
     """Write what shape inference finds into the graph's tensors, but over nothing that inputs and outputs declare."""
-    proto = infer_shapes(model.to_proto())
+    proto = inferred_types(model.to_proto())
     inferred = {t.name: t for t in gs.import_onnx(proto).tensors().values() if isinstance(t, gs.Variable)}
     declared = {t.name for t in (*model.graph.inputs, *model.graph.outputs) if t.shape is not None}
     for name, tensor in model.graph.tensors().items():

@@ -162,6 +162,16 @@ class _Rounder:
         solved = fits * 4 * (rank * rank + m * (k + 200)) + searches * m * 70 * (k + 200)
         return runs + g * k * (columns * (rank + m) + solved)
 
+    def memory(self, layer: LinearLayer) -> int:
+        """Of its statistics, and what is made of them."""
+        matrix = LayerMatrix.of(layer)
+        g, m, k = matrix.groups, matrix.rows, matrix.columns
+        if layer.weight.name in self.restored:
+            return 0
+        if self._few(layer):
+            return COLUMN_COPIES * 4 * g * (k + m) * self.samples * self._positions(layer)
+        return GRAM_COPIES * 8 * g * k * (k + m)
+
     def _positions(self, layer: LinearLayer) -> int:
         """Output positions of each sample that statistics are taken of."""
         matrix = LayerMatrix.of(layer)

@@ -33,12 +33,14 @@ _SWEEPS = {"fast": 3, "default": 20, "high": 100}
 @dataclass(frozen=True)
 class CoordinateDescent:
     """sweeps: over all weights, at most. enumerable: the most weights a row may have for all its roundings to be tried.
-    block: columns whose moves are gathered before they reach the gradient of all others as one product of matrices.
+    block: columns whose moves are gathered before they reach the gradient of all others as one product of matrices;
+    inner: the same within a block. Neither changes more than the last bits of the gradient.
     start: the method whose integers are improved, and by whose errors scales are chosen."""
 
     sweeps: int = 20
     enumerable: int = 10
-    block: int = 64
+    block: int = 128
+    inner: int = 16
     start: Gptq = field(default_factory=Gptq)
 
     title: ClassVar[str] = "Coordinate descent"
@@ -86,20 +88,33 @@ class CoordinateDescent:
         """Each weight once, q and gradient in place, all (g, K, M); which rows changed, (M,)."""
         changed = np.zeros(q.shape[2], bool)
         for begin in range(0, q.shape[1], self.block):
-            end = min(begin + self.block, q.shape[1])
-            local, steps = gradient[:, begin:end].copy(), np.zeros((q.shape[0], end - begin, q.shape[2]))
-            for j in range(begin, end):
-                best = np.rint(q[:, j] - local[:, j - begin] / (G[:, j, j, None] * s[:, j]))
+            block = slice(begin, min(begin + self.block, q.shape[1]))
+            parts = (a[:, block] for a in (s, low, high, q))
+            steps = self._block(G[:, block, block], gradient[:, block].copy(), *parts)
+            rows = np.flatnonzero(steps.any(axis=(0, 1)))
+            if 2 * rows.size > changed.size:  # rows that stay add zeros: cheaper than to pick the others
+                gradient += G[:, :, block] @ steps
+            elif rows.size:
+                gradient[:, :, rows] += G[:, :, block] @ steps[:, :, rows]
+            changed[rows] = True
+        return changed
+
+    def _block(self, G: Array, gradient: Array, s: Array, low: Array, high: Array, q: Array) -> Array:
+        """The moves s dq of one block's weights, all (g, b, M), G (g, b, b); q is changed in place, and of the gradient
+        what is read later."""
+        steps, size = np.zeros(gradient.shape), gradient.shape[1]
+        for first in range(0, size, self.inner):
+            last = min(first + self.inner, size)
+            for j in range(first, last):
+                best = np.rint(q[:, j] - gradient[:, j] / (G[:, j, j, None] * s[:, j]))
                 moves = clip(best, low[:, j], high[:, j]) - q[:, j]
                 if moves.any():
                     q[:, j] += moves
-                    steps[:, j - begin] = s[:, j] * moves
-                    local += G[:, begin:end, j, None] * steps[:, None, j - begin]
-            rows = np.flatnonzero(steps.any(axis=(0, 1)))
-            if rows.size:
-                gradient[:, :, rows] += G[:, :, begin:end] @ steps[:, :, rows]
-                changed[rows] = True
-        return changed
+                    steps[:, j] = s[:, j] * moves
+                    gradient[:, j + 1 : last] += G[:, j + 1 : last, j, None] * steps[:, None, j]
+            if last < size:
+                gradient[:, last:] += G[:, last:, first:last] @ steps[:, first:last]
+        return steps
 
 
 def best_of_all(gram: Gram, grid: WeightGrid, W: Array) -> Array:

@@ -50,10 +50,16 @@ class Gptq:
 
     def scale_cost(self, objective: Objective, grid: WeightGrid) -> Array:
         """What each row's rounding costs, (g, M) or (g, n M)."""
-        return self.quantize(objective, grid)[1]
+        return self._solve(objective, grid)[1]
 
     def quantize(self, objective: Objective, grid: WeightGrid) -> tuple[Array, Array]:
-        """q as `round` gives it, and |e|^2 of each row. Inside, columns come first: arrays are (g, K, M)."""
+        """q as `round` gives it, and |e|^2 of each row."""
+        Q, losses = self._solve(objective, grid)
+        back = np.argsort(objective.factor.order, axis=1, kind="stable")
+        return by_column(np.take_along_axis(Q, back[:, :, None], 1)), losses
+
+    def _solve(self, objective: Objective, grid: WeightGrid) -> tuple[Array, Array]:
+        """The same with q in the order in which columns are rounded, (g, K, M) as all arrays inside."""
         factor, rows = objective.factor, grid.scale.shape[1]
         order, rest = factor.order[:, :, None], factor.start(rows // objective.W.shape[1])
         shape = (order.shape[0], order.shape[1], rows)
@@ -75,5 +81,4 @@ class Gptq:
                 W[:, last:] -= Hinv[:, first:last, last:].swapaxes(1, 2) @ Err[:, first:last]
             rest.spread(i1, i2, Err, s[:, i1:i2] * Q[:, i1:i2])
             losses += np.square(Err).sum(1)
-        back = np.argsort(order, axis=1, kind="stable")
-        return by_column(np.take_along_axis(Q, back, 1)), losses
+        return Q, losses
