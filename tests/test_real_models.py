@@ -122,3 +122,25 @@ def test_the_result_does_not_depend_on_threads(result, tmp_path):
         )
         outputs.append(result.model.SerializeToString(deterministic=True))
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "points", "cosine", "size"),
+    [
+        ({}, 0.5, 99.0, 0.30),
+        ({"preset": "w8a8-dynamic"}, 0.5, 99.0, 0.30),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_a_sentence_encoder_keeps_its_score(settings, points, cosine, size, tmp_path):
+    """Spearman's correlation on STS-B, float 84.14; cosine of its embeddings with the float model's, percent."""
+    module, folder = evaluation(), REAL / "minilm_l3"
+    path = tmp_path / "minilm.onnx"
+    onnxq.quantize(folder / "model.onnx", folder / "calib", output=path, **settings)
+    task = module.TASKS["minilm_l3"]
+    feeds, labels = task.eval()
+    found, reference = (module.run(model, feeds) for model in (path, folder / "model.onnx"))
+    scores, best = task.score(found, labels, reference), task.score(reference, labels)
+    assert scores["Spearman"] > best["Spearman"] - points
+    assert scores["cosine with float"] > cosine
+    assert path.stat().st_size < size * (folder / "model.onnx").stat().st_size
