@@ -3,8 +3,8 @@
     python bench/sequences.py [MODEL ...] [--samples 48] [--markdown bench/results/sequences.md]
 
 The networks are those of `sequence_models.py` and `encoder.py`. SQNR over all outputs on samples that no calibration
-has seen, a default session of ONNX Runtime against the float model; size of the file beside the float one's; CPU time of a
-run beside the float model's, one thread; CPU seconds of quantizing. A row that a tool refuses says what it said.
+has seen, a default session of ONNX Runtime against the float model; size of the file beside the float one's; CPU time
+of a run beside the float model's, one thread; CPU seconds of quantizing. A row that a tool refuses says what it said.
 """
 
 from __future__ import annotations
