@@ -87,6 +87,13 @@ def test_check_reads_such_a_model(float_model: ModelProto) -> None:
     assert check(onnxq.quantize(float_model, preset="w8a8-dynamic").model, TARGETS["ort"]).is_clean
 
 
+def test_other_targets_take_no_ranges_that_are_found_at_run_time(float_model: ModelProto) -> None:
+    result = onnxq.quantize(float_model, preset="w8a8-dynamic")
+    for target in ("qnn", "tensorrt", "openvino"):
+        found = check(result.model, TARGETS[target]).violations
+        assert [v.requirement for v in found if "run time" in str(v)] == ["activation-granularity"] * 2
+
+
 def test_it_is_faithful_to_a_range_that_is_not_the_calibration_datas(float_model: ModelProto) -> None:
     data = [feed() for _ in range(6)]
     loud = {name: 30 * values for name, values in feed().items()}

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from ..operators.linear import lacks_bias_input
+from ..operators.node import is_op
 from ..operators.registry import linear_form, operands
 from ..targets import Target
 from .qdq_reader import Constant, QdqGraph, label
@@ -74,6 +75,9 @@ def activation_granularity(graph: QdqGraph, target: Target) -> Iterator[Violatio
     for node, tensor, grid in _activations(graph):
         if grid.scale.size > 1:
             yield Violation(node, tensor, "one scale for the tensor", f"{grid.scale.size} scales")
+    for found in () if target.dynamic_activations else graph.nodes:
+        if is_op(found, "DynamicQuantizeLinear"):
+            yield Violation(label(found), found.inputs[0].name, "a scale that is set", "one that is found at run time")
 
 
 def weight_granularity(graph: QdqGraph, target: Target) -> Iterator[Violation]:

@@ -107,7 +107,9 @@ REQUIREMENTS: Mapping[str, Callable[[Target], str]] = {
     "activation-zero-point": lambda t: _zero_point("activations", t.activation_zero_points),
     "weight-zero-point": lambda t: _zero_point("weights", t.weight_zero_points),
     "weight-range": lambda t: f"integers of weights lie within [-{t.weight_limit}, {t.weight_limit}] of the zero point",
-    "activation-granularity": lambda t: "activations have one scale a tensor",
+    "activation-granularity": lambda t: (
+        f"activations have one scale a tensor{', set or found at run time' if t.dynamic_activations else ''}"
+    ),
     "weight-granularity": _weight_granularity,
     "power-of-two": lambda t: "scales are powers of two",
     "smallest-range": lambda t: f"grids span at least {t.smallest_range:g}",
@@ -132,7 +134,7 @@ REMEDIES: Mapping[str, str] = {
     "activation-zero-point": "quantize activations symmetrically",
     "weight-zero-point": "quantize weights symmetrically",
     "weight-range": "quantize weights to fewer bits, or symmetrically",
-    "activation-granularity": "give activations one scale a tensor",
+    "activation-granularity": "give activations one scale a tensor, set beforehand where the target finds none",
     "weight-granularity": "quantize these weights per tensor, or along their output channels",
     "power-of-two": "round scales up to powers of two",
     "smallest-range": "raise the scale of what is nearly constant",
