@@ -39,7 +39,7 @@ from .evaluation.evaluate import FloatScores, evaluate
 from .evaluation.mixed_precision import Limits, auto_mixed
 from .evaluation.sensitivity import sensitivity
 from .execution.services import open_workers
-from .execution.session import running_on
+from .execution.session import running_on, with_custom_ops
 from .graph import large, storage
 from .graph.patterns import class_logits
 from .graph.scratch import scratch_folder
@@ -147,7 +147,7 @@ def quantize(
     vendors = None if toolchain is None else find_toolchain(find_target(options.target), toolchain)
     with ExitStack() as stack:
         stack.enter_context(large.storing())
-        stack.enter_context(running_on(options.provider))
+        stack.enter_context(running_on(options.provider, custom_ops=options.custom_ops))
         target_path = open_output(stack, model, output)
         encodings_path = None if encodings is None else stack.enter_context(storage.replacing(encodings))
         if options.float_output and encodings_path is None:
@@ -263,7 +263,7 @@ def calibrate(
     options = with_settings(options, settings)
     with ExitStack() as stack:
         stack.enter_context(large.storing())
-        stack.enter_context(running_on(options.provider, scheduler))
+        stack.enter_context(running_on(options.provider, scheduler, options.custom_ops))
         path = open_output(stack, model, output)
         assert path is not None
         proto, origin = open_model(model, freeze=options.freeze)
@@ -302,11 +302,12 @@ def inspect(
     subclass of OnnxqError.
     """
     options = with_settings(options, settings)
-    proto, origin = open_model(model, freeze=options.freeze)
-    data = None
-    if calibration is not None:
-        data = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto, transform)
-    return inspection.inspect(proto, origin, options, data)
+    with running_on(options.provider, custom_ops=options.custom_ops):
+        proto, origin = open_model(model, freeze=options.freeze)
+        data = None
+        if calibration is not None:
+            data = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto, transform)
+        return inspection.inspect(proto, origin, options, data)
 
 
 def check_model(
@@ -318,12 +319,14 @@ def check_model(
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     transform: Transform | None = None,
+    custom_ops: Iterable[str] = (),
 ) -> CheckResult:
     """Check a QDQ model, written by any tool, against what a target requires.
 
     target: a key of `TARGETS`, a TOML file, or a `Target`.
     toolchain: run the target's own tool-chain on the model, too, so (`onnxq.ToolchainOptions()`).
     calibration, preprocess, input_keys: samples for it, as `quantize` takes them; random inputs by default.
+    custom_ops: libraries of custom operators for ONNX Runtime, whose outputs the tool-chain's are compared with.
 
     Raises ModelError where nothing in the model is quantized, UsageError for an unknown target, or where its tool-chain
     is not installed.
@@ -334,6 +337,7 @@ def check_model(
     vendors = None if toolchain is None else find_toolchain(target, toolchain)
     with ExitStack() as stack:
         stack.enter_context(large.storing())
+        stack.enter_context(with_custom_ops(custom_ops))
         proto, origin = open_model(model, quantized=True)
         result = check(proto, target, origin)
         if vendors is None or toolchain is None:

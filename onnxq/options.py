@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from .encodings import VERSIONS
 from .errors import UsageError
-from .execution.session import CPU, check_provider
+from .execution.session import CPU, check_custom_ops, check_provider
 from .graph.freeze import parse_freeze
 from .numeric.quant import Grid, QuantSpec
 from .numeric.ranges import check_method, parse_method, usage
@@ -236,6 +236,12 @@ class Options:
         " CUDAExecutionProvider. Rewrites and the verification of the result stay on the CPU, and only there the same"
         " input gives the same bytes.",
         RUNNING, metavar="NAME", parse=check_provider,
+    )  # fmt: skip
+    custom_ops: tuple[str, ...] = option(
+        (),
+        "Shared library of custom operators that ONNX Runtime is to know wherever it runs the model, as"
+        " `SessionOptions.register_custom_ops_library` takes it; it must be one that you trust, since it is code.",
+        RUNNING, metavar="LIB", parse=check_custom_ops,
     )  # fmt: skip
     max_memory: int = option(
         512, "Activations held while calibrating, and statistics of one layer whose rounding is optimised. Less means "

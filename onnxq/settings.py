@@ -60,4 +60,5 @@ class Settings(TypedDict, total=False):
     batch_size: int
     threads: int
     provider: str
+    custom_ops: tuple[str, ...]
     max_memory: int

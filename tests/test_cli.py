@@ -291,7 +291,7 @@ def test_all_options_in_a_file(place):
             "weight_range": "minmax", "activation_range": "percentile:99.9",
         "logits_range": "mse", "overrides": [override], "samples": 3, "seed": 5, "strict": True,
         "batch_size": 2, "threads": 1,
-        "max_memory": 100, "provider": "CPUExecutionProvider",
+        "max_memory": 100, "provider": "CPUExecutionProvider", "custom_ops": [],
         "encodings_version": "1.0.0", "float_output": False, "from_encodings": None,
         "input_keys": {"x": "pixels"}, "calibration": str(place / "calib.npz"),
         "preprocess": {

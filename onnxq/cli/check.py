@@ -16,6 +16,7 @@ from .options import (
     Command,
     calib_option,
     config_option,
+    custom_ops_option,
     from_schema,
     grouped,
     input_key_option,
@@ -35,6 +36,7 @@ from .options import (
 @calib_option(required=False)
 @input_key_option
 @from_schema(Preprocess, IMAGES)
+@custom_ops_option
 @json_option
 @verbose_option("Print each violation, and each node that the tool-chain leaves to the CPU or to float.")
 @config_option
@@ -54,6 +56,7 @@ def check_command(
         calibration=calib,
         preprocess=Preprocess(**take(given, Preprocess)),
         input_keys=take_input_keys(given),
+        custom_ops=given["custom_ops"],
     )
     text = result.to_json().rstrip() if as_json else result.to_text(verbose)
     click.echo(as_flags(text, flags_of(ctx.command)))

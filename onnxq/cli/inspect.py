@@ -12,6 +12,7 @@ from .options import (
     Command,
     calib_option,
     config_option,
+    custom_ops_option,
     data_options,
     json_option,
     parse,
@@ -25,6 +26,7 @@ from .options import (
 @calib_option(required=False)
 @data_options
 @placement_options
+@custom_ops_option
 @json_option
 @verbose_option("Print each layer and each node that would stay in float.")
 @config_option

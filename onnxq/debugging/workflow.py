@@ -124,7 +124,7 @@ def debug(
         raise UsageError("`evaluation_labels` belong to `evaluation`: give that, too")
     if evaluation is not None and labels is not None and evaluation_labels is None:
         raise UsageError("the calibration data has `labels`, and `evaluation` has none: give `evaluation_labels`, too")
-    with running_on(options.provider):
+    with running_on(options.provider, custom_ops=options.custom_ops):
         evaluator = open_evaluator(
             model, calibration, options=options, labels=labels, metric=metric, evaluation_samples=evaluation_samples,
             preprocess=preprocess, input_keys=input_keys, transform=transform, progress=progress, by_classes=True,

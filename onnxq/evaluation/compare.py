@@ -80,29 +80,34 @@ def compare(
     Raises a subclass of OnnxqError: ModelError where the models have different inputs or nothing in common.
     """
     options = with_settings(options, settings)
-    proto, name = open_model(reference, quantized=True)
-    other, other_name = open_model(quantized, quantized=True)
-    inputs = common_inputs(proto, other, (name, other_name))
-    feeds = open_data(calibration, inputs, options, preprocess, input_keys, proto, transform)
-    readable = with_dequantizers(other)
-    found = match(proto, readable)
-    selected = selected_tensors(proto)
-    pairs = {t: m.quantized for t, m in found.matches.items() if _compared(found, t) and t not in selected}
-    if not pairs:
-        raise ModelError(f"{other_name}: no tensor or layer of it stands for one of {name}; nothing can be compared")
-    with running_on(options.provider, scheduler), open_workers(scheduler) as workers:
-        distances = _distances((proto, readable), found, pairs, make_context(options, feeds, progress, workers=workers))
-    for tensor in [t for t in pairs if t not in distances]:
-        found.unmatched[tensor] = f"{found.matches.pop(tensor).quantized!r} has another type or shape"
-    before = {t: _inputs(found, t, distances) for t in pairs if t in distances}
-    figures = _figures(distances, before)
-    weights = _weights((proto, readable), name, found, next(iter(feeds)).arrays)
-    tensors = tuple(_record(found, t, names, distances[t], figures, weights) for t, names in before.items())
-    found.unmatched.update((t, _SELECTED) for t in selected & found.floats)
-    unmatched = {t: why for t, why in found.unmatched.items() if _compared(found, t)}
-    return Comparison(
-        name, other_name, len(feeds.numbers()), tensors, _jump(before, figures), unmatched, dict(found.inside)
-    )
+    with running_on(options.provider, scheduler, options.custom_ops):
+        proto, name = open_model(reference, quantized=True)
+        other, other_name = open_model(quantized, quantized=True)
+        inputs = common_inputs(proto, other, (name, other_name))
+        feeds = open_data(calibration, inputs, options, preprocess, input_keys, proto, transform)
+        readable = with_dequantizers(other)
+        found = match(proto, readable)
+        selected = selected_tensors(proto)
+        pairs = {t: m.quantized for t, m in found.matches.items() if _compared(found, t) and t not in selected}
+        if not pairs:
+            raise ModelError(
+                f"{other_name}: no tensor or layer of it stands for one of {name}; nothing can be compared"
+            )
+        with open_workers(scheduler) as workers:
+            distances = _distances(
+                (proto, readable), found, pairs, make_context(options, feeds, progress, workers=workers)
+            )
+        for tensor in [t for t in pairs if t not in distances]:
+            found.unmatched[tensor] = f"{found.matches.pop(tensor).quantized!r} has another type or shape"
+        before = {t: _inputs(found, t, distances) for t in pairs if t in distances}
+        figures = _figures(distances, before)
+        weights = _weights((proto, readable), name, found, next(iter(feeds)).arrays)
+        tensors = tuple(_record(found, t, names, distances[t], figures, weights) for t, names in before.items())
+        found.unmatched.update((t, _SELECTED) for t in selected & found.floats)
+        unmatched = {t: why for t, why in found.unmatched.items() if _compared(found, t)}
+        return Comparison(
+            name, other_name, len(feeds.numbers()), tensors, _jump(before, figures), unmatched, dict(found.inside)
+        )
 
 
 def _compared(found: Matching, tensor: str) -> bool:

@@ -108,19 +108,19 @@ def evaluate(
     Raises a subclass of OnnxqError.
     """
     options = with_settings(options, settings)
-    proto, name = open_model(model, quantized=True)
-    other, other_name = (None, None) if reference is None else open_model(reference, quantized=True)
-    inputs = input_specs(proto) if other is None else common_inputs(proto, other, (name, str(other_name)))
-    feeds = open_data(data, inputs, options, preprocess, input_keys, other or proto, transform)
-    known = None if labels is None else read_labels(labels, feeds)
-    scores = None if other is None else class_score_outputs(other)
-    chosen = _chosen(metrics, known, output, scores)
-    found = _Models(proto, other, () if other is None else comparables(other))
-    with running_on(options.provider):
+    with running_on(options.provider, custom_ops=options.custom_ops):
+        proto, name = open_model(model, quantized=True)
+        other, other_name = (None, None) if reference is None else open_model(reference, quantized=True)
+        inputs = input_specs(proto) if other is None else common_inputs(proto, other, (name, str(other_name)))
+        feeds = open_data(data, inputs, options, preprocess, input_keys, other or proto, transform)
+        known = None if labels is None else read_labels(labels, feeds)
+        scores = None if other is None else class_score_outputs(other)
+        chosen = _chosen(metrics, known, output, scores)
+        found = _Models(proto, other, () if other is None else comparables(other))
         figures, samples = _measured(found, feeds, chosen, options, optimized, progress)
-    if not figures:
-        raise UsageError(f"{name}: no output is of a kind that {', '.join(m.name for m in chosen)} can measure")
-    return Evaluation(name, other_name, _path(data), _path(labels), samples, figures)
+        if not figures:
+            raise UsageError(f"{name}: no output is of a kind that {', '.join(m.name for m in chosen)} can measure")
+        return Evaluation(name, other_name, _path(data), _path(labels), samples, figures)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def auto_mixed(
     widths = Candidates.parse(candidates)
     options = options or Options()
     widths.check(options)
-    with running_on(options.provider):
+    with running_on(options.provider, custom_ops=options.custom_ops):
         evaluator = open_evaluator(
             model, calibration, options=options, labels=labels, metric=metric, evaluation_samples=evaluation_samples,
             preprocess=preprocess, input_keys=input_keys, transform=transform, progress=progress, by_classes=True,

@@ -165,7 +165,7 @@ def sensitivity(
         finish what they have begun when the budget is spent. The rest as in `quantize`. Raises OnnxqError.
     """
     options = options or Options()
-    with running_on(options.provider, scheduler), open_workers(scheduler) as workers:
+    with running_on(options.provider, scheduler, options.custom_ops), open_workers(scheduler) as workers:
         evaluator = open_evaluator(
             model, calibration, options=options, labels=labels, metric=metric,
             evaluation_samples=evaluation_samples, preprocess=preprocess,

@@ -40,7 +40,14 @@ from ..errors import ClusterError, OnnxqError, UsageError
 from ..graph import large
 from ..graph.scratch import scratch_folder
 from .services import PART_ITEMS, R, Stage, T
-from .session import default_threads, instruction_sets, runtime_version
+from .session import (
+    check_custom_ops,
+    custom_ops,
+    default_threads,
+    instruction_sets,
+    runtime_version,
+    with_custom_ops,
+)
 
 PART_BYTES = 32 << 20
 SPARE_PARTS = 4
@@ -184,7 +191,8 @@ def _parts(items: Iterable[T], most: int) -> Iterator[list[T]]:
 
 
 def _packed(prepare: Callable[..., Any]) -> bytes:
-    """`sys.path` and the function, pickled: a module of the user's, with a metric, may be among what it needs.
+    """`sys.path`, libraries of custom operators and the function, pickled: a module of the user's, with a metric, may
+    be among what it needs. The libraries must be there on the workers, under the same paths.
 
     Raises UsageError for what cannot be sent.
     """
@@ -201,7 +209,7 @@ def _packed(prepare: Callable[..., Any]) -> bytes:
             return super().reducer_override(thing)
 
     file = io.BytesIO()
-    for thing in (sys.path, prepare):
+    for thing in (sys.path, custom_ops(), prepare):
         Packer(file, pickle.HIGHEST_PROTOCOL).dump(thing)
     return file.getvalue()
 
@@ -254,7 +262,9 @@ def _run_part(expected: Mapping[str, str], payload: bytes, part: list[Any]) -> R
     """What a worker does. Errors are returned rather than raised, which distinguishes them from Dask's."""
     try:
         _refuse_other_versions(expected)
-        return list(_stage(payload)(part)), None, ""
+        libraries, stage = _stage(payload)
+        with with_custom_ops(libraries):
+            return list(stage(part)), None, ""
     except Exception as error:
         return [], error, traceback.format_exc()
 
@@ -275,18 +285,24 @@ def _address() -> str:
 _UNPACKING = threading.Lock()
 
 
-def _stage(payload: bytes) -> Stage[Any, Any]:
+def _stage(payload: bytes) -> tuple[tuple[str, ...], Stage[Any, Any]]:
     """The same one for all threads of this process."""
     with _UNPACKING:
         return _unpacked(payload)
 
 
 @lru_cache(maxsize=1)
-def _unpacked(payload: bytes) -> Stage[Any, Any]:
+def _unpacked(payload: bytes) -> tuple[tuple[str, ...], Stage[Any, Any]]:
     file = io.BytesIO(payload)
     sys.path.extend(path for path in pickle.load(file) if path not in sys.path)
+    libraries: tuple[str, ...] = pickle.load(file)
     try:
         prepare: Callable[[int], Stage[Any, Any]] = pickle.load(file)
     except Exception as error:  # a module that is missing there raises nothing special
         raise ClusterError(f"worker {_address()} cannot load what was sent to it: {_line(error)}") from None
-    return prepare(1)
+    try:
+        check_custom_ops(libraries)
+    except UsageError as error:
+        raise ClusterError(f"worker {_address()}: {error}; workers need the file under the same path") from None
+    with with_custom_ops(libraries):
+        return libraries, prepare(1)

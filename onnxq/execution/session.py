@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -95,18 +95,65 @@ def check_provider(name: str) -> None:
         )
 
 
-@contextmanager
-def running_on(provider: str, scheduler: str | None = None) -> Iterator[None]:
-    """Sessions that this thread makes inside run on an execution provider, and on the CPU what that has no kernels for.
+_LIBRARIES: ContextVar[tuple[str, ...]] = ContextVar("libraries", default=())
 
-    Raises UsageError where it is missing, or where a `scheduler`'s processes, which use the CPU, would do the work.
+
+def check_custom_ops(paths: Iterable[str]) -> None:
+    """Raises UsageError where a file is no library of custom operators that this ONNX Runtime loads."""
+    for path in paths:
+        if not os.path.isfile(path):
+            raise UsageError(
+                f"`custom_ops` {path}: no such file; expected a shared library of custom operators, as"
+                " SessionOptions.register_custom_ops_library takes it"
+            )
+        _register(ort.SessionOptions(), path)
+
+
+def _register(options: Any, path: str) -> None:
+    try:
+        options.register_custom_ops_library(os.path.abspath(path))
+    except Exception as error:  # onnxruntime's exceptions share no base but Exception
+        raise UsageError(
+            f"`custom_ops` {path}: ONNX Runtime {runtime_version()} cannot load it as a library of custom operators"
+            f" ({_message(error)}); it must be built for this system and export RegisterCustomOps"
+        ) from None
+
+
+def custom_ops() -> tuple[str, ...]:
+    """Absolute paths of the libraries that `with_custom_ops` says."""
+    return _LIBRARIES.get()
+
+
+@contextmanager
+def with_custom_ops(paths: Iterable[str]) -> Iterator[None]:
+    """Sessions that are made inside know the operators of these libraries, too.
+
+    Raises UsageError as `check_custom_ops`.
+    """
+    paths = tuple(paths)
+    check_custom_ops(paths)
+    token = _LIBRARIES.set(tuple(os.path.abspath(path) for path in paths))
+    try:
+        yield
+    finally:
+        _LIBRARIES.reset(token)
+
+
+@contextmanager
+def running_on(provider: str, scheduler: str | None = None, custom_ops: Iterable[str] = ()) -> Iterator[None]:
+    """Sessions that are made inside run on an execution provider, and on the CPU what that has no kernels for.
+
+    custom_ops: libraries whose operators they know (`with_custom_ops`).
+    Raises UsageError where something is missing, or where a `scheduler`'s processes, which use the CPU, would do the
+    work.
     """
     check_provider(provider)
     if scheduler is not None and provider != CPU:
         raise UsageError(f"`provider` {provider} does not go with `scheduler`, whose processes run on the CPU")
     token = _PROVIDER.set(provider)
     try:
-        yield
+        with with_custom_ops(custom_ops):
+            yield
     finally:
         _PROVIDER.reset(token)
 
@@ -137,6 +184,8 @@ class Session:
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         if exact_products:
             options.add_session_config_entry(EXACT_PRODUCTS, "1")
+        for path in custom_ops():
+            _register(options, path)
         if optimized_path is not None:
             options.optimized_model_filepath = str(optimized_path)
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
@@ -227,13 +276,16 @@ def _message(error: Exception) -> str:
 
 
 def parallel_map(function: Callable[[T], R], items: Iterable[T], threads: int, in_flight: int = 0) -> Iterator[R]:
-    """`function(item)` for each item, results in order; at most `in_flight` items (2 * threads) are held at once."""
+    """`function(item)` for each item, in threads where this one's settings hold, results in order.
+
+    At most `in_flight` items (2 * threads) are held at once.
+    """
     in_flight = in_flight or 2 * threads
     with ThreadPoolExecutor(min(threads, in_flight)) as pool:
         pending: deque[Future[R]] = deque()
         try:
             for item in items:
-                pending.append(pool.submit(function, item))
+                pending.append(pool.submit(copy_context().run, function, item))
                 if len(pending) >= in_flight:
                     yield pending.popleft().result()
             while pending:

@@ -105,12 +105,12 @@ def train(
     recipe, options = recipe or Recipe(), with_settings(options, settings)
     _refuse_dataless(options)
     with ExitStack() as stack:
+        stack.enter_context(running_on(options.provider, custom_ops=options.custom_ops))
         path = open_output(stack, model, output)
         data = replayable(data, options.max_memory * 2**20)
         task = _open_task(model, data, options, preprocess, input_keys, transform, progress)
         collector = ReportCollector() if details else None
         stack.enter_context(_threads(options))
-        stack.enter_context(running_on(options.provider))
         samples = _read(task, data, labels, options, preprocess, input_keys, transform, stack)
         training, plan = _initialized(task, samples, recipe, collector)  # equalization, quantizers, ranges
         started = time.perf_counter()
