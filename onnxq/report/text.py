@@ -21,6 +21,11 @@ def to_text(report: ReportData, verbose: bool = False) -> str:
     ]
     lines += [printable(measure_text(measure)) for measure in report.measures]
     lines += [f"{'output ' * (q.compared_at is None)}{_quality(q, report.samples.origin)}" for q in report.quality]
+    lines += [
+        f"SmoothQuant moved outliers behind {step.changed} norms into the weights that read them"
+        for step in report.steps
+        if step.name == "SmoothQuant" and step.changed and step.status in ("done", "kept")
+    ]
     lines += _left_in_float(report, verbose)
     lines += _stored_in_float(report, verbose)
     if verbose:
