@@ -11,6 +11,7 @@ from onnx import ModelProto
 
 from ..data import Feed
 from ..errors import DataError
+from ..execution.memory import return_freed_memory
 from ..execution.partial import extract, parts_that_fit
 from ..execution.services import Stage
 from ..execution.session import Session, Source, parallel_map, without_padding
@@ -26,6 +27,7 @@ def collect_tensors(
     first = next(iter(context.feeds), None)
     if first is None:
         raise DataError("no calibration data: activation ranges need at least one sample")
+    return_freed_memory()
     proto, services = model.to_proto(), context.services
     statistics: dict[str, Statistic] = {}
     limit = services.max_memory // services.in_flight

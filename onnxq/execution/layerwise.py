@@ -33,6 +33,7 @@ from ..graph.simulate import simulated
 from ..numeric.blas import product_seconds
 from ..operators.linear import LinearLayer, linear_layer, linear_layers
 from ..thresholds import FORECAST_SECONDS
+from .memory import return_freed_memory
 from .partial import Cuts, Network
 from .services import Services, duration
 from .session import Session, parallel_map, real_rows
@@ -186,6 +187,7 @@ class _Walk:
     def _advance(self, k: int, samples: list[_Sample], visitor: Visitor | None) -> list[_Sample]:
         """All samples from in front of step k to behind it; `samples` is empty afterwards."""
         layer, behind = self.layers[k], []
+        return_freed_memory()
         if visitor is not None:
             self.cache.limit = max(self.services.max_memory - visitor.memory(layer), 0)
         reference = self.reference.load(k, samples[0].reference)

@@ -25,6 +25,7 @@ from ..calibration.context import Context
 from ..data import Feed
 from ..errors import EngineError
 from ..execution.compare_outputs import Outputs, Reference, output_sqnr
+from ..execution.memory import return_freed_memory
 from ..execution.observe import observed
 from ..execution.services import Services
 from ..graph import large
@@ -146,6 +147,7 @@ def keep_if_better(
     for index, step in enumerate(passes):
         context.services.progress(f"trying {step.title}", index, len(passes))
         start = time.perf_counter()
+        return_freed_memory()
         tried, kept, after = model.clone(), True, None
         outcome = step.apply(tried, few or context)
         if outcome.changed:

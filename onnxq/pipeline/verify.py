@@ -28,6 +28,7 @@ from onnx import GraphProto, ModelProto
 from ..data import Feed
 from ..errors import EngineError, VerificationError
 from ..execution.compare_outputs import run_models
+from ..execution.memory import return_freed_memory
 from ..execution.observe import observed
 from ..execution.session import CPU, EXACT_PRODUCTS, Session, optimized_graph, runtime_version
 from ..graph import large
@@ -152,6 +153,7 @@ def verify(
     where the float model does not, or where ONNX Runtime's integer kernels change its outputs by more than quantization
     did, and by more than a default session changes those of the float model.
     """
+    return_freed_memory()
     _check(written, original)
     places, scores = comparables(original), class_score_outputs(original)
     comparisons = {place.label: _Comparison(place, place.output in scores) for place in places}
