@@ -20,7 +20,6 @@ from onnx import ModelProto
 
 from ..calibration.context import Context
 from ..errors import EngineError
-from ..execution.memory import return_freed_memory
 from ..execution.observe import observed
 from ..execution.session import Session
 from ..graph.comparable import comparables
@@ -51,7 +50,6 @@ def run_passes(
     for index, step in enumerate(passes):
         context.services.progress(step.title, index, len(passes))
         start = time.perf_counter()
-        return_freed_memory()
         untouched = model.clone() if step.preserves and feed is not None else None
         outcome = step.apply(model, context)
         record = step_record(step, outcome, 0.0)
