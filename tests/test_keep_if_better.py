@@ -134,7 +134,7 @@ def test_empirical_bias_correction_is_tried_where_a_bias_counts_and_kept_where_i
 
 def test_where_rounding_brings_nothing_biases_are_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RoundWeights, "apply", Spoil.apply)
-    found = steps(rounding="gptq")
+    found = steps(rounding="gptq", preset="w4a8")
     assert (found["RoundWeights"].status, found["CorrectBias"].status) == ("dropped", "kept")
 
 
