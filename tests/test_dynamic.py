@@ -87,6 +87,11 @@ def test_check_reads_such_a_model(float_model: ModelProto) -> None:
     assert check(onnxq.quantize(float_model, preset="w8a8-dynamic").model, TARGETS["ort"]).is_clean
 
 
+def test_inspect_counts_them_among_the_integers(float_model: ModelProto) -> None:
+    found = onnxq.inspect(float_model, preset="w8a8-dynamic")
+    assert (found.integer_nodes, found.weights_only_nodes) == (3, 1)
+
+
 def test_other_targets_take_no_ranges_that_are_found_at_run_time(float_model: ModelProto) -> None:
     result = onnxq.quantize(float_model, preset="w8a8-dynamic")
     for target in ("qnn", "tensorrt", "openvino"):

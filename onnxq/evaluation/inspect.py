@@ -121,7 +121,7 @@ def inspect(
         operators=dict(Counter(node.op_type for node in proto.graph.node).most_common()),
         normalized_operators=dict(Counter(node.op for node in model.graph.nodes).most_common()),
         layers=tuple(_layers(model)),
-        integer_nodes=sum(state.state == "integers" for state in states),
+        integer_nodes=sum(state.state in ("integers", "dynamic") for state in states),
         weights_only_nodes=sum(state.state == "weights only" for state in states),
         quantized_tensors=len(model.quantizers),
         float_nodes=float_nodes(states),
