@@ -112,12 +112,30 @@ def test_a_range_is_taken_as_it_is():
     assert np.abs(found["w_quantized"]).max() == 127  # what lies beyond 2 is clipped
 
 
+POOLED = """(float[1,3,6,6] x) => (float[1,5] y) <float[4,3,3,3] w, float[36,5] v>
+    { a = Conv(x, w) r = Relu(a) p = MaxPool<kernel_shape=[2,2]>(r) f = Flatten(p) y = MatMul(f, v) }"""
+
+
 def test_a_range_of_blocks_and_of_followers():
-    overrides = Override(tensor="v", block=3, range=(-1, 1)), Override(tensor="r", range=(0, 4))
-    found = weights(quantize(model(NET), *overrides).model)
-    assert found["v_scale"].shape == (2, 2, 1, 1)
-    np.testing.assert_array_equal(found["v_scale"], np.full((2, 2, 1, 1), 1 / 127, np.float32))
+    overrides = Override(tensor="v", block=9, range=(-1, 1)), Override(tensor="r", range=(0, 4))
+    found = weights(quantize(model(POOLED), *overrides).model)
+    np.testing.assert_array_equal(found["v_scale"], np.full((4, 5), 1 / 127, np.float32))
     assert found["r_scale"] == found["p_scale"] == np.float32(4 / 255)
+
+
+@pytest.mark.parametrize(
+    ("target", "override", "why"),
+    [
+        ("ort", {"tensor": "w", "block": 3}, "convolutions have none, got blocks of 3"),
+        ("ort", {"tensor": "v", "block": 8}, "they do not divide 36 input channels, got blocks of 8"),
+        ("qnn", {"tensor": "v", "block": 9}, "qnn has one weight scale a tensor, or one a channel"),
+        ("tensorrt", {"tensor": "v", "block": 9}, "tensorrt takes blocks only of int4 weights, and these are int8"),
+    ],
+)
+def test_blocks_that_no_weight_of_the_target_has_are_refused_before_any_work(target, override, why, monkeypatch):
+    monkeypatch.setattr(onnxq.pipeline.pipeline, "equalize", None)
+    with pytest.raises(UsageError, match=f"`overrides` contradict {target}: weight-granularity: .*{why}"):
+        quantize(model(POOLED), Override(**override), target=target)
 
 
 def test_a_range_that_was_known_gives_way_to_a_method():

@@ -50,6 +50,30 @@ def found(proto, target):
     return ids
 
 
+def in_blocks(node, weight, scales, axis):
+    """A layer whose int8 weight has blocks of 2."""
+    text = f"(float[1,4,4,4] x) => (float[?,?,?,?] y) <int8[{weight}] w, float[{scales}] s> {{" + (
+        f" d = DequantizeLinear<axis={axis}, block_size=2>(w, s) y = {node}(x, d) }}"
+    )
+    return model(text, opset=21, ir_version=10, check=False)
+
+
+@pytest.mark.parametrize(
+    ("proto", "target", "why"),
+    [
+        (in_blocks("MatMul", "4,6", "2,6", 0), "ort", ""),
+        (in_blocks("MatMul", "4,6", "4,3", 1), "ort", "blocks along axis 0, the input channels"),
+        (in_blocks("MatMul", "4,6", "2,6", 0), "qnn", "qnn has one weight scale a tensor"),
+        (in_blocks("MatMul", "4,6", "2,6", 0), "tensorrt", "tensorrt takes blocks only of int4 weights"),
+        (in_blocks("Conv", "6,4,1,1", "6,2,1,1", 1), "ort", "convolutions have none"),
+    ],
+    ids=["taken", "along the output channels", "no blocks", "other blocks", "convolution"],
+)
+def test_blocks_are_judged(proto, target, why):
+    violations = found(proto, target).get("weight-granularity", [])
+    assert [why in violation.expected for violation in violations] == [True] * bool(why)
+
+
 VALUES = {
     "activation-types": ("generic-int8", lambda p: {"x_zero_point": np.uint8(0)}, "x", "uint8"),
     "activation-zero-point": ("tensorrt", lambda p: {"x_zero_point": np.int8(3)}, "x", "int8 with zero point 3"),

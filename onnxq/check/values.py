@@ -11,6 +11,7 @@ from ..operators.linear import lacks_bias_input
 from ..operators.node import is_op
 from ..operators.registry import linear_form, operands
 from ..targets import Target
+from ..targets.target import uneven_blocks
 from .qdq_reader import Constant, QdqGraph, label
 from .tensor_grid import TensorGrid
 from .violation import Violation
@@ -84,10 +85,18 @@ def weight_granularity(graph: QdqGraph, target: Target) -> Iterator[Violation]:
     for weight in _weights(graph):
         grid = weight.grid
         rule, form = target.rule_of(weight.node), linear_form(weight.node.op, weight.node.domain)
-        if grid.axis is None or grid.block or grid.scale.size == 1 or rule is None or form is None:
+        if grid.axis is None or grid.scale.size == 1 or rule is None or form is None:
             continue
         rank = len(weight.tensor.shape)
-        axis, _ = form.axes(weight.node.attrs, rank)
+        axis, inner = form.axes(weight.node.attrs, rank)
+        if grid.block:
+            length = int(weight.tensor.shape[inner])
+            why = target.refuses_blocks(grid.type) or uneven_blocks(form, length, grid.block)
+            if why is not None:
+                yield _at(weight, f"no blocks: {why}", f"blocks of {grid.block}")
+            elif grid.axis % rank != inner:
+                yield _at(weight, f"blocks along axis {inner}, the input channels", f"along axis {grid.axis}")
+            continue
         if not (target.weight.per_channel and rule.takes_channels(tuple(weight.tensor.shape))):
             yield _at(weight, f"one scale for the weight of {weight.node.op}", f"{grid.scale.size} scales")
         elif grid.axis % rank != axis:

@@ -27,6 +27,7 @@ from ..operators.registry import preserves_grid
 from ..report import Reason
 from ..targets import OpRule, Target
 from ..targets.choice import Choice, ChosenNode, choose
+from ..targets.target import uneven_blocks
 from .base import Context, Outcome, Skip
 
 
@@ -125,14 +126,6 @@ def _matches(node: gs.Node, pattern: str) -> bool:
     return fnmatchcase(node.name, pattern) or fnmatchcase(node.op, pattern)
 
 
-def _no_blocks(layer: LinearLayer, block: int) -> str | None:
-    """Why a weight has no blocks: tool-chains take them along the input channels of a matrix, all of one length."""
-    if layer.form.is_convolution:
-        return f"{layer.node.op} has none"
-    length = int(layer.weight.shape[layer.reduction_axis])
-    return f"they do not divide {length} input channels" if length % block else None
-
-
 @dataclass
 class _Placement:
     """Steps 2 and 3: the quantizers of the chosen nodes, by tensor name."""
@@ -186,7 +179,8 @@ class _Placement:
         spec = self.options.weight
         if spec is None:
             return
-        if spec.block is not None and (why := _no_blocks(layer, spec.block)) is not None:
+        length = int(layer.weight.shape[layer.reduction_axis])
+        if spec.block is not None and (why := uneven_blocks(layer.form, length, spec.block)) is not None:
             self.whole_channels.append(f"{layer.node.name}: one scale a channel, not blocks of {spec.block}: {why}")
             spec = replace(spec, block=None, per_channel=self.target.weight.per_channel)
         if not rule.takes_channels(layer.weight.shape):

@@ -44,8 +44,8 @@ def contradictions(
             f"{target.name} takes weights at most {target.weight_limit} steps from their zero point, and these reach"
             f" {largest}: ask for w8 or less, without `asymmetric_weights`"
         )
-    if weight.block is not None:
-        yield from _blocks(target, kind)
+    if weight.block is not None and (refusal := target.refuses_blocks(kind)) is not None:
+        yield f"{refusal}: leave `block_size` out"
     yield from _operator_set(target, replace(weight, grid=replace(weight.grid, packed=packed)))
 
 
@@ -96,13 +96,6 @@ def _operator_set(target: Target, spec: QuantSpec) -> Iterator[str]:
     if target.max_opset is not None and spec.min_opset > target.max_opset:
         what = "blocks" if spec.block is not None else f"{spec.grid.stored_bits} bits"
         yield f"{target.name} reads operator sets up to {target.max_opset}, and {what} need {spec.min_opset}"
-
-
-def _blocks(target: Target, kind: str) -> Iterator[str]:
-    if not target.blocks:
-        yield f"{target.name} has one weight scale a tensor, or one a channel: leave `block_size` out"
-    elif kind not in target.blocks:
-        yield f"{target.name} takes blocks only of {' or '.join(target.blocks)} weights, and these are {kind}"
 
 
 def _forbids(rule: str, spec: QuantSpec) -> bool:

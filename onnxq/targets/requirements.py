@@ -43,7 +43,8 @@ def _weight_granularity(target: Target) -> str:
         return "weights have one scale a tensor"
     rest = [op for op in linear if op not in channels]
     text = f"weights have one scale a tensor, or one an output channel in {_list(channels)}"
-    return f"{text}; only one a tensor in {_list(rest)}" if rest else text
+    text = f"{text}; only one a tensor in {_list(rest)}" if rest else text
+    return f"{text}; matrices of {' or '.join(target.blocks)} may have blocks" if target.blocks else text
 
 
 def _bias(target: Target) -> str:

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from ..graph.patterns import ACTIVATIONS, feeds_softmax
 from ..numeric.quant import QuantSpec
-from ..operators.linear import LinearLayer, linear_layer
+from ..operators.linear import LinearForm, LinearLayer, linear_layer
 from ..operators.node import ONNX_DOMAINS
 from ..operators.registry import Kind, linear_form, names, operator_of, preserves_grid
 
@@ -208,6 +208,14 @@ class Target:
             return replace(self.rules.get("Gemm", OpRule("linear")), refuses=no_weight)
         return self.rules.get("Reshape", MOVES) if kind == "movement" else OpRule("elementwise")
 
+    def refuses_blocks(self, kind: str) -> str | None:
+        """Why weights stored in a type have no scale for each block."""
+        if not self.blocks:
+            return f"{self.name} has one weight scale a tensor, or one a channel"
+        if kind not in self.blocks:
+            return f"{self.name} takes blocks only of {' or '.join(self.blocks)} weights, and these are {kind}"
+        return None
+
     def output_of(self, layer: LinearLayer) -> gs.Tensor:
         """What a linear layer computes, for this target."""
         return layer.output if self.added_bias == "layer" else layer.node.outputs[0]
@@ -238,6 +246,14 @@ class Target:
         width = bits - 1 if bits == 8 and self.reduced_weights else bits
         narrow = self.weight.grid.narrow and bits >= 8
         return replace(self.weight, grid=replace(self.weight.grid, bits=width, narrow=narrow))
+
+
+def uneven_blocks(form: LinearForm, length: int, block: int) -> str | None:
+    """Why a weight has no scale for each block of its `length` input channels: tool-chains take blocks in matrices
+    only, and all of one length."""
+    if form.is_convolution:
+        return "convolutions have none"
+    return f"they do not divide {length} input channels" if length % block else None
 
 
 def no_layer(node: gs.Node) -> str | None:
