@@ -186,6 +186,6 @@ def test_blocks_are_for_matrices_whose_length_they_divide() -> None:
     assert shapes == {"w_scale": (8,), "v_scale": (16, 12), "u_scale": (5,)}
     notes = next(step.notes for step in result.report.steps if step.name == "AddQuantizers")
     assert {note.partition(":")[2] for note in notes} >= {
-        " one scale a channel, not blocks of 8: Conv has none",
+        " one scale a channel, not blocks of 8: convolutions have none",
         " one scale a channel, not blocks of 8: they do not divide 12 input channels",
     }

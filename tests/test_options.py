@@ -56,7 +56,6 @@ def test_presets_that_are_refused(preset):
         ({"overrides": (Override(tensor="x", bits=16),)}, 21),
         ({"overrides": (Override(tensor="w", bits=4),)}, 13),
         ({"overrides": (Override(tensor="w", bits=4),), "store_4bit": "int4"}, 21),
-        ({"overrides": (Override(tensor="w", block=2),)}, 21),
         ({"overrides": (Override(tensor="w", bits=7),)}, 13),
     ],
     ids=str,
@@ -65,6 +64,15 @@ def test_the_operator_set_is_raised_where_the_grids_need_it(settings, opset):
     for given in (13, 17, 22):
         written = quantized(model(NET, opset=given, ir_version=8 if given < 21 else 10), **settings)
         assert [o.version for o in written.opset_import] == [max(given, opset)]
+
+
+def test_an_override_of_blocks_raises_it_for_a_matrix_and_contradicts_a_convolution():
+    matrix = "(float[N,6] x) => (float[N,4] y) <float[6,4] w> { y = MatMul(x, w) }"
+    blocks = {"overrides": (Override(tensor="w", block=2),)}
+    written = quantized(model(matrix, opset=13, ir_version=8), **blocks)
+    assert [o.version for o in written.opset_import] == [21]
+    with pytest.raises(UsageError, match=r"Conv_a: .* expected no blocks: convolutions have none, got blocks of 2"):
+        quantized(model(NET), **blocks)
 
 
 def test_an_option_of_blocks_must_be_positive():
