@@ -11,7 +11,6 @@ model follows the float model closely, on inputs that neither will ever see. Che
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -72,17 +71,9 @@ def _variety(feeds: Sequence[Feed], inputs: Sequence[InputSpec]) -> Iterator[str
                 f"input {spec.name!r} hardly varies: its standard deviation is {deviation:.2g} around {mean:.3g}; see"
                 " how samples are scaled"
             )
-    repeated = len(feeds) - len({_digest(feed) for feed in feeds})
+    repeated = len(feeds) - len({feed.digest() for feed in feeds})
     if repeated:
         yield f"{repeated} of {len(feeds)} samples looked at repeat another one: there are fewer than it seems"
-
-
-def _digest(feed: Feed) -> bytes:
-    sha = hashlib.sha256()
-    for name, array in sorted(feed.arrays.items()):
-        sha.update(f"{name!r} {array.dtype} {array.shape}".encode())
-        sha.update(array.tobytes())
-    return sha.digest()
 
 
 def _images(data: CalibrationData, fit: DataFit) -> Iterator[str]:

@@ -56,6 +56,14 @@ class Feed:
         """Length of the batch axis, rows that fill it up included."""
         return max((array.shape[0] for array in self.arrays.values() if array.ndim), default=1)
 
+    def digest(self) -> str:
+        """SHA-256, in hex, of names, dtypes, shapes and bytes."""
+        sha = hashlib.sha256()
+        for name, array in sorted(self.arrays.items()):
+            sha.update(f"{name!r} {array.dtype.name} {array.shape}\n".encode())
+            sha.update(repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes())
+        return sha.hexdigest()
+
 
 class CalibrationData:
     """Feeds for a model, read afresh from `source` in each iteration, always in the same order.
@@ -229,14 +237,7 @@ class CalibrationData:
 
     def sample_hashes(self) -> list[str]:
         """SHA-256, in hex, of each sample used, sorted."""
-        hashes = []
-        for sample in self._samples():
-            sha = hashlib.sha256()
-            for name, array in sorted(sample.arrays.items()):
-                sha.update(f"{name!r} {array.dtype.name} {array.shape}\n".encode())
-                sha.update(repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes())
-            hashes.append(sha.hexdigest())
-        return sorted(hashes)
+        return sorted(sample.digest() for sample in self._samples())
 
     @cached_property
     def _counts(self) -> list[int]:
