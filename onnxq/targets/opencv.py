@@ -14,8 +14,8 @@ from dataclasses import replace
 import onnx_graphsurgeon as gs
 
 from ..operators.linear import LinearLayer, is_depthwise, linear_layer
-from .ort import ORT
-from .target import never, no_layer
+from .ort import ELSEWHERE
+from .target import no_layer
 
 _LANES = 8
 """Positions that its kernels for convolutions compute at once."""
@@ -51,22 +51,16 @@ def _sizes(tensor: gs.Tensor) -> list[int]:
 
 
 OPENCV = replace(
-    ORT,
+    ELSEWHERE,
     name="opencv",
     description="OpenCV 5, new engine: uint8 activations, int8 weights, int32 biases, Sigmoid in float",
     source=_SEEN,
     rules={
-        **{op: replace(rule, slow=never) for op, rule in ORT.rules.items() if op != "Sigmoid"},
-        "Conv": replace(ORT.rules["Conv"], slow=never, refuses=_refused_conv),
+        **{op: rule for op, rule in ELSEWHERE.rules.items() if op != "Sigmoid"},
+        "Conv": replace(ELSEWHERE.rules["Conv"], refuses=_refused_conv),
     },
-    quantizes_float_weights=False,
-    runs_here=False,
-    dynamic_activations=False,
-    rounds_activations=(),
     max_opset=24,
     static_shapes=True,
     toolchain="opencv",
-    activation_types=("uint8", "int8"),
-    weight_types=("int8",),
-    requirements=dict.fromkeys(ORT.requirements, _SEEN),
+    requirements=dict.fromkeys(ELSEWHERE.requirements, _SEEN),
 )

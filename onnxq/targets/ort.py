@@ -31,7 +31,7 @@ import onnx_graphsurgeon as gs
 from ..numeric.quant import Grid, QuantSpec
 from ..operators.linear import LinearLayer, is_depthwise, linear_layer
 from ..operators.node import is_op
-from .target import MOVES, OpRule, Target, masks_attention, movement, no_layer
+from .target import MOVES, OpRule, Target, masks_attention, movement, never, no_layer
 
 _MEASURED = "graphs that ONNX Runtime 1.32 runs, operator by operator"
 _DOCUMENTATION = "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
@@ -130,3 +130,16 @@ ORT_NO_VNNI = replace(
     weight_limit=64,
     requirements={**ORT.requirements, "weight-range": f"{_DOCUMENTATION} (When and why do I need to try U8U8?)"},
 )
+
+ELSEWHERE = replace(
+    ORT,
+    rules={op: replace(rule, slow=never) for op, rule in ORT.rules.items()},
+    quantizes_float_weights=False,
+    runs_here=False,
+    dynamic_activations=False,
+    rounds_activations=(),
+    activation_types=("uint8", "int8"),
+    weight_types=("int8",),
+)
+"""What the targets of other tool-chains that read the same QDQ start from: what is slow in ONNX Runtime says nothing
+there."""

@@ -11,29 +11,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .ort import ORT
-from .target import never, no_weight
+from .ort import ELSEWHERE
+from .target import no_weight
 
 _SEEN = "RKNN-Toolkit2 2.5.0, simulator of RK3588"
 _SUPPORT = "https://github.com/airockchip/rknn-toolkit2/blob/master/CHANGELOG.md (ONNX: operator sets 12 to 19)"
 
 RKNN = replace(
-    ORT,
+    ELSEWHERE,
     name="rknn",
     description="Rockchip NPUs by RKNN-Toolkit2: uint8 activations, int8 weights, int32 biases, operator set 13 to 19",
     source=_SEEN,
     rules={
-        **{op: replace(rule, slow=never) for op, rule in ORT.rules.items()},
-        "MatMul": replace(ORT.rules["MatMul"], slow=never, refuses=no_weight),
+        **ELSEWHERE.rules,
+        "MatMul": replace(ELSEWHERE.rules["MatMul"], refuses=no_weight),
     },
-    quantizes_float_weights=False,
-    runs_here=False,
-    dynamic_activations=False,
-    rounds_activations=(),
     max_opset=19,
     static_shapes=True,
     toolchain="rknn",
-    activation_types=("uint8", "int8"),
-    weight_types=("int8",),
-    requirements={**dict.fromkeys(ORT.requirements, _SEEN), "opset": _SUPPORT},
+    requirements={**dict.fromkeys(ELSEWHERE.requirements, _SEEN), "opset": _SUPPORT},
 )

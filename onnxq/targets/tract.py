@@ -6,24 +6,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .ort import ORT
-from .target import never
+from .ort import ELSEWHERE
 
 _SEEN = "tract 0.23.9"
 
 TRACT = replace(
-    ORT,
+    ELSEWHERE,
     name="tract",
     description="tract: uint8 activations, int8 weights, int32 biases, Softmax in float",
     source=_SEEN,
-    rules={op: replace(rule, slow=never) for op, rule in ORT.rules.items() if op != "Softmax"},
-    quantizes_float_weights=False,
-    runs_here=False,
-    dynamic_activations=False,
-    rounds_activations=(),
+    rules={op: rule for op, rule in ELSEWHERE.rules.items() if op != "Softmax"},
     max_opset=24,
     toolchain="tract",
-    activation_types=("uint8", "int8"),
     weight_types=("int8", "uint8"),
-    requirements=dict.fromkeys(ORT.requirements, _SEEN),
+    requirements=dict.fromkeys(ELSEWHERE.requirements, _SEEN),
 )
