@@ -69,7 +69,7 @@ def in_blocks(node, weight, scales, axis):
     ],
     ids=["taken", "along the output channels", "no blocks", "other blocks", "convolution"],
 )
-def test_blocks_are_judged(proto, target, why):
+def test_blocks_are_checked(proto, target, why):
     violations = found(proto, target).get("weight-granularity", [])
     assert [why in violation.expected for violation in violations] == [True] * bool(why)
 

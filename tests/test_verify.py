@@ -258,7 +258,7 @@ def test_a_runtime_that_fails_on_its_own_rewriting_is_a_warning(target, monkeypa
     assert "(computed as written)" in result.report.to_text()
 
 
-def test_a_model_for_another_tool_chain_is_judged_as_written(monkeypatch):
+def test_a_model_for_another_tool_chain_is_verified_as_written(monkeypatch):
     proto = model(MLP)
     result = onnxq.quantize(proto, samples(proto), target="qnn")
     (quality,) = result.report.quality
