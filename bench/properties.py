@@ -60,7 +60,7 @@ def options(rng: np.random.Generator, *, defaults: bool) -> dict[str, Any]:
 def attempt(seed: int, number: int, *, defaults: bool = False) -> tuple[str, str]:
     """(outcome, detail): written, refused, nothing, or what breaks the property: late, unclean, verification, error."""
     import onnxq
-    from onnxq.check import check
+    from onnxq.checking import check
     from onnxq.errors import ModelError, NothingToQuantizeError, UsageError, VerificationError
     from onnxq.pipeline import pipeline
 

@@ -8,7 +8,7 @@ print(result.report.to_text())
 import logging as _logging
 from importlib.metadata import version as _version
 
-from . import operators
+from . import operators, qat
 from .api import (
     AccuracyTarget,
     Limits,
@@ -16,7 +16,7 @@ from .api import (
     ToolchainOptions,
     auto_mixed,
     calibrate,
-    check_model,
+    check,
     compare,
     debug,
     evaluate,
@@ -47,12 +47,13 @@ __all__ = [
     "__version__",
     "auto_mixed",
     "calibrate",
-    "check_model",
+    "check",
     "compare",
     "debug",
     "evaluate",
     "inspect",
     "operators",
+    "qat",
     "quantize",
     "sensitivity",
 ]

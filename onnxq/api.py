@@ -8,7 +8,7 @@ sensitivity   -> what each quantizer costs the outputs            evaluation/sen
 compare       a float and a quantized model, tensor by tensor     evaluation/compare.py
 evaluate      accuracy and distance of a model over data          evaluation/evaluate.py
 inspect       what a model is made of, and what would be quantized
-check_model   a quantized model against a target's requirements   check/
+check         a quantized model against a target's requirements   checking/
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from onnx import ModelProto
 from .calibration import statistics as statistics_file
 from .calibration.collect import collect_tensors
 from .calibration.statistics import Statistics
-from .check import CheckResult, check
+from .checking import CheckResult
+from .checking import check as check_rules
 from .data import Feed, Preprocess, Transform
 from .debugging.workflow import AccuracyTarget, debug
 from .encodings import read as read_encodings
@@ -69,7 +70,7 @@ __all__ = [
     "ToolchainOptions",
     "auto_mixed",
     "calibrate",
-    "check_model",
+    "check",
     "compare",
     "debug",
     "evaluate",
@@ -310,7 +311,7 @@ def inspect(
         return inspection.inspect(proto, origin, options, data)
 
 
-def check_model(
+def check(
     model: str | os.PathLike[str] | ModelProto,
     target: str | Target,
     *,
@@ -339,7 +340,7 @@ def check_model(
         stack.enter_context(large.storing())
         stack.enter_context(with_custom_ops(custom_ops))
         proto, origin = open_model(model, quantized=True)
-        result = check(proto, target, origin)
+        result = check_rules(proto, target, origin)
         if vendors is None or toolchain is None:
             return result
         if isinstance(model, ModelProto):

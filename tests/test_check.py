@@ -15,7 +15,7 @@ from quantized import PLAIN, samples
 
 import onnxq
 from onnxq import TARGETS, Override
-from onnxq.check import CHECKS, check
+from onnxq.checking import CHECKS, check
 from onnxq.errors import ModelError, UsageError
 from onnxq.pipeline import pipeline
 from onnxq.targets import REMEDIES, REQUIREMENTS, OpRule

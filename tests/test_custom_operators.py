@@ -14,7 +14,7 @@ from onnx import ModelProto
 from quantized import PLAIN, planned, samples
 
 import onnxq
-from onnxq.check import check
+from onnxq.checking import check
 from onnxq.errors import UsageError
 from onnxq.graph.import_model import import_model
 from onnxq.graph.scaling_groups import find_groups

@@ -9,7 +9,7 @@ from graphs import run
 from quantized import PLAIN
 
 import onnxq
-from onnxq.check import check
+from onnxq.checking import check
 from onnxq.targets import TARGETS
 
 

@@ -9,7 +9,7 @@ import pytest
 from onnx import ModelProto
 
 import onnxq
-from onnxq.check import check
+from onnxq.checking import check
 from onnxq.execution.session import optimized_graph
 from onnxq.numeric.metrics import sqnr
 from onnxq.targets import TARGETS

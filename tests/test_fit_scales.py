@@ -8,7 +8,7 @@ from quantized import PLAIN, samples
 
 import onnxq
 from onnxq import TARGETS
-from onnxq.check import check
+from onnxq.checking import check
 
 SUMS = "r = Relu(a) d = Conv(r, v, c) s = Add(d, r) m = Mul(s, d) y = Conv(m, u)"
 START = "a = Conv<pads=[1,1,1,1]>(x, w, b) "

@@ -10,7 +10,7 @@ from onnx import ModelProto
 from quantized import PLAIN, reasons, samples
 
 import onnxq
-from onnxq.check import check
+from onnxq.checking import check
 from onnxq.graph.model import Model
 from onnxq.options import Options
 from onnxq.passes.add_quantizers import AddQuantizers

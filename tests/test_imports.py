@@ -21,7 +21,7 @@ LEVELS = [
     {"operators"},
     {"graph"},
     {"data", "encodings", "rounding", "targets"},
-    {"execution", "check"},
+    {"execution", "checking"},
     {"calibration", "toolchains"},
     {"options"},
     {"settings"},

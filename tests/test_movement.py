@@ -9,7 +9,7 @@ from onnx import ModelProto, NodeProto
 from quantized import quantized
 from test_targets import MISSING, MOVEMENT, SOFT_PAD, chain
 
-from onnxq.check import check
+from onnxq.checking import check
 from onnxq.operators.registry import names
 from onnxq.targets import TARGETS
 

@@ -28,7 +28,7 @@ def test_results_are_short_and_show_their_summary() -> None:
         onnxq.inspect(proto),
         onnxq.compare(proto, result.model, data),
         onnxq.evaluate(result.model, data, reference=proto),
-        onnxq.check_model(result.model, "ort"),
+        onnxq.check(result.model, "ort"),
         onnxq.sensitivity(proto, data, options=options),
         onnxq.debug(proto, data, options=options, closest=True),
         onnxq.auto_mixed(proto, data, "w4,w8", onnxq.Limits(drop=1.0), options=options),

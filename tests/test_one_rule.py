@@ -13,7 +13,7 @@ from quantized import PLAIN, samples
 
 import onnxq
 from onnxq import TARGETS, Options, Override
-from onnxq.check import check
+from onnxq.checking import check
 from onnxq.errors import UsageError
 from onnxq.execution.session import Session
 

@@ -31,7 +31,7 @@ DOCUMENTED = (
     "onnxq.report",
     "onnxq.targets",
     "onnxq.encodings",
-    "onnxq.check",
+    "onnxq.checking",
 )
 """Modules that users may import from; their public names are promises."""
 
@@ -235,5 +235,5 @@ def test_inspect_and_check_take_what_quantize_takes(tmp_path: Path) -> None:
     data = np.random.default_rng(0).standard_normal((6, 3, 4, 4)).astype(np.float32)
     onnxq.quantize(path, data, target="tensorrt", output=tmp_path / "trt.onnx")
     for target in ("tensorrt", onnxq.TARGETS["tensorrt"]):
-        assert not onnxq.check_model(tmp_path / "trt.onnx", target).violations
-    assert onnxq.check_model(tmp_path / "trt.onnx", "qnn").violations
+        assert not onnxq.check(tmp_path / "trt.onnx", target).violations
+    assert onnxq.check(tmp_path / "trt.onnx", "qnn").violations

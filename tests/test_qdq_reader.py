@@ -9,8 +9,8 @@ from onnx import ModelProto
 from quantized import PLAIN, quantized, samples
 
 import onnxq
-from onnxq.check.integer_operators import with_dequantizers
-from onnxq.check.qdq_reader import QdqGraph, without_suffix
+from onnxq.checking.integer_operators import with_dequantizers
+from onnxq.checking.qdq_reader import QdqGraph, without_suffix
 from onnxq.graph.model import Model
 
 NET = """(float[N,3,8,8] x) => (float[N,5] y) <float[4,3,3,3] w, float[5,4] v, int64[2] s> {

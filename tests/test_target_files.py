@@ -10,7 +10,7 @@ from quantized import PLAIN, samples
 
 import onnxq
 from onnxq import TARGETS
-from onnxq.check import check
+from onnxq.checking import check
 from onnxq.errors import UsageError
 from onnxq.options import Options
 from onnxq.targets import OpRule, Target, find_target, read_toml

@@ -8,7 +8,7 @@ from quantized import PLAIN, samples
 
 import onnxq
 from onnxq import TARGETS
-from onnxq.check import check
+from onnxq.checking import check
 
 
 @pytest.mark.parametrize("target", TARGETS)

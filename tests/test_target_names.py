@@ -64,7 +64,7 @@ def test_operator_sets_have_a_newest(target, newest):
 @pytest.mark.parametrize("target", ["rknn", "tract", "opencv", "stedgeai"])
 def test_results_keep_to_their_target(target):
     written = onnxq.quantize(CONV, samples(CONV), target=target, **PLAIN).model
-    assert onnxq.check_model(written, target).is_clean
+    assert onnxq.check(written, target).is_clean
     types = {t.name: t.data_type for t in written.graph.initializer}
     bias = next(node for node in written.graph.node if node.op_type == "Conv").input[2]
     maker = next(node for node in written.graph.node if bias in node.output)

@@ -68,7 +68,7 @@ def written(proto=STATIC, target="qnn"):
 
 
 def checked(proto, **options):
-    return onnxq.check_model(proto, "qnn", toolchain=ToolchainOptions(**options)).toolchain
+    return onnxq.check(proto, "qnn", toolchain=ToolchainOptions(**options)).toolchain
 
 
 def test_what_runs_and_agrees_has_no_problem(fake):
@@ -146,7 +146,7 @@ def test_a_tool_that_hangs_is_ended(fake, tmp_path):
 @pytest.mark.parametrize("target", ["qnn", "openvino"])
 def test_dynamic_dimensions_are_named_as_the_cause(fake, target):
     fake(REFUSALS["runs nothing"][0])
-    found = onnxq.check_model(written(DYNAMIC, target), target, toolchain=ToolchainOptions()).toolchain
+    found = onnxq.check(written(DYNAMIC, target), target, toolchain=ToolchainOptions()).toolchain
     assert ("`freeze` x=1x3x8x8" in found.problem) == (target == "qnn")
     assert "freeze" not in checked(written(STATIC)).problem
 
@@ -170,7 +170,7 @@ def test_layers_that_are_to_run_in_int8(fake, preset, layers):
 def test_samples_may_be_an_array(fake):
     fake(RUNS)
     batch = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
-    found = onnxq.check_model(written(), "qnn", toolchain=ToolchainOptions(), calibration=batch).toolchain
+    found = onnxq.check(written(), "qnn", toolchain=ToolchainOptions(), calibration=batch).toolchain
     assert (found.samples, found.source) == (3, "data in memory")
 
 
@@ -194,7 +194,7 @@ def test_what_is_missing_is_said_before_any_work(fake):
 
 def test_a_target_without_a_tool_chain_is_refused():
     with pytest.raises(UsageError, match="target ort has no tool-chain"):
-        onnxq.check_model(written(target="ort"), "ort", toolchain=ToolchainOptions())
+        onnxq.check(written(target="ort"), "ort", toolchain=ToolchainOptions())
 
 
 def test_an_interpreter_that_is_none_is_refused():
@@ -212,7 +212,7 @@ def test_the_interpreter_is_the_options_then_the_variables_then_this_one(monkeyp
 
 def test_samples_without_a_tool_chain_are_refused():
     with pytest.raises(UsageError, match="`calibration` has samples for the tool-chain"):
-        onnxq.check_model(written(), "qnn", calibration=samples(STATIC))
+        onnxq.check(written(), "qnn", calibration=samples(STATIC))
 
 
 @pytest.mark.parametrize("flag", [("--toolchain-limit", "3"), ("--toolchain-samples", "2")])

@@ -63,7 +63,7 @@ CONV = model(
 
 
 def tried(proto, target, how):
-    return onnxq.check_model(proto, target, toolchain=how).toolchain
+    return onnxq.check(proto, target, toolchain=how).toolchain
 
 
 def test_tensorrt_refuses_quantized_biases_and_says_so():

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..api import check_model
+from ..api import check
 from ..data import Preprocess
 from ..data.images import IMAGES
 from ..errors import VerificationError
@@ -49,7 +49,7 @@ def check_command(
 
     The tool-chain runs samples of --calib, or random inputs.
     """
-    result = check_model(
+    result = check(
         model,
         target,
         toolchain=take_toolchain(given),

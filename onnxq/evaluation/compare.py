@@ -25,7 +25,7 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from ..calibration.context import Context
-from ..check.integer_operators import with_dequantizers
+from ..checking.integer_operators import with_dequantizers
 from ..data import Feed, Preprocess, Transform
 from ..errors import DataError, ModelError, OnnxqError
 from ..execution.compare_outputs import Outputs, map_models

@@ -21,8 +21,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from ..check.qdq_reader import QdqGraph, producer, readers_behind, walk_back, without_suffix
-from ..check.tensor_grid import is_qdq
+from ..checking.qdq_reader import QdqGraph, producer, readers_behind, walk_back, without_suffix
+from ..checking.tensor_grid import is_qdq
 from ..graph.model import Model
 from ..graph.shapes import infer_shapes
 from ..operators.node import in_subgraph

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from ..check import check
+from ..checking import check
 from ..data import CalibrationData
 from ..errors import VerificationError
 from ..execution.session import saturates

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
-from ..check import check
+from ..checking import check
 from ..errors import UsageError
 from ..graph.model import Model
 from ..options import Options

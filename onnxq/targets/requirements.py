@@ -1,4 +1,4 @@
-"""What a target can require of a model, by id, in words made from its data. `onnxq.check` has a test for each."""
+"""What a target can require of a model, by id, in words made from its data. `onnxq.checking` has a test for each."""
 
 from __future__ import annotations
 

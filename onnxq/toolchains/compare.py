@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from ..check.qdq_reader import QdqGraph, label
+from ..checking.qdq_reader import QdqGraph, label
 from ..data import Feed, InputSpec
 from ..execution.session import Session
 from ..graph.class_scores import class_score_outputs
