@@ -57,6 +57,7 @@ class Settings(TypedDict, total=False):
     samples: int | None
     seed: int
     strict: bool
+    latency: Literal["report", "off"]
     batch_size: int
     threads: int
     provider: str

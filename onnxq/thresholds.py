@@ -253,6 +253,26 @@ FLOAT_BYTES_SHARE = 0.05
 """Share of the file that constants in float must take for the summary to name them. Chosen: biases and norms take
 less."""
 
+LATENCY_SHARE = 0.1
+"""Seconds that the latency is measured for, as a share of what quantization took. Chosen: nobody waits for it. Option:
+latency."""
+
+LATENCY_SECONDS = 2.0
+"""Seconds that the latency is measured for, at most, but for `FEWEST_ROUNDS`. Chosen: hundreds of rounds of a network
+of some milliseconds. Option: latency."""
+
+NOT_FASTER = 1.0
+"""Latency of the quantized model over the float one's from which on the report says what costs. By definition: it is
+not faster. Option: latency."""
+
+UNSURE_RATIO = 0.5
+"""Distance of the quartiles of a latency ratio, as a share of it, from which on it says nothing: the machine was busy.
+Chosen: on an idle machine they lie 0.02 to 0.1 apart."""
+
+LOST_SHARE = 0.02
+"""Share of a run that an operator must take longer than in float for the report to name it. Chosen: the profiler's own
+time is about as much."""
+
 # --- how many are looked at --------------------------------------------------------------------------------------
 
 MOST_EXAMINED = 10
@@ -267,3 +287,17 @@ TRIES = 2
 FRONT_POINTS = 9
 """Points of the path between most and fewest bits that mixed precision measures in any case. Chosen: a curve that can
 be drawn."""
+
+FEWEST_ROUNDS = 5
+"""Runs of the float and the quantized model by turns whose median is the latency ratio, at least. Chosen: quartiles of
+fewer say nothing."""
+
+MOST_ROUNDS = 300
+"""The same, at most. Chosen: more make the quartiles no narrower."""
+
+LATENCY_SAMPLES = 4
+"""Calibration samples that the latency is measured on. Chosen: samples may differ in size, those of texts do."""
+
+SLOW_OPERATORS = 4
+"""Operators that the report names where the quantized model is not faster, and nodes of each. Chosen: a list that is
+read."""

@@ -52,7 +52,7 @@ def report_of(place, *options, calib="calib.npy"):
     result = quantize(place, "--report", place / "report.json", *options, calib=calib)
     assert result.exit_code == 0, result.output
     found = json.loads((place / "report.json").read_text())
-    return {key: value for key, value in found.items() if key not in ("seconds", "steps")}
+    return {key: value for key, value in found.items() if key not in ("seconds", "steps", "latency")}
 
 
 # --- what it prints ---------------------------------------------------------------------------------------------
@@ -256,6 +256,7 @@ def test_all_options_in_a_file(place):
         batch-size = 2
         threads = 1
         max_memory = 100
+        no-latency = true
         report = {str(place / "report.json")!r}
         quiet = true
         verbose = false
@@ -291,7 +292,7 @@ def test_all_options_in_a_file(place):
             "weight_range": "minmax", "activation_range": "percentile:99.9",
         "logits_range": "mse", "overrides": [override], "samples": 3, "seed": 5, "strict": True,
         "batch_size": 2, "threads": 1,
-        "max_memory": 100, "provider": "CPUExecutionProvider", "custom_ops": [],
+        "max_memory": 100, "latency": "off", "provider": "CPUExecutionProvider", "custom_ops": [],
         "encodings_version": "1.0.0", "float_output": False, "from_encodings": None,
         "input_keys": {"x": "pixels"}, "calibration": str(place / "calib.npz"),
         "preprocess": {

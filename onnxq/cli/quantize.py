@@ -22,6 +22,7 @@ from .options import (
     data_free_options,
     encodings_options,
     grouped,
+    latency_option,
     parse,
     quantization_options,
     quiet_option,
@@ -56,6 +57,7 @@ from .reports import echo_report, report_option, writing
 @encodings_options
 @mixed_options
 @toolchain_options
+@latency_option
 @report_option
 @quiet_option
 @verbose_option("Print each step and each node left in float.")

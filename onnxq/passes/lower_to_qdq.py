@@ -33,6 +33,7 @@ from ..operators.node import is_op
 from ..operators.registry import preserves_grid
 from ..operators.tables import row_axis, table_of
 from ..targets import Target
+from ..targets.choice import data_inputs
 from .base import Context, Outcome
 
 BIAS_GRID = Grid(32, signed=True)
@@ -96,6 +97,7 @@ class _Lowering:
         self.float_layers, self.blocks = set[int](), set[int]()
         if target.quantizes_float_weights:
             self.float_layers, self.blocks = _nodes_to_shield(model)
+            self.float_layers |= _operators_to_shield(model, target)
         self.tables = _stored_once(model)
 
     def write_tables(self) -> None:
@@ -276,6 +278,23 @@ def _nodes_to_shield(model: Model) -> tuple[set[int], set[int]]:
             elif weight.spec.block is not None and max(weight.spec.grid.stored_bits, x.spec.grid.bits) == 8:
                 blocks.add(id(layer.node))
     return float_layers, blocks
+
+
+def _operators_to_shield(model: Model, target: Target) -> set[int]:
+    """Operators, by identity, that were left in float and write a quantized tensor: ONNX Runtime would run elementwise
+    ones between quantized tensors in integers all the same, and move the QuantizeLinear behind a MaxPool to its front,
+    where MaxPool takes over 100 times as long."""
+    found = set()
+    for node in model.graph.nodes:
+        if is_op(node, "MaxPool") and node.inputs[0].name not in model.quantizers:
+            found.add(id(node))
+        placed, rule = model.placement.nodes.get(node.name), target.rule_of(node)
+        if placed is None or placed.reason is None or rule is None or rule.kind != "elementwise":
+            continue
+        chosen = placed.reason.is_the_users or placed.reason.kind == "slow"
+        if chosen and all(t.name in model.quantizers for t in data_inputs(node, rule)):
+            found.add(id(node))
+    return found
 
 
 def _shield_branches(model: Model) -> None:

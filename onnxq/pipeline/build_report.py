@@ -25,6 +25,7 @@ from ..report import FloatNode, ModelFacts, QuantizedTensor, Report, SampleSets
 from ..thresholds import DETAIL_SAMPLES, FEW_SAMPLES
 from .collect_report import ReportCollector
 from .keep_if_better import UNKNOWN, WORSE
+from .measure_latency import measure_latency
 from .node_states import NodeState, State, node_states
 from .pipeline import Quantized
 from .stored_floats import float_constants
@@ -101,6 +102,7 @@ def build_report(
         requirements=requirements,
         warnings=_warnings(task, quantized) + verdict.warnings,
         seconds=seconds,
+        latency=None if task.options.latency == "off" else measure_latency(task, written, planned, seconds),
     )
     if collector is None:
         return report

@@ -101,10 +101,15 @@ def integer_kernels(runtime: GraphProto) -> frozenset[str]:
         if node.op_type == "QuantizeLinear":
             integers.update(node.output)
         elif node.op_type != "DequantizeLinear" and any(name in integers for name in node.input):
-            found |= {node.name, _SUFFIXES.sub("", node.name)}
+            found |= {node.name, node_of_kernel(node.name)}
             if not _writes_float(node):
                 integers.update(node.output)
     return frozenset(found)
+
+
+def node_of_kernel(name: str) -> str:
+    """The node that a kernel of ONNX Runtime's graph takes its name from."""
+    return _SUFFIXES.sub("", name)
 
 
 def _writes_float(node: NodeProto) -> bool:

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Sequence
 
 from .markup import count, decibels, name, number, percent
 from .records import ReportData, Step
-from .text import measure_text, node_counts, sample_counts, size, sqnr_text, toolchain_lines, was_compared
+from .text import (
+    latency_lines,
+    measure_text,
+    node_counts,
+    sample_counts,
+    size,
+    sqnr_text,
+    toolchain_lines,
+    was_compared,
+)
 
 ROWS = 50
 """Of a table; the JSON report has all."""
@@ -38,6 +47,7 @@ def _summary(report: ReportData) -> str:
         f"preset {_text(str(report.options.get('preset')))}, target {_text(str(report.options.get('target')))}"
         f"{f', whose {len(report.requirements)} requirements it keeps to' * bool(report.requirements)}",
     ]
+    facts += [_text(line) for line in latency_lines(report.latency)]
     if report.toolchain is not None:
         facts.append("; ".join(_text(line.strip()) for line in toolchain_lines(report.toolchain)))
     facts += [f"**warning**: {_text(warning)}" for warning in report.warnings]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from ..thresholds import NOT_FASTER, UNSURE_RATIO
+
 ReasonKind = Literal[
     "excluded", "not included", "override", "preset", "target", "slow", "inputs", "output", "constant", "type", "part",
     "range", "encodings", "runtime", "fallback",
@@ -370,6 +372,60 @@ class ToolchainResult:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """The quantized model beside the float one, run by turns. milliseconds, float_milliseconds: of one run, medians.
+    ratio: of the two in one round, the median of all rounds, with the quartiles `low` and `high`.
+    clock: processor time, which other processes do not count in, or the time on the clock."""
+
+    threads: int
+    milliseconds: float
+    float_milliseconds: float
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+    clock: Literal["processor", "wall"] = "wall"
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether the rounds differ so much that the ratio says nothing."""
+        return self.high - self.low > UNSURE_RATIO * self.ratio
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """All nodes of one operator, with one thread. nodes: in the graph that ONNX Runtime makes of the quantized model.
+    milliseconds, float_milliseconds: that they take there, and in the float model. slowest: of those that the user can
+    leave in float, names, the one that loses most first."""
+
+    op: str
+    nodes: int
+    milliseconds: float
+    float_milliseconds: float
+    slowest: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of a run in default sessions. samples: calibration samples that it is of. timings: for one thread and for
+    all. not_measured: why there are none. slow: operators that lose most, where the result is not faster than the float
+    model. left_in_float: nodes that were left in float for it.  notes: what was tried for it."""
+
+    provider: str
+    samples: int = 0
+    timings: tuple[Timing, ...] = ()
+    not_measured: str = ""
+    slow: tuple[OperatorTime, ...] = ()
+    left_in_float: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether the result is no faster than the float model, with some number of threads."""
+        return any(timing.ratio >= NOT_FASTER and not timing.is_unsure for timing in self.timings)
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything about a run. `options` reproduce it; `seconds` are wall time.
 
@@ -381,7 +437,7 @@ class ReportData:
 
     layers, distributions: only where details were asked for. measures, sensitivity, pareto, log: of the commands
     that find them out. requirements: of the target, each with its id; the result was checked and keeps to them.
-    toolchain: what the vendor's own one made of the result, where it was asked.
+    toolchain: what the vendor's own one made of the result, where it was asked. latency: None where it was not wanted.
     """
 
     onnxq: str
@@ -410,3 +466,4 @@ class ReportData:
     requirements: tuple[str, ...] = ()
     toolchain: ToolchainResult | None = None
     dynamic_nodes: tuple[str, ...] = ()
+    latency: Latency | None = None

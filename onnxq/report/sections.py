@@ -21,7 +21,7 @@ from .markup import (
     table,
     tag,
 )
-from .records import LogEntry, Measure, ParetoFront, ReportData, SensitivityRanking, Step
+from .records import Latency, LogEntry, Measure, ParetoFront, ReportData, SensitivityRanking, Step
 from .svg import dumbbell, pareto
 from .text import because, sample_counts, size, sqnr_text, toolchain_lines, was_compared
 
@@ -110,12 +110,30 @@ def _summary(report: ReportData) -> Section:
             f"{sample_counts(report.samples)}; {len(report.tensors)} tensors quantized, {report.seconds:.1f} s",
         ),
     ]
+    cards += _latency_cards(report.latency)
     warnings = [tag("p", warning, class_="warning") for warning in report.warnings]
     lead = (
         f"The quantized model is valid ONNX and runs in ONNX Runtime {report.onnxruntime}; it was compared with the"
         f" float model {report.samples.origin}."
     )
     return Section("summary", "Summary", lead, join(*warnings, tag("div", *cards, class_="cards")))
+
+
+def _latency_cards(latency: Latency | None) -> list[Markup]:
+    if latency is None:
+        return []
+    if latency.not_measured:
+        return [_card("Latency", "not measured", name(latency.not_measured))]
+    return [
+        _card(
+            f"Latency, {timing.threads} thread{'s' * (timing.threads > 1)}",
+            f"{timing.ratio:.2f} of float's",
+            f"{timing.float_milliseconds:.3g} → {timing.milliseconds:.3g} ms; half of {timing.rounds} rounds:"
+            f" {timing.low:.2f} to {timing.high:.2f}{'; the machine was too busy to tell' * timing.is_unsure}",
+            min(timing.ratio, 1.0),
+        )
+        for timing in latency.timings
+    ]
 
 
 def _beside(measure: Measure) -> str:

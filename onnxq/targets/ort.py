@@ -18,12 +18,24 @@ Accuracy levels 0 to 3 of MatMulNBits compute as written. With 128 rows of 384 a
 long as float MatMul, static and dynamic activations 0.14 and 0.15 times (x86 with VNNI). So 16 bits for an activation
 buy no more than float does there. Conv computes as written in all of these, in integers where all is in 8 bits.
 
+Integer kernels that are slower than float ones, among integers on both sides (1.32, one thread, x86 with VNNI; time
+with the operator in float, between DequantizeLinear and QuantizeLinear, over time with it in integers):
+
+    Conv on 3 channels, 3 x 3 to 7 x 7, to 8 to 64 channels of 112 x 112       0.56 to 0.79
+    grouped Conv of 4 channels a group, 14 x 14 to 112 x 112                   0.28 to 0.68; of 8: 0.99 to 1.16
+    AveragePool of 3 x 3                                                       0.18 to 0.58
+    depthwise Conv of 3 x 3: 0.97 to 1.6; of 5 x 5: 0.80 to 1.2; pointwise, from 4 channels on: 1.3 to 1.75
+
+A depthwise Conv at the size of the image takes 2 to 5 times as long. MaxPool takes over 100 times as long on integers
+that no convolution computed: ONNX Runtime moves a QuantizeLinear behind it to its front, unless it is kept from that.
+
 `ort-no-vnni`: without VNNI, x86 multiplies uint8 by int8 with VPMADDUBSW, which adds pairs of products in 16 bits and
 saturates:  |255 q_1 + 255 q_2| <= 2^15 - 1  holds for |q| <= 64.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import onnx_graphsurgeon as gs
@@ -33,41 +45,68 @@ from ..operators.linear import LinearLayer, is_depthwise, linear_layer
 from ..operators.node import is_op
 from .target import MOVES, OpRule, Target, masks_attention, movement, never, no_layer
 
+_LEAST_CHANNELS = 4
+"""Input channels from which on a Conv's integer kernel is no slower than its float one."""
+
+_LEAST_POSITIONS = 64 * 64
+"""Positions that a Conv on an image must compute for the conversions behind it to pay."""
+
+_LEAST_GROUP = 8
+"""Channels of a group from which on a grouped Conv's integer kernel is no slower than its float one."""
+
 _MEASURED = "graphs that ONNX Runtime 1.32 runs, operator by operator"
 _DOCUMENTATION = "https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html"
 _ONNX = "https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html"
 
 
 def _slow_conv(node: gs.Node) -> str | None:
-    """Measured on x86 with VNNI: 3 input channels take 3 times as long as in float, a depthwise Conv at the size of
-    the image 2 to 5 times; together with the conversions behind they cost MobileNets more than the rest gains."""
     layer = linear_layer(node)
-    if isinstance(layer, LinearLayer) and (_starts_separable(layer) or _follows_start(layer)):
+    if not isinstance(layer, LinearLayer):
+        return None
+    if _follows_image(layer) or (_reads_image(layer) and _starts_separable(layer)):
         return "the first layers of a depthwise-separable network are faster in float"
+    if _reads_image(layer):
+        return f"a Conv on an image, of fewer than {_LEAST_CHANNELS} channels, is faster in float"
+    if layer.groups > 1 and not is_depthwise(layer) and int(layer.weight.shape[1]) < _LEAST_GROUP:
+        return f"a grouped Conv of fewer than {_LEAST_GROUP} channels a group is faster in float"
     return None
 
 
+def _reads_image(layer: LinearLayer) -> bool:
+    """A Conv on an image, whose output is large, or is read by a depthwise Conv alone."""
+    if layer.groups > 1 or int(layer.weight.shape[1]) >= _LEAST_CHANNELS:
+        return False
+    return _positions(layer.output) >= _LEAST_POSITIONS or _starts_separable(layer)
+
+
+def _positions(output: gs.Tensor) -> int:
+    """Of one channel; 0 where that is unknown."""
+    sizes = list(output.shape or ())[2:]
+    known = [size for size in sizes if isinstance(size, int)]
+    return math.prod(known) if sizes and len(known) == len(sizes) else 0
+
+
 def _starts_separable(layer: LinearLayer) -> bool:
-    """A Conv on an image whose only reader is depthwise."""
     behind = layer.output
     while len(behind.outputs) == 1 and is_op(behind.outputs[0], "Relu", "Clip"):
         behind = behind.outputs[0].outputs[0]
     readers = [linear_layer(reader) for reader in behind.outputs]
-    return (
-        layer.groups == 1
-        and int(layer.weight.shape[1]) < 4
-        and len(readers) == 1
-        and isinstance(readers[0], LinearLayer)
-        and is_depthwise(readers[0])
-    )
+    return len(readers) == 1 and isinstance(readers[0], LinearLayer) and is_depthwise(readers[0])
 
 
-def _follows_start(layer: LinearLayer) -> bool:
+def _follows_image(layer: LinearLayer) -> bool:
+    """A depthwise Conv, right behind a Conv on an image that it alone reads."""
     source = layer.input
     while source.inputs and is_op(source.inputs[0], "Relu", "Clip"):
         source = source.inputs[0].inputs[0]
     before = linear_layer(source.inputs[0]) if source.inputs else ""
-    return is_depthwise(layer) and isinstance(before, LinearLayer) and _starts_separable(before)
+    if not (is_depthwise(layer) and isinstance(before, LinearLayer)):
+        return False
+    return _reads_image(before) and _starts_separable(before)
+
+
+def _slow_pool(node: gs.Node) -> str | None:
+    return "AveragePool is several times faster in float, between its conversions"
 
 
 def _slow_matmul(node: gs.Node) -> str | None:
@@ -97,7 +136,7 @@ ORT = Target(
         "LeakyRelu": _ELEMENTWISE,
         "Sigmoid": _UNIT,
         "Softmax": _UNIT,
-        "AveragePool": _ELEMENTWISE,
+        "AveragePool": OpRule("elementwise", slow=_slow_pool),
         "GlobalAveragePool": _ELEMENTWISE,
         **movement(MOVES, but=("GatherND", "SpaceToDepth", "GlobalMaxPool")),
     },

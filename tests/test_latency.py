@@ -1,0 +1,184 @@
+"""The time of the quantized model beside the float one: measured, told, and never part of the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import model
+from quantized import samples
+from reports import report as made_by_hand
+
+import onnxq
+from onnxq.execution import latency
+from onnxq.execution.latency import NodeTime, compare_times, node_times
+from onnxq.execution.session import CPU
+from onnxq.pipeline import measure_latency
+from onnxq.report import Latency, OperatorTime, Timing
+from onnxq.report.text import timing_text
+
+NET = """(float[1,8,16,16] x) => (float[?,?,?,?] y) <float[8,8,3,3] w, float[8] b, float[8,8,3,3] v> {
+    a = Conv<pads=[1,1,1,1]>(x, w, b)  r = Relu(a)  p = AveragePool<kernel_shape=[2,2]>(r)  c = Conv(p, v)
+    y = Relu(c) }"""
+SMALL = model("(float[1,8,16,16] x) => (float[?,?,?,?] y) <float[8,8,1,1] w> { y = Conv(x, w) }")
+LARGE = model(
+    "(float[1,8,16,16] x) => (float[?,?,?,?] y) <float[128,8,3,3] w, float[64,128,3,3] v>"
+    " { a = Conv(x, w) y = Conv(a, v) }"
+)
+
+
+def quantize(**options: Any) -> onnxq.Result:
+    proto = model(NET)
+    return onnxq.quantize(proto, samples(proto), **options)
+
+
+# --- measuring
+
+
+def test_the_second_model_beside_the_first() -> None:
+    feeds = [{"x": np.ones((1, 8, 16, 16), np.float32)}]
+    slower, faster = compare_times((SMALL, LARGE), feeds, 1, 0.05), compare_times((LARGE, SMALL), feeds, 1, 0)
+    assert slower.ratio > 2
+    assert faster.ratio < 1 / 2
+    assert slower.low <= slower.ratio <= slower.high
+    assert slower.milliseconds > slower.float_milliseconds > 0
+    assert faster.rounds == latency.FEWEST_ROUNDS <= slower.rounds <= latency.MOST_ROUNDS
+
+
+def test_one_thread_is_measured_in_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds = [{"x": np.ones((1, 8, 16, 16), np.float32)}]
+    assert compare_times((SMALL, SMALL), feeds, 1, 0).clock == "processor"
+    assert compare_times((SMALL, SMALL), feeds, 2, 0).clock == "wall"
+    monkeypatch.setattr(latency, "session_provider", lambda: "CUDAExecutionProvider")
+    assert compare_times((SMALL, SMALL), feeds, 1, 0).clock == "wall"
+
+
+def test_what_nodes_take() -> None:
+    nodes = node_times(LARGE, {"x": np.ones((1, 8, 16, 16), np.float32)})
+    assert [node.op for node in nodes if node.op == "Conv"] == ["Conv", "Conv"]
+    assert all(node.seconds >= 0 for node in nodes)
+    assert sum(node.seconds for node in nodes) > 0
+
+
+# --- the report
+
+
+def test_a_report_has_the_time() -> None:
+    found = quantize(threads=2).report
+    assert found.latency is not None
+    assert [t.threads for t in found.latency.timings] == [1, 2]
+    assert found.latency.provider == CPU
+    assert found.latency.samples == 4
+    assert not found.latency.left_in_float
+    assert "latency: " in found.to_text()
+    assert "of float's" in found.to_text()
+    written = json.loads(found.to_json())["latency"]["timings"][0]
+    assert written["ratio"] > 0
+    assert written["rounds"] >= latency.FEWEST_ROUNDS
+    assert "of float's" in found.to_html()
+    assert "of float's" in found.to_markdown()
+
+
+def test_none_where_that_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_latency, "compare_times", lambda *_: pytest.fail("measured"))
+    found = quantize(latency="off").report
+    assert found.latency is None
+    assert "latency" not in found.to_text()
+
+
+def test_other_tool_chains_are_not_timed() -> None:
+    found = quantize(target="qnn").report
+    assert found.latency is not None
+    assert not found.latency.timings
+    assert "latency: not measured: qnn is run by another tool-chain" in found.to_text()
+    assert "not measured" in found.to_html()
+    assert "not measured" in found.to_markdown()
+
+
+def test_the_model_does_not_depend_on_it() -> None:
+    assert quantize(latency="off").model == quantize(latency="report").model
+
+
+def test_what_costs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Timing(1, 2.0, 1.0, 2.0, 1.9, 2.1, 5)
+    monkeypatch.setattr(measure_latency, "compare_times", lambda *_: slow)
+    before = [NodeTime("a_nchwc", "Conv", 1e-3), NodeTime("y_nchwc", "FusedConv", 1e-3)]
+    after = [
+        NodeTime("Q", "QuantizeLinear", 2e-4), NodeTime("node_0_token_3", "QLinearConv", 3e-3),
+        NodeTime("node_3", "QLinearConv", 5e-4), NodeTime("t", "Transpose", 1e-5),
+    ]  # fmt: skip
+    monkeypatch.setattr(measure_latency, "node_times", lambda model, feed: after if isinstance(model, Path) else before)
+    proto = model(NET)
+    for number, node in enumerate(proto.graph.node):
+        node.name = f"node_{number}"
+    found = onnxq.quantize(proto, samples(proto)).report.latency
+    assert found is not None
+    assert found.is_slower
+    conv, conversions = found.slow  # a hundredth of the time is not worth a word
+    assert conv == OperatorTime("Conv", 2, 3.5, 2.0, ("node_0",))
+    assert (conversions.op, conversions.nodes) == (measure_latency.CONVERSIONS, 1)
+
+
+def test_what_is_said() -> None:
+    timing = Timing(1, 4.48, 8.47, 0.531, 0.5, 0.56, 221, "processor")
+    text = "0.53 of float's (0.50 to 0.56 in half of 221 rounds), 8.47 -> 4.48 ms of processor time, 1 thread"
+    assert timing_text(timing) == text
+    busy = Timing(2, 3.0, 2.0, 1.5, 0.5, 3.0, 9)
+    assert busy.is_unsure
+    assert "the machine is too busy to tell" in timing_text(busy)
+    slow = OperatorTime("Concat", 3, 0.5, 0.25, ("node\x1b[2J",))
+    assert not Latency(CPU, 4, (busy,), slow=(slow,)).is_slower
+    found = made_by_hand(latency=Latency(CPU, 4, (Timing(1, 2.0, 1.0, 2.0, 1.9, 2.1, 5),), slow=(slow,)))
+    assert "slower than float: 3 Concat: 0.5 ms, 0.25 ms in the float model; most in node\\x1b[2J" in found.to_text()
+
+
+# --- what is left in float for it
+
+
+def test_average_pooling_stays_in_float_between_integers() -> None:
+    result = quantize()
+    assert {n.op: n.kind for n in result.report.float_nodes} == {"AveragePool": "slow"}
+    assert "QLinearAveragePool" not in result.report.runtime_operators  # ONNX Runtime would quantize it by itself
+    forced = quantize(force_int_kernels=True).report
+    assert forced.runtime_operators["QLinearAveragePool"] == 1
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(4, "slow"), (8, None)])
+def test_small_groups_stay_in_float(channels: int, kind: str | None) -> None:
+    proto = model(
+        f"(float[1,16,6,6] x) => (float[?,?,?,?] y) <float[16,16,1,1] w, float[16,{channels},3,3] v, float[4,16,1,1] u>"
+        f" {{ a = Conv(x, w) b = Conv<group={16 // channels}>(a, v) y = Conv(b, u) }}"
+    )
+    proto.graph.node[1].name = "grouped"
+    found = onnxq.quantize(proto, samples(proto), latency="off").report
+    assert {n.node: n.kind for n in found.float_nodes}.get("grouped") == kind
+
+
+@pytest.mark.parametrize(("size", "kind"), [(128, "slow"), (32, None)])
+def test_a_convolution_on_a_large_image_stays_in_float(size: int, kind: str | None) -> None:
+    proto = model(
+        f"(float[N,3,{size},{size}] x) => (float[N,?,?,?] y) <float[8,3,3,3] w, float[8,8,1,1] v>"
+        " { a = Conv<strides=[2,2],pads=[1,1,1,1]>(x, w) r = Relu(a) p = MaxPool<kernel_shape=[2,2]>(r)"
+        "   y = Conv(p, v) }"
+    )
+    proto.graph.node[0].name = "first"
+    result = onnxq.quantize(proto, np.ones((4, 3, size, size), np.float32), latency="off")
+    assert {n.node: n.kind for n in result.report.float_nodes}.get("first") == kind
+    assert onnxq.check(result.model, "ort").violations == ()
+
+
+def test_pooling_behind_float_layers_reads_float() -> None:
+    """ONNX Runtime 1.32 moves the QuantizeLinear behind a MaxPool to its front, and has a slow kernel for that."""
+    proto = model(
+        "(float[1,4,8,8] x) => (float[?,?,?,?] y) <float[4,4,1,1] w, float[4,4,1,1] v>"
+        " { a = Conv(x, w) p = MaxPool<kernel_shape=[3,3]>(a) y = Conv(p, v) }"
+    )
+    proto.graph.node[0].name = "first"
+    found = onnxq.quantize(proto, samples(proto), exclude=("first",), latency="off")
+    runs = list(found.report.runtime_operators)
+    assert found.report.runtime_operators["MaxPool"] == 1
+    assert "Sum" in runs
+    assert {node.op_type for node in found.model.graph.node} >= {"Sum", "MaxPool"}
