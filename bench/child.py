@@ -2,6 +2,7 @@
 
     python bench/child.py onnxq|calibrate MODEL OUTPUT --calib FOLDER [options of `onnxq quantize` or `calibrate`]
     python bench/child.py quantize_static MODEL OUTPUT --calib FOLDER [MinMax|Percentile [w8a8|w4a8|w8a16]]
+    python bench/child.py onnxsim MODEL OUTPUT --calib FOLDER PRESET
 
 FOLDER holds .npy files of models with one input, or .npz files keyed by the inputs' names. The exit status is the
 tool's. Peak memory is VmHWM (Linux). `getrusage` would count what the parent held before this program was started.
@@ -13,6 +14,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 STATIC_TYPES = {"w8a8": ("QInt8", "QUInt8"), "w4a8": ("QInt4", "QUInt8"), "w8a16": ("QInt8", "QUInt16")}
 """Presets that quantize_static has, with its types of weights and activations."""
@@ -33,10 +35,8 @@ def run_quantize_static(
     A model below opset 13 is converted first, for per-channel quantization writes an invalid model there. Where
     symbolic shape inference fails, preprocessing goes without.
     """
-    import numpy as np
     import onnx
     from onnxruntime.quantization import (
-        CalibrationDataReader,
         CalibrationMethod,
         QuantFormat,
         QuantType,
@@ -44,24 +44,8 @@ def run_quantize_static(
         quantize_static,
     )
 
-    class Reader(CalibrationDataReader):
-        """One sample at a time from files, as in ONNX Runtime's examples."""
-
-        def __init__(self, name: str) -> None:
-            self.name, self.files = name, iter(sorted(Path(samples).iterdir()))
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            file = next(self.files, None)
-            if file is None:
-                return None
-            loaded = np.load(file)
-            feed = dict(loaded) if file.suffix == ".npz" else {self.name: loaded}
-            return {name: x.astype(object) if x.dtype.kind == "U" else x for name, x in feed.items()}
-
     weights_as, activations_as = (QuantType[name] for name in STATIC_TYPES[preset])
     proto = onnx.load(model)
-    weights = {t.name for t in proto.graph.initializer}
-    name = next(value.name for value in proto.graph.input if value.name not in weights)
     model, output, samples = (str(Path(path).resolve()) for path in (model, output, folder))
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)  # shape inference leaves files where it fails
@@ -78,13 +62,49 @@ def run_quantize_static(
         quantize_static(
             prepared,
             output,
-            Reader(name),
+            _reader(proto, samples),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=activations_as,
             weight_type=weights_as,
             calibrate_method=CalibrationMethod[method],
         )
+
+
+def run_onnxsim(model: str, output: str, option: str, folder: str, preset: str) -> None:
+    """onnxsim's quantizer by its interface of AMD Quark, with one of Quark's presets, per channel."""
+    import onnx
+    from onnxsim.quark_compat import ModelQuantizer, QConfig
+
+    config = QConfig.get_default_config(preset)
+    config.extra_options["PerChannel"] = True
+    proto = onnx.load(model)
+    if next(o.version for o in proto.opset_import if o.domain == "") < 13:
+        proto = onnx.version_converter.convert_version(proto, 13)
+    ModelQuantizer(config).quantize_model(proto, output, _reader(proto, folder))
+
+
+def _reader(proto: Any, samples: str) -> Any:
+    """One sample at a time from files, as in ONNX Runtime's examples."""
+    import numpy as np
+    from onnxruntime.quantization import CalibrationDataReader
+
+    weights = {t.name for t in proto.graph.initializer}
+    name = next(value.name for value in proto.graph.input if value.name not in weights)
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.files = iter(sorted(Path(samples).iterdir()))
+
+        def get_next(self) -> dict[str, Any] | None:
+            file = next(self.files, None)
+            if file is None:
+                return None
+            loaded = np.load(file)
+            feed = dict(loaded) if file.suffix == ".npz" else {name: loaded}
+            return {key: x.astype(object) if x.dtype.kind == "U" else x for key, x in feed.items()}
+
+    return Reader()
 
 
 def peak_memory(process: int | str = "self") -> int:
@@ -98,6 +118,8 @@ if __name__ == "__main__":
     try:
         if tool == "quantize_static":
             run_quantize_static(*arguments)
+        elif tool == "onnxsim":
+            run_onnxsim(*arguments)
         else:
             run_onnxq("quantize" if tool == "onnxq" else tool, arguments)
     finally:  # onnxq ends by SystemExit

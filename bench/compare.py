@@ -63,10 +63,20 @@ def quantize(tool: str, model: Path, folder: Path, output: Path, *options: str) 
     return run
 
 
-def attempt(tool: str, model: Path, folder: Path, output: Path, *options: str, limit: float = math.inf) -> Run:
-    """The same, whatever becomes of it. It is ended after `limit` CPU seconds, or ten times as many on the clock."""
+def attempt(
+    tool: str,
+    model: Path,
+    folder: Path,
+    output: Path,
+    *options: str,
+    limit: float = math.inf,
+    interpreter: str | None = None,
+) -> Run:
+    """The same, whatever becomes of it. It is ended after `limit` CPU seconds, or ten times as many on the clock.
+    interpreter: that has the tool, if not this one."""
     child = Path(__file__).with_name("child.py")
-    command = [sys.executable, str(child), tool, str(model), str(output), "--calib", str(folder), *options]
+    command = [interpreter or sys.executable, str(child), tool, str(model), str(output), "--calib", str(folder)]
+    command += options
     with tempfile.TemporaryFile("w+") as said:
         start, peak, ended = time.perf_counter(), 0, False
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)

@@ -32,6 +32,7 @@ import tables
 from cases import Case
 from child import STATIC_TYPES
 from measure import Feed
+from task_score import TaskScore, top1
 
 CASES = cases.ROOT.parent / "shared" / "cases"
 
@@ -55,11 +56,12 @@ MOST_BESIDE = 1.5
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network as a file, with samples to calibrate on, and others."""
+    """A network as a file, with samples to calibrate on, and others. score: on the latter, where they have labels."""
 
     model: Path
     calibration: Sequence[Feed]
     unseen: Sequence[Feed]
+    score: TaskScore | None = None
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,14 @@ def networks() -> Iterator[Network | str]:
 
 def classifier(case: Case) -> Loaded:
     name = measure.input_name(case.model)
-    calibration, (unseen, _) = case.calibration(), case.evaluation()
-    return Loaded(case.model, *([{name: x[i : i + 1]} for i in range(len(x))] for x in (calibration, unseen)))
+    calibration, (unseen, labels) = case.calibration(), case.evaluation()
+    seen, fresh = ([{name: x[i : i + 1]} for i in range(len(x))] for x in (calibration, unseen))
+    return Loaded(case.model, seen, fresh, None if labels is None else TaskScore(labels, top1))
 
 
 def trained(name: str, task: Any) -> Loaded:
-    return Loaded(cases.REAL / name / "model.onnx", task.calib(), task.eval()[0])
+    unseen, labels = task.eval()
+    return Loaded(cases.REAL / name / "model.onnx", task.calib(), unseen, TaskScore(labels, task.score))
 
 
 def small(case: Any, folder: Path) -> Loaded:

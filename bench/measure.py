@@ -150,6 +150,22 @@ def latencies(models: Sequence[Path], x: Images, seconds: float, sessions: int =
     return rounds
 
 
+def cpu_ratios(reference: Path, other: Path, feeds: Sequence[Feed], seconds: float, least: int = 5) -> list[float]:
+    """CPU time of a run of `other` over that of `reference`, one thread, in turns: one ratio a round over all feeds.
+    Other work on the machine takes turns on the clock, and hardly any CPU time of this process."""
+    loaded, ratios, start = [session(model) for model in (reference, other)], list[float](), time.perf_counter()
+    while len(ratios) < least + 1 or time.perf_counter() - start < seconds:
+        taken = []
+        for each in loaded if len(ratios) % 2 else loaded[::-1]:
+            before = time.process_time()
+            for feed in feeds:
+                each.run(None, _strings(feed))
+            taken.append(time.process_time() - before)
+        first, second = taken if len(ratios) % 2 else taken[::-1]
+        ratios.append(second / first)
+    return ratios[1:]  # the first one warms both up
+
+
 def _rounds(models: Sequence[Path], x: Images, seconds: float, least: int = 100) -> Iterator[list[float]]:
     loaded = [session(model) for model in models]
     names = [s.get_inputs()[0].name for s in loaded]

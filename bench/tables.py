@@ -24,11 +24,16 @@ def line(*cells: str) -> str:
 
 def heading(title: str, command: str, text: str, machine: str = "") -> Iterator[str]:
     """What the tables show, by which command and where they were made. machine: more about it."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("onnxq", "onnxruntime", "onnx", "numpy"))
     yield f"# {title}\n"
     yield f"Written by `{command}`; do not edit.\n"
-    yield f"{packages}, Python {platform.python_version()}, {machine and f'{machine}, '}{os.cpu_count()} cores.\n"
+    yield f"{made_with(machine)}.\n"
     yield text
+
+
+def made_with(machine: str = "") -> str:
+    """Versions, and the machine."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("onnxq", "onnxruntime", "onnx", "numpy"))
+    return f"{packages}, Python {platform.python_version()}, {machine and f'{machine}, '}{os.cpu_count()} cores"
 
 
 def parser(doc: str, known: Collection[str], default: Sequence[str] = ()) -> argparse.ArgumentParser:
