@@ -22,7 +22,7 @@ from .rounding.methods import ROUNDINGS
 from .schema import check_fields, documented, option, unknown
 from .targets import Target, find_target
 from .targets.contradictions import FALLBACKS, contradictions, no_fallback
-from .thresholds import CLEAR_DB, LATENCY_SECONDS
+from .thresholds import CLEAR_DB, EXCEPTIONS_BELOW_DB, LATENCY_SECONDS
 
 DATA = "Calibration data"
 TARGET = "Target, bits and placement"
@@ -160,6 +160,14 @@ class Options:
         "What activations get, as few of them as possible, whose grid costs the outputs too much: a16, 16 bits;"
         " dynamic, a range found at run time; float; auto, what is worth most in the target's arithmetic.",
         STEPS, choices=("off", *FALLBACKS, "auto"),
+    )  # fmt: skip
+    exceptions: float = option(
+        3.0,
+        "Wider formats for the few weights and activations that carry the loss, where outputs are below"
+        f" {EXCEPTIONS_BELOW_DB:g} dB after everything else: at most PERCENT of the weights get 8 bits where they have"
+        " fewer, and activations in layers of at most PERCENT of the multiplications what `fallback` auto gives. 0, or"
+        " overrides: none. They are of `quantize` alone: analyses and training keep to the preset.",
+        STEPS, least=0, most=100, metavar="PERCENT",
     )  # fmt: skip
     rounding: str = option(
         "auto",

@@ -37,6 +37,7 @@ class Settings(TypedDict, total=False):
     bias_correction: Literal["analytic", "empirical", "off"]
     smoothquant: float | None
     fallback: Literal["off", "a16", "dynamic", "float", "auto"]
+    exceptions: float
     rounding: Literal["auto", "nearest", "gptq", "coordinate-descent", "adaround"]
     effort: Literal["fast", "default", "high"]
     checkpoint: str | None

@@ -44,6 +44,18 @@ rows of 384 and 1536 channels: static 0.53 ms, dynamic 0.58 ms, float 3.9 ms; a 
 FALLBACK_LEAST_DB = 1.0
 """What all exceptions together must bring, or none is made. Chosen: twice `LEAST_GAIN_DB`. Option: fallback."""
 
+EXCEPTIONS_BELOW_DB = 12.0
+"""SQNR of the outputs below which exceptions from the preset are looked for, behind everything else. Measured:
+networks.md, w4a8: MiniLM loses nothing at 14.9 dB, EfficientNet-lite0 2 points at 10.4. Option: exceptions."""
+
+EXCEPTION_NOISE = 0.01
+"""Share of the noise that all units make, each alone, below which a unit is no exception. Chosen: a hundredth of the
+noise is 0.04 dB."""
+
+EXCEPTION_PRICE = 0.001
+"""Share of the weights or multiplications that an exception costs at least, where it is compared with others. Chosen:
+activations that no layer reads or writes are not free, either."""
+
 LOW_SQNR_DB = 10.0
 """SQNR of an output below which the report warns: accuracy must be measured. Chosen: noise of a third of the signal's
 magnitude."""

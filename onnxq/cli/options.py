@@ -167,10 +167,13 @@ _MULTIPLE = ("input_ranges",)
 # --- from the schema to click -------------------------------------------------------------------------------------
 
 
-def from_schema(cls: type, *groups: str, names: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """The options of a class that stand in these groups, or of these names."""
+def from_schema(
+    cls: type, *groups: str, names: tuple[str, ...] = (), without: tuple[str, ...] = ()
+) -> Callable[[F], F]:
+    """The options of a class that stand in these groups, or of these names; but for some."""
     flags = {each.name: f"--{each.long_name}" for each in options_of(cls)}
     chosen = [each for each in options_of(cls) if each.group in groups or each.name in names]
+    chosen = [each for each in chosen if each.name not in without]
     return options(*(decorator for each in chosen for decorator in _decorators(each, flags)))
 
 
@@ -251,7 +254,10 @@ custom_ops_option = from_schema(Options, names=("custom_ops",))
 latency_option = from_schema(Options, names=("latency",))
 freeze_option = from_schema(Options, names=("freeze",))
 run_options = from_schema(Options, RUNNING)
-quantization_options = options(data_options, placement_options, from_schema(Options, STEPS, RANGES), run_options)
+quantization_options = options(
+    data_options, placement_options, from_schema(Options, STEPS, RANGES, without=("exceptions",)), run_options
+)
+exceptions_option = from_schema(Options, names=("exceptions",))
 
 evaluation_options = options(
     grouped(

@@ -21,6 +21,7 @@ from .options import (
     config_option,
     data_free_options,
     encodings_options,
+    exceptions_option,
     grouped,
     latency_option,
     parse,
@@ -47,6 +48,7 @@ from .reports import echo_report, report_option, writing
     help="Statistics of `onnxq calibrate` instead of running the model; repeatable, they are merged.",
 )
 @quantization_options
+@exceptions_option
 @data_free_options
 @grouped(
     ENCODINGS,

@@ -23,6 +23,7 @@
     correct_bias            the mean error of rounded weights goes into the bias              (25 to 28)
     correct_bias_empirically    the same layer after layer in the quantized network           (27, 28)
     round_weights           rounding, scale and bias optimised layer after layer              (33 to 35)
+    make_exceptions         wider formats for the few tensors that carry the loss, as the last resort (4.2)
     set_bias_scales         s_x s_w fits 32-bit biases
     fuse_activation         Relu and Clip that requantization performs anyway fall away       (2.3.2)
     lower_to_qdq            quantizers become QuantizeLinear and DequantizeLinear

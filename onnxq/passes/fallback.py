@@ -23,33 +23,23 @@ price. Where a target's operators read inputs of one width only, the inputs of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import ModelProto
 
-from ..calibration.collect import collect_tensors
 from ..data import Feed
-from ..execution.compare_outputs import Outputs, output_sqnr, reference_outputs
-from ..execution.observe import observed
+from ..execution.output_score import OutputScore
 from ..execution.services import Services
-from ..execution.switches import Switch, Switchboard
-from ..graph.comparable import Comparable, comparables
-from ..graph.dynamic_writer import no_dynamic_product
-from ..graph.model import Model, Quantizer, drop_quantizer, grid_root
+from ..execution.switches import Switch
+from ..graph.model import Model, Quantizer, grid_root
 from ..graph.simulate import with_quantizers
-from ..numeric.histogram import Histogram
-from ..numeric.quant import QuantParams, QuantSpec
-from ..numeric.samples import Samples, Statistic
-from ..operators.linear import LinearLayer, linear_layers
-from ..report import Reason
-from ..targets import Target
 from ..thresholds import DYNAMIC_PRICE, FALLBACK_LEAST_DB, FALLBACK_SAMPLES, FALLBACK_WORTH_DB
 from .base import Context, Outcome, Skip
+from .wider_activations import Together, dynamic_layers, narrow_activations, of_one_width, widen
 
 
 @dataclass(frozen=True)
@@ -72,22 +62,22 @@ class Fallback:
 
     def apply(self, model: Model, context: Context) -> Outcome:
         feeds = list(islice(context.choosing, self.samples)) or list(islice(context.feeds, self.samples))
-        candidates = _candidates(model)
+        candidates = narrow_activations(model)
         if not feeds or not candidates:
             missing = "activations of less than 16 bits" if feeds else "calibration data"
             return Outcome(notes=(f"not run: there are no {missing}",))
-        search = _Search(model, _groups(model, candidates, context.target), feeds, context.services)
+        search = _Search(model, of_one_width(model, candidates, context.target), feeds, context.services)
         alone = search.alone()
         ranked = sorted(search.groups, key=lambda group: alone[group])
         if self.kinds == ("dynamic",):
-            ranked = [group for group in ranked if any(_dynamic_layers(model, name) for name in group)]
+            ranked = [group for group in ranked if any(dynamic_layers(model, name) for name in group)]
             if not ranked:
                 return Outcome(notes=("no product with a matrix reads a quantized activation",))
         curve = search.together(ranked, self.worth * min(map(_price, self.kinds)))
         exceptions, before, after = self._best(model, ranked, curve, context)
         changed = f"{len(exceptions)} of {len(candidates)} activations changed"
         notes = [f"outputs at {before:.1f} dB, then {after:.1f} dB; {changed}"]
-        texts = _give(model, exceptions, context)
+        texts = widen(model, exceptions, context)
         for name, text in texts.items():
             db = next(alone[group] for group in ranked if name in group)
             notes.append(
@@ -124,7 +114,7 @@ class Fallback:
         if self.measure is None:
             return None
         copy = model.clone()
-        _give(copy, exceptions, context)
+        widen(copy, exceptions, context)
         return self.measure(copy)
 
     def _count(self, curve: Sequence[float], total: int, price: float = 1.0) -> int:
@@ -141,40 +131,11 @@ def _by_tensor(plan: Mapping[Together, str]) -> dict[str, str]:
     return {name: kind for group, kind in plan.items() for name in group}
 
 
-def _candidates(model: Model) -> dict[str, Quantizer]:
-    """Quantizers of activations with parameters of their own and less than 16 bits."""
-    tensors = model.graph.tensors()
-    return {
-        name: q
-        for name, q in model.quantizers.items()
-        if q.grid_of is None and q.params is not None and isinstance(tensors[name], gs.Variable)
-        if q.params.grid.bits < 16 and not q.given
-    }
-
-
-Together: TypeAlias = tuple[str, ...]
-"""Tensors that must have one width."""
-
-
-def _groups(model: Model, candidates: Mapping[str, Quantizer], target: Target) -> list[Together]:
-    """All candidates: each alone, or with the other inputs of an operator where the target mixes no widths."""
-    leader = {name: name for name in candidates}
-    if "one-width" in target.requirements:
-        for node in model.graph.nodes:
-            read = [grid_root(model.quantizers, t.name) for t in node.inputs if t.name in model.quantizers]
-            first, *others = list(dict.fromkeys(name for name in read if name in leader)) or [""]
-            leader = {
-                name: leader[first] if known in map(leader.get, others) else known for name, known in leader.items()
-            }
-    return [tuple(n for n, known in leader.items() if known == name) for name in dict.fromkeys(leader.values())]
-
-
 @dataclass
 class _Search:
     """Runs the network on the first samples with some of its quantizers on.
 
-    groups: of the candidates. switches: one for each group. others: all other quantizers. references: what is
-    comparable of the float model's outputs (`graph.comparable`).
+    groups: of the candidates. switches: one for each group. others: all other quantizers.
     """
 
     model: Model
@@ -183,8 +144,7 @@ class _Search:
     services: Services
     switches: dict[Together, Switch] = field(init=False)
     others: dict[str, Quantizer] = field(default_factory=dict)
-    references: list[dict[str, Any]] = field(init=False)
-    compared: tuple[Comparable, ...] = field(init=False)
+    score: OutputScore = field(init=False)
 
     def __post_init__(self) -> None:
         tensors, quantizers = self.model.graph.tensors(), self.model.quantizers
@@ -197,15 +157,11 @@ class _Search:
             else:
                 self.others[name] = quantizer
         self.switches = {group: Switch(group[0], tuple(found)) for group, found in members.items()}
-        proto = self.model.to_proto()
-        self.compared = comparables(proto)
-        found = reference_outputs(observed(proto, self.compared), self.feeds, self.services.threads)
-        wanted = {each.label for each in self.compared}
-        self.references = [{name: value for name, value in each.items() if name in wanted} for each in found]
+        self.score = OutputScore(self.model.to_proto(), self.feeds, self.services)
 
     def alone(self) -> dict[Together, float]:
         """-10 log10 n_i of each group."""
-        board, found = self._switchboard(self.model.to_proto()), {}
+        board, found = self.score.board(self.model.to_proto(), self.switches.values()), {}
         board.hold({})
         for done, (group, switch) in enumerate(self.switches.items(), 1):
             self.services.progress("activations one by one", done, len(self.groups))
@@ -214,7 +170,9 @@ class _Search:
 
     def together(self, ranked: Sequence[Together], worth: float) -> list[float]:
         """-10 log10 N_k for k = 0, 1, ..., up to where no further exception can pay."""
-        board = self._switchboard(with_quantizers(self.model.to_proto(), self.others, self.model.unique_name))
+        board = self.score.board(
+            with_quantizers(self.model.to_proto(), self.others, self.model.unique_name), self.switches.values()
+        )
         price, best, ceiling, curve = worth / len(ranked), -np.inf, board.score({}), list[float]()
         for k in range(len(ranked) + 1):
             self.services.progress("activations together", k, len(ranked))
@@ -224,82 +182,3 @@ class _Search:
             if ceiling - (k + 1) * price <= best:
                 break
         return curve
-
-    def _switchboard(self, proto: ModelProto) -> Switchboard:
-        return Switchboard(
-            observed(proto, self.compared), self.switches.values(), self.feeds, self._db,
-            threads=self.services.threads, max_memory=self.services.max_memory, outputs_quantized=False,
-        )  # fmt: skip
-
-    def _db(self, outputs: Iterable[tuple[Feed, Outputs]]) -> float:
-        """SQNR of the outputs; infinite where none is comparable, since that is no reason to widen anything."""
-        found = output_sqnr(zip(self.references, (each for _, each in outputs), strict=True))
-        return np.inf if found is None else found
-
-
-def _statistics(model: Model, names: Sequence[str], context: Context) -> dict[str, Samples]:
-    """Calibration statistics of the roots, those of tensors that share their quantizers included."""
-    members = {name: (name, *model.quantizers[name].widened_by) for name in names}
-    wanted = [tensor for tensors in members.values() for tensor in tensors]
-    known: Mapping[str, Statistic] = {}
-    if wanted and context.statistics is not None:
-        known = context.statistics.tensors
-    elif wanted:
-        known = collect_tensors(model, wanted, context, lambda name: Histogram(), "measuring exceptions")
-    found = {}
-    for name, (first, *others) in members.items():
-        total = getattr(known[first], "histogram", known[first])
-        for other in others:
-            total = total.merge(getattr(known[other], "histogram", known[other]))
-        found[name] = total.samples()
-    return found
-
-
-def _give(model: Model, exceptions: Mapping[str, str], context: Context) -> dict[str, str]:
-    """Give activations, by the tensor that decides their grid, what they get instead; returns what that is, in words.
-    What no product with a matrix reads, cannot get a range at run time, and is left in float."""
-    known = _statistics(model, [name for name, kind in exceptions.items() if kind == "a16"], context)
-    made = {}
-    for name, kind in exceptions.items():
-        if kind == "a16":
-            made[name] = f"now {_widen(model, name, known[name])}, {_crest(known[name])}"
-            continue
-        layers = _dynamic_layers(model, name) if kind == "dynamic" else ()
-        width = model.quantizers[name].spec.grid.bits
-        found = "its range is found at run time" if layers else "in float"
-        drop_quantizer(model, name, Reason("fallback", f"{width} bits cost the outputs too much: {found}"))
-        for layer in layers:
-            placed = model.placement.nodes[layer.node.name]
-            model.placement.nodes[layer.node.name] = replace(placed, data=(), writes=None, dynamic=True)
-        made[name] = "now with a range found at run time" if layers else "now in float"
-    return made
-
-
-def _dynamic_layers(model: Model, root: str) -> list[LinearLayer]:
-    """The layers that read a grid, on this tensor or on one that has the same, and can read one found at run time."""
-    names = {name for name in model.quantizers if grid_root(model.quantizers, name) == root}
-    return [
-        layer
-        for layer in linear_layers(model.graph.nodes)
-        if layer.input.name in names and layer.node.name in model.placement.nodes
-        if model.placement.nodes[layer.node.name].reason is None and no_dynamic_product(model, layer) is None
-    ]
-
-
-def _crest(samples: Samples) -> str:
-    """How far the largest magnitude stands out."""
-    power = float((np.square(samples.values) * samples.counts).sum() / max(samples.counts.sum(), 1))
-    crest = max(samples.hi[0], -samples.lo[0]) / max(np.sqrt(power), np.finfo(np.float64).tiny)
-    return f"largest value {crest:.0f} times the root mean square"
-
-
-def _widen(model: Model, root: str, samples: Samples) -> str:
-    """Give the root and those that share its quantizer 16 bits; returns their grid."""
-    quantizer = model.quantizers[root]
-    spec: QuantSpec = replace(quantizer.spec, grid=replace(quantizer.spec.grid, bits=16))
-    lo, hi = quantizer.fixed or (samples.lo[0], samples.hi[0])
-    params = QuantParams.from_range(np.asarray(lo), np.asarray(hi), spec)
-    for name, other in list(model.quantizers.items()):
-        if grid_root(model.quantizers, name) == root:
-            model.quantizers[name] = replace(other, spec=spec).with_params(params)
-    return str(params.grid)

@@ -4,6 +4,7 @@
     equalize         remove dead channels, CLE, absorb biases, SmoothQuant       each kept if better
     set_ranges       add quantizers, weight ranges, activation ranges, fallback of activations
     correct          optimised rounding, or bias correction                      kept if better
+    exceptions       wider formats for the few tensors that carry the loss, where it is large: the last resort
     lower            bias scales, fuse activations, QuantizeLinear and DequantizeLinear
 
 What is written is then verified (`verify`). Every function takes a model and returns (model, steps): the next model and
@@ -40,6 +41,7 @@ from ..graph.model import Model
 from ..graph.opset import convert_opset
 from ..graph.precision import stored_as_given
 from ..graph.stored_weights import StoredWeights
+from ..numeric.quant import QuantSpec
 from ..options import Options, bits
 from ..passes.absorb_bias import AbsorbBias
 from ..passes.add_quantizers import AddQuantizers
@@ -58,6 +60,7 @@ from ..passes.fuse_activation import FuseActivation
 from ..passes.fuse_decomposed import FuseDecomposedOperators
 from ..passes.leave_incomplete import LeaveIncompleteOperators
 from ..passes.lower_to_qdq import LowerToQdq
+from ..passes.make_exceptions import MakeExceptions
 from ..passes.move_transposes import MoveTransposes
 from ..passes.normalize import Normalize
 from ..passes.quantize_dynamically import QuantizeDynamically
@@ -72,8 +75,15 @@ from ..passes.set_weight_ranges import SetWeightRanges
 from ..passes.smoothquant import SmoothQuant
 from ..report import Step
 from ..targets import find_target
-from ..targets.contradictions import FALLBACKS, no_fallback
-from ..thresholds import BIAS_SHARE, CLEAR_DB, NOISE_FLOOR_DB, TOLERANCE_DB
+from ..targets.contradictions import FALLBACKS, contradictions, no_fallback
+from ..thresholds import (
+    BIAS_SHARE,
+    CLEAR_DB,
+    EXCEPTIONS_BELOW_DB,
+    FALLBACK_LEAST_DB,
+    NOISE_FLOOR_DB,
+    TOLERANCE_DB,
+)  # fmt: skip
 from .collect_report import ReportCollector
 from .keep_if_better import better_of, keep_if_better
 from .log import log_steps
@@ -89,13 +99,14 @@ class Plan:
 
     ranged: with all ranges set, weights and biases still those of the equalized float model.
     model: with weights rounded, or biases corrected.  steps: how it came about.
-    findings: what is likely wrong with the calibration data.
+    findings: what is likely wrong with the calibration data.  correction: the last of the steps, which made `model`.
     """
 
     ranged: Model
     model: Model
     steps: Steps
     findings: tuple[str, ...] = ()
+    correction: Steps = ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class Quantized:
 
 def quantize(task: Task, collector: ReportCollector | None = None) -> Quantized:
     """Figure 8. collector: takes down what a detailed report shows. Raises OnnxqError."""
-    plan = make_plan(task, collector)
+    plan = with_exceptions(make_plan(task, collector), task)
     proto, lowered = lower(plan.model, task.context)
     proto, stored, nodes = _store_inner_weights(proto, task.options)
     proto = stored_as_given(proto)
@@ -136,7 +147,7 @@ def make_plan(task: Task, collector: ReportCollector | None = None) -> Plan:
         collector.adjusted(ranged)
     model, corrected = correct(ranged, task)
     log_steps(corrected)
-    return Plan(ranged, model, prepared + equalized + ranges + corrected, findings)
+    return Plan(ranged, model, prepared + equalized + ranges + corrected, findings, corrected)
 
 
 # --- prepare ----------------------------------------------------------------------------------------------------------
@@ -466,6 +477,67 @@ def _optimised_where_needed(model: Model, task: Task, passes: tuple[Pass, ...]) 
     method, name = ("gptq", "GPTQ") if has_two_candidates else ("coordinate-descent", "coordinate descent")
     reason = f"rounded to nearest, outputs would be at {db:.1f} dB: {name} instead"
     return correction(replace(task.options, rounding=method)), (not_run(passes[0], reason),)
+
+
+# --- exceptions -------------------------------------------------------------------------------------------------------
+
+
+def with_exceptions(plan: Plan, task: Task) -> Plan:
+    """The plan, or where its outputs are far from the float ones, and nearer so, one with wider formats for the few
+    tensors that carry the loss, and weights rounded, or biases corrected, once more."""
+    options, start = task.options, time.perf_counter()
+    decided = options.overrides or task.encodings or task.has_no_data or task.statistics is not None
+    if not options.exceptions or options.effort == "fast" or decided:
+        return plan
+    before = _db_of(plan.model, plan.correction, task)
+    if before is None or before >= EXCEPTIONS_BELOW_DB:
+        return plan
+
+    def measure(planned: Model) -> float | None:
+        planned, _ = run_passes(completing(options), planned, task.context)
+        return task.quality.db(_lowered(planned, task))
+
+    kinds = [kind for kind in FALLBACKS if options.fallback in ("off", "auto", kind)]
+    kinds = [kind for kind in kinds if no_fallback(task.context.target, kind) is None]
+    step = MakeExceptions(options.exceptions / 100, _wider_weight(task), tuple(kinds), measure)
+    then = (*completing(options), ChooseStorage(options.store_4bit))
+    ranged, (record, *others) = run_passes((step, *then), plan.ranged.clone(), task.context)
+    if not record.changed:
+        return replace(plan, steps=(*plan.steps, record))
+    ranged = at_sufficient_opset(ranged, options)
+    model, correction = correct(ranged, task)
+    after = _db_of(model, correction, task)
+    kept = after is not None and after >= before + FALLBACK_LEAST_DB
+    notes = (f"outputs at {before:.1f} dB, then {after:.1f} dB; {'kept' if kept else 'dropped: they gain too little'}",)
+    record = replace(
+        record, before_db=before, after_db=after, seconds=time.perf_counter() - start,
+        notes=notes + record.notes * kept, changed=record.changed * kept, status="kept" if kept else "dropped",
+    )  # fmt: skip
+    log_steps((record,))
+    if not kept:
+        return replace(plan, steps=(*plan.steps, record))
+    earlier = plan.steps[: len(plan.steps) - len(plan.correction)]
+    return replace(
+        plan, ranged=ranged, model=model, steps=(*earlier, record, *others, *correction), correction=correction
+    )
+
+
+def _db_of(model: Model, correction: Steps, task: Task) -> float | None:
+    """What the outputs of a planned model are at, as the last of the steps that corrected it found where one did."""
+    for step in reversed(correction):
+        if step.before_db is not None:
+            return step.after_db if step.status == "kept" else step.before_db
+    return task.quality.db(_lowered(model.clone(), task))
+
+
+def _wider_weight(task: Task) -> QuantSpec | None:
+    """What weights of fewer bits may get; None where the target has nothing wider for them."""
+    options, target = task.options, task.context.target
+    if options.weight is None or options.weight.grid.bits >= 8:
+        return None
+    wider = target.weight_of(8)
+    refused = any(contradictions(target, replace(options.weight, grid=wider.grid), options.activation))
+    return None if refused else wider
 
 
 # --- lower ------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,11 @@ def to_text(report: ReportData, verbose: bool = False) -> str:
         for step in report.steps
         if step.name == "SmoothQuant" and step.changed and step.status in ("done", "kept")
     ]
+    lines += [
+        f"exceptions: {step.notes[1]}; {step.notes[0]}"
+        for step in report.steps
+        if step.name == "MakeExceptions" and step.status == "kept"
+    ]
     lines += _left_in_float(report, verbose)
     lines += _stored_in_float(report, verbose)
     if verbose:

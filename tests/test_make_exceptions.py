@@ -1,0 +1,148 @@
+"""Exceptions from the preset as the last resort: few, within the budget, kept where they pay, and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import graphs
+import numpy as np
+import pytest
+from onnx import ModelProto
+from quantized import context, with_ranges
+
+import onnxq
+from onnxq.numeric.quant import QuantSpec
+from onnxq.passes.make_exceptions import MakeExceptions
+from onnxq.report import Step
+from onnxq.report.text import to_text
+from onnxq.targets import ORT
+
+WIDTH = 48
+
+
+def network(tail: float = 1.5) -> ModelProto:
+    """Four pointwise convolutions around a depthwise one, which has a twentieth of their weights each, and whose
+    weights have long tails: exp(tail * normal)."""
+    random = np.random.default_rng(0)
+    text = f"""(float[N,{WIDTH},6,6] x) => (float[N,{WIDTH},6,6] y)
+        <float[{WIDTH},{WIDTH},1,1] a, float[{WIDTH},{WIDTH},1,1] b, float[{WIDTH},1,3,3] d,
+         float[{WIDTH},{WIDTH},1,1] e, float[{WIDTH},{WIDTH},1,1] f> {{
+        p = Conv(x, a)  q = Relu(p)  r = Conv(q, b)  s = Relu(r)
+        t = Conv <group = {WIDTH}, pads = [1, 1, 1, 1]> (s, d)  u = Relu(t)
+        v = Conv(u, e)  w = Relu(v)  y = Conv(w, f)
+    }}"""
+    full = {name: random.normal(0, (2 / WIDTH) ** 0.5, (WIDTH, WIDTH, 1, 1)) for name in "abef"}
+    deep = np.exp(random.normal(0, tail, (WIDTH, 1, 3, 3))) * random.choice([-1, 1], (WIDTH, 1, 3, 3))
+    deep /= np.sqrt(np.square(deep).sum(axis=(1, 2, 3), keepdims=True))
+    return graphs.model(text, **full, d=deep)
+
+
+def feeds(count: int = 32) -> list[dict[str, np.ndarray]]:
+    random = np.random.default_rng(1)
+    return [{"x": random.normal(0, 1, (1, WIDTH, 6, 6)).astype(np.float32)} for _ in range(count)]
+
+
+def bits(result: onnxq.Result) -> dict[str, str]:
+    return {t.tensor: t.grid.split()[0] for t in result.report.tensors if t.kind == "constant"}
+
+
+def step_of(result: onnxq.Result) -> Step | None:
+    return next((step for step in result.report.steps if step.name == "MakeExceptions"), None)
+
+
+def narrow() -> dict[str, Any]:
+    return {"per_channel": False, "rounding": "nearest", "cle": "off", "force_int_kernels": True}
+
+
+def test_the_small_layer_that_carries_the_noise_gets_8_bits() -> None:
+    plain, result = (
+        onnxq.quantize(network(), feeds(), preset="w3a8", exceptions=budget, **narrow()) for budget in (0, 5)
+    )
+    assert set(bits(plain).values()) == {"int3"}
+    assert {name for name, grid in bits(result).items() if grid == "int8"} == {"d"}
+    step = step_of(result)
+    assert step is not None
+    assert step.status == "kept"
+    assert step.before_db is not None
+    assert step.after_db is not None
+    assert step.after_db > step.before_db + 1
+    assert result.report.quality[0].sqnr_db > plain.report.quality[0].sqnr_db + 1
+    assert "exceptions: 1 weight with 8 bits (4.5% of all weights); outputs at" in to_text(result.report)
+    assert step.notes[2].startswith("d: outputs at ")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"exceptions": 0},
+        {"exceptions": 4},  # d has 4.5 % of the weights
+        {"effort": "fast"},
+        {"overrides": (onnxq.Override(tensor="a", bits=3),)},
+        {"preset": "w8a8"},  # outputs are near the float ones
+    ],
+)
+def test_nothing_is_excepted_where_it_may_not_or_need_not_be(settings: dict[str, Any]) -> None:
+    result = onnxq.quantize(network(), feeds(), **{"preset": "w3a8", "exceptions": 5, **narrow(), **settings})
+    width = "int8" if settings.get("preset") == "w8a8" else "int3"
+    assert set(bits(result).values()) == {width}
+
+
+def test_what_gains_too_little_is_dropped() -> None:
+    result = onnxq.quantize(network(tail=3.5), feeds(), preset="w3a8", exceptions=5, **narrow())
+    step = step_of(result)
+    assert step is not None
+    assert step.status == "dropped"
+    assert set(bits(result).values()) == {"int3"}
+    assert "exceptions:" not in to_text(result.report)
+
+
+def loud(count: int = 32) -> tuple[ModelProto, list[dict[str, np.ndarray]]]:
+    """A small layer whose input has a loud channel that it hardly reads, beside a large one."""
+    random = np.random.default_rng(0)
+    weights = {
+        "v": random.normal(0, 0.3, (4, 16)),
+        "w": random.normal(0, 0.1, (64, 64)),
+        "u": random.normal(0, 0.1, (64, 16)),
+    }
+    weights["v"][0] *= 1e-3
+    proto = graphs.model(
+        """(float[N,4] a, float[N,64] b) => (float[N,16] y) <float[4,16] v, float[64,64] w, float[64,16] u> {
+            c = MatMul(a, v)  d = MatMul(b, w)  e = Tanh(d)  f = MatMul(e, u)  y = Add(c, f)
+        }""",
+        **weights,
+    )
+    data = []
+    for _ in range(count):
+        feed = {name: random.normal(0, 1, (1, n)).astype(np.float32) for name, n in (("a", 4), ("b", 64))}
+        feed["a"][0, 0] *= 2000
+        data.append(feed)
+    return proto, data
+
+
+def test_an_activation_within_the_budget_gets_what_runs_best() -> None:
+    proto, data = loud()
+    asked: list[int] = []
+
+    def measure(planned: Any) -> float:
+        asked.append(len(planned.quantizers))
+        return float(len(planned.quantizers))  # the more are left, the better: 16 bits
+
+    step = MakeExceptions(0.03, None, ("a16", "float"), measure)
+    model = with_ranges(proto, data, force_int_kernels=False)
+    outcome = step.apply(model, context(proto, data))
+    assert outcome.changed == 1
+    assert outcome.notes[0] == "1 activation wider (in layers of 1.2% of the multiplications)"
+    assert model.quantizers["a"].spec.grid.bits == 16
+    assert len(asked) == 2
+    untouched = with_ranges(proto, data, force_int_kernels=False)
+    assert not MakeExceptions(0.01, None, ("a16",), measure).apply(untouched, context(proto, data)).changed
+    assert untouched.quantizers["a"].spec.grid.bits == 8
+
+
+def test_weights_get_nothing_where_the_target_has_nothing_wider() -> None:
+    proto, data = network(), feeds(8)
+    model = with_ranges(proto, data, weight=onnxq.Options(preset="w4a8").weight)
+    wider: QuantSpec | None = ORT.weight_of(8)
+    for weight, count in ((None, 0), (wider, 1)):
+        outcome = MakeExceptions(0.05, weight, (), lambda _: None).apply(model, context(proto, data))
+        assert outcome.changed == count
