@@ -91,7 +91,7 @@ def options_page() -> str:
         "Every option that says how to quantize, to read images or to train. This page is made from the schema in",
         "`onnxq/options.py`, `onnxq/data/images.py` and `onnxq/qat/recipe.py` by `python docs/make_tables.py`. In",
         "Python an option is a field; on the command line it has the flag in the second column, whose name without",
-        "dashes is its key in the file of `--config`. `onnxq COMMAND --help` lists those of a command alone, too.",
+        "dashes is its key in the file of `--config`. `onnxq COMMAND --help-all` lists those of a command alone, too.",
     ]
     for cls, title in CLASSES.items():
         lines += ["", f"## {title}"]

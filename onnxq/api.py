@@ -36,9 +36,11 @@ from .encodings import to_json as encodings_json
 from .errors import DataError, OutputError, UsageError, VerificationError
 from .evaluation import inspect as inspection
 from .evaluation.compare import compare
+from .evaluation.custom_metric import MetricLike
 from .evaluation.evaluate import FloatScores, evaluate
 from .evaluation.mixed_precision import Limits, auto_mixed
 from .evaluation.sensitivity import sensitivity
+from .execution.progress import ProgressLike, called, shows_progress
 from .execution.services import open_workers
 from .execution.session import running_on, with_custom_ops
 from .graph import large, storage
@@ -94,6 +96,7 @@ class Result:
         return self.report._repr_html_()
 
 
+@shows_progress
 def quantize(
     model: str | os.PathLike[str] | ModelProto,
     calibration: Any = None,
@@ -105,11 +108,11 @@ def quantize(
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     transform: Transform | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: ProgressLike = None,
     details: bool = False,
     eval_data: Any = None,
     labels: str | os.PathLike[str] | Sequence[int] | None = None,
-    metric: str | None = None,
+    metric: MetricLike | None = None,
     evaluation_samples: int | None = None,
     toolchain: ToolchainOptions | None = None,
     before_writing: Callable[[Result], None] | None = None,
@@ -130,7 +133,8 @@ def quantize(
     options, settings: `Options`, or its fields as keywords (`target="ort", per_channel=False`).
     preprocess: how images become inputs. input_keys: input name -> key in .npz files, where they differ.
     transform: called with each item of the data as it is read, such as the pixels of an image; returns the input.
-    progress: called with (label, done, total).
+    progress: True for a line on the terminal, a function of (label, done, total), or a class or object like tqdm; see
+        `onnxq.execution.progress`.
     details: also report on every layer and activation; this costs one more pass over some samples.
     eval_data: data, given as `calibration` is, to choose between steps and to report on, instead of calibration samples
         that are held out for that.
@@ -184,12 +188,12 @@ def quantize(
             raise UsageError("`labels` and `metric` are for evaluation data: give it as `eval_data`")
         collector = ReportCollector() if details else None
         task = Task(
-            proto, origin, feeds, options, where, input_keys or {}, known, given, progress=progress,
+            proto, origin, feeds, options, where, input_keys or {}, known, given, progress=called(progress),
             evaluation=evaluation, evaluation_samples=None if evaluation is None else evaluation_samples,
         )  # fmt: skip
         scores = None
         if labels is not None or metric is not None:
-            scores = FloatScores.of(proto, task.samples.reporting, labels, metric, options, progress)
+            scores = FloatScores.of(proto, task.samples.reporting, labels, metric, options, called(progress))
         quantized = pipeline.quantize(task, collector)
         quantized_path = target_path
         if quantized_path is None or options.float_output:
@@ -240,6 +244,7 @@ def quantizer_arguments(options: Options) -> dict[str, Any]:
     }
 
 
+@shows_progress
 def calibrate(
     model: str | os.PathLike[str] | ModelProto,
     calibration: Any,
@@ -249,7 +254,7 @@ def calibrate(
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     transform: Transform | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: ProgressLike = None,
     scheduler: str | None = None,
     **settings: Unpack[Settings],
 ) -> Statistics:
@@ -270,7 +275,7 @@ def calibrate(
         proto, origin = open_model(model, freeze=options.freeze)
         feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto, transform)
         workers = stack.enter_context(open_workers(scheduler))
-        context = make_context(options, feeds, progress, workers=workers)
+        context = make_context(options, feeds, called(progress), workers=workers)
         prepared, _ = prepare(proto, origin, options, context)
         logits = class_logits(prepared)
         names = [t.name for t in prepared.graph.tensors().values() if isinstance(t, gs.Variable) and is_float(t)]

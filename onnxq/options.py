@@ -88,13 +88,33 @@ def _check_input_ranges(value: Any) -> None:
             raise UsageError(f"`input_ranges` must hold (input, lo, hi) with lo < hi, got {each!r}")
 
 
+PRESET_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("int8", "8bit", "i8", "s8s8", "u8s8", "u8u8", "xint8", "int8-int8"), "w8a8"),
+    **dict.fromkeys(("int4", "4bit", "i4", "int4-weight-only", "weight-only-int4", "w4a16-weight-only"), "w4"),
+    **dict.fromkeys(("int8-weight-only", "weight-only", "weight-only-int8", "weights-only"), "w8"),
+    **dict.fromkeys(("dynamic", "int8-dynamic", "w8-dynamic"), "w8a8-dynamic"),
+    **dict.fromkeys(("int16", "int8-int16"), "w8a16"),
+}
+"""Other names of presets -> the preset. int4 is what most tools mean by it: 4 bits of weights, activations in float."""
+
+
+def preset_of(name: str) -> str:
+    """A preset as `Options` spells it, of a name in any case, `a8w8` for w8a8, or one of other tools."""
+    known = name.strip().lower().replace("_", "-").replace(" ", "-")
+    known = re.sub(r"^a(\d+)-?w(\d+)", r"w\2a\1", known)
+    known = re.sub(r"^w(\d+)-a(\d+)", r"w\1a\2", known)
+    return PRESET_NAMES.get(known, known)
+
+
 def bits(preset: str) -> tuple[int | None, int | None]:
     """Widths of (weights, activations); None: left in float, or quantized at run time. Raises UsageError."""
-    match = re.fullmatch(r"(?:w(\d+))?(?:a(\d+))?", re.sub(r"^(w[2-8])a8-dynamic$", r"\1", preset))
+    spelled = re.sub(r"^(w[2-8])a8-dynamic$", r"\1", preset_of(preset))
+    match = re.fullmatch(r"(?:w(\d+))?(?:a(\d+))?", spelled)
     widths = tuple(None if text is None else int(text) for text in match.groups()) if match else ()
     if not preset or not widths or not all(w is None or 2 <= w <= 16 for w in widths):
+        kind = " is no integer format" if re.search(r"(?i)fp|bf|float|half", preset) else " is unknown"
         raise UsageError(
-            f"`preset` {preset!r} is unknown; expected {', '.join(PRESETS)}, or other widths from 2 to 16 in this form"
+            f"`preset` {preset!r}{kind}; expected {', '.join(PRESETS)}, or other widths from 2 to 16 in this form"
         )
     return widths[0], widths[1]
 
@@ -268,6 +288,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        object.__setattr__(self, "preset", preset_of(self.preset))
         if self.data_free:
             self._refuse_data_free()
         elif self.synthetic:

@@ -62,7 +62,7 @@ def debugged(
     *faults: str, options: Options = BARE, without: tuple[str, ...] = (), closest: bool = False
 ) -> DebugResult:
     proto = net(*faults)
-    return debug(proto, samples(proto, 8), target=TARGET, options=options, without=without, closest=closest)
+    return debug(proto, samples(proto, 8), goal=TARGET, options=options, without=without, closest=closest)
 
 
 def named(found: DebugResult) -> dict[str, set[CauseKind]]:
@@ -201,7 +201,7 @@ ALLOWED = AccuracyTarget(drop=15.0)
 
 def test_labels_decide_where_there_are_some() -> None:
     proto, data, labels = classifier("weights")
-    found = debug(proto, data, labels=labels, options=BARE, target=ALLOWED)
+    found = debug(proto, data, labels=labels, options=BARE, goal=ALLOWED)
     assert (found.metric, found.float_score) == ("top-1 accuracy", 100.0)
     assert [sensitive.name for sensitive in found.sensitive_quantizers] == ["d"]
     assert 85.0 <= found.score <= 100.0
@@ -247,7 +247,7 @@ def test_labels_of_held_out_data_must_fit_too() -> None:
 
 def test_agreement_is_the_measure_of_classifiers_without_labels() -> None:
     proto, data, _ = classifier()
-    found = debug(proto, data, options=BARE, target=AccuracyTarget(drop=10.0))
+    found = debug(proto, data, options=BARE, goal=AccuracyTarget(drop=10.0))
     assert (found.metric, found.float_score) == ("top-1 agreement", 100.0)
 
 
@@ -270,7 +270,7 @@ def test_a_bypassed_network_that_is_not_the_float_model_stops_it(monkeypatch: py
     monkeypatch.setattr(sanity, "PRESERVED_DB", np.inf)
     proto = net()
     with pytest.raises(VerificationError, match="a step that prepares the network"):
-        debug(proto, samples(proto), options=Options(per_channel=False, force_int_kernels=True), target=TARGET)
+        debug(proto, samples(proto), options=Options(per_channel=False, force_int_kernels=True), goal=TARGET)
 
 
 def test_unknown_remedies_are_refused() -> None:

@@ -112,7 +112,7 @@ def test_neither_threads_nor_batches_change_a_figure(place):
 def test_the_accuracy_of_a_bundled_model():
     folder = MODELS / "vit_digits"  # as models/README.md states it, over images whose labels lie in the same file
     found = evaluate(
-        folder / "model.onnx", folder / "eval.npz", labels=folder / "eval.npz", metrics=["top1"],
+        folder / "model.onnx", folder / "eval.npz", labels=folder / "eval.npz", metric=["top1"],
         preprocess=Preprocess(mean=(0.5,), std=(0.5,)), input_keys={"pixels": "images"},
     )  # fmt: skip
     assert found.figures[0].value == pytest.approx(92.92, abs=0.005)

@@ -16,7 +16,7 @@ DESIGN = Path(__file__).parents[1] / "docs" / "design.md"
 
 LEVELS = [
     {"errors", "thresholds"},
-    {"schema"},
+    {"schema", "other_tools"},
     {"numeric", "report"},
     {"operators"},
     {"graph"},

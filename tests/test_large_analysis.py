@@ -66,7 +66,7 @@ def ranked(net: Path, quantized: Path) -> list[object]:
 
 def debugged(net: Path, quantized: Path) -> list[object]:
     options = dataclasses.replace(QUICK, preset="w4a8", rounding="nearest", bias_correction="off")
-    found = debug(net, DATA, options=options, target=AccuracyTarget(score=25.0), metric="sqnr")
+    found = debug(net, DATA, options=options, goal=AccuracyTarget(score=25.0), metric="sqnr")
     return [found.reached, found.score, [entry.title for entry in found.log]]
 
 

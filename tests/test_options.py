@@ -31,10 +31,28 @@ def test_only_grids_of_8_bits_leave_out_their_lowest_integer(preset, lowest):
     assert weight.grid.qmin == lowest
 
 
-@pytest.mark.parametrize("preset", ["", "w", "w1", "a17", "w8w8", "8a8", "w99", "a8w8", "w8a", "W8A8", "w8a8 ", "w-4"])
+@pytest.mark.parametrize("preset", ["", "w", "w1", "a17", "w8w8", "8a8", "w99", "w8a", "w-4", "int"])
 def test_presets_that_are_refused(preset):
     with pytest.raises(UsageError, match="is unknown; expected w8a8, w8a16"):
         Options(preset=preset)
+
+
+@pytest.mark.parametrize("preset", ["fp16", "FP8", "bfloat16", "half", "nvfp4"])
+def test_presets_that_are_no_integers(preset):
+    with pytest.raises(UsageError, match="is no integer format; expected w8a8, w8a16"):
+        Options(preset=preset)
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("int8", "w8a8"), ("INT8", "w8a8"), ("W8A8", "w8a8"), ("w8a8 ", "w8a8"), ("a8w8", "w8a8"), ("A16W8", "w8a16"),
+        ("w4_a8", "w4a8"), ("int4", "w4"), ("weight-only", "w8"), ("dynamic", "w8a8-dynamic"), ("a16", "a16"),
+    ],
+)  # fmt: skip
+def test_names_that_people_have_for_presets(name, preset):
+    """The options, and so the report and the configuration file, hold one spelling."""
+    assert Options(preset=name).preset == preset
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_the_page_is_current() -> None:
 
 
 def words_of(*arguments: str) -> str:
-    return " ".join(CliRunner().invoke(cli.main, [*arguments, "--help"]).output.split())
+    return " ".join(CliRunner().invoke(cli.main, [*arguments, "--help-all" if arguments else "--help"]).output.split())
 
 
 FIELD = ["gptq", "SmoothQuant", "held out", "calibration", "per-channel", "mixed precision"]

@@ -85,7 +85,7 @@ def test_sensitivity_and_debug_measure_in_front_of_the_selection() -> None:
     assert 20 < analysis.on < 80
     assert all(effect.only > 20 for effect in analysis.measured)
     assert any(effect.only < 80 for effect in analysis.measured)
-    found = onnxq.debug(proto, feeds, options=Options(rounding="nearest"), target=onnxq.AccuracyTarget(score=20.0))
+    found = onnxq.debug(proto, feeds, options=Options(rounding="nearest"), goal=onnxq.AccuracyTarget(score=20.0))
     assert found.reached
     assert 20 < found.score < 80
 

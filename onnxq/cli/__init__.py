@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import signal
 import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -18,13 +19,14 @@ from ..errors import INTERNAL_ERROR, EngineError, OnnxqError, OutputError
 from ..report import printable
 from .calibrate import calibrate_command
 from .check import check_command
+from .command import EXIT_CODES
 from .compare import compare_command
 from .completion import completion_command
 from .debug import debug_command
 from .evaluate import evaluate_command
 from .flags import as_flags, flags_of
 from .inspect import inspect_command
-from .options import EXIT_CODES
+from .progress import emit, logs_json
 from .qat import qat_command
 from .quantize import quantize_command
 from .sensitivity import sensitivity_command
@@ -65,29 +67,43 @@ class _Group(click.Group):
             with _stoppable():
                 return super().invoke(ctx)
         except OnnxqError as error:
-            click.echo(f"onnxq: error: {printable(self._in_flags(ctx, str(error)))}", err=True)
-            ctx.exit(error.exit_code)
+            self._end(ctx, f"error: {printable(self._in_flags(ctx, str(error)))}", error.exit_code)
         except KeyboardInterrupt:
-            click.echo("onnxq: interrupted, nothing was written", err=True)
-            ctx.exit(130)
+            self._end(ctx, "interrupted, nothing was written", 130)
         except _Stopped as stopped:
-            click.echo(f"onnxq: ended by {signal.Signals(stopped.number).name}, nothing was written", err=True)
-            ctx.exit(128 + stopped.number)
+            name = signal.Signals(stopped.number).name
+            self._end(ctx, f"ended by {name}, nothing was written", 128 + stopped.number)
         except OSError as error:
             if error.errno == errno.EPIPE:  # nobody reads the pipe any more: click ends the run
                 raise
-            click.echo(f"onnxq: error: {printable(str(error.filename or 'output'))}: {error.strerror}", err=True)
-            ctx.exit(OutputError.exit_code)
+            place = printable(str(error.filename or "output"))
+            self._end(ctx, f"error: {place}: {error.strerror}", OutputError.exit_code)
         except MemoryError as error:
-            click.echo(f"onnxq: error: {_out_of_memory(error)}", err=True)
-            ctx.exit(EngineError.exit_code)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            self._end(ctx, f"error: {_out_of_memory(error)}", EngineError.exit_code)
+        except click.ClickException as error:
+            if not logs_json(ctx):
+                raise
+            self._end(ctx, f"error: {printable(error.format_message())}", error.exit_code)
+        except (click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
             if ctx.params["traceback"]:
                 traceback.print_exc()
-            click.echo(f"onnxq: internal error: {_bug(error)}", err=True)
-            ctx.exit(INTERNAL_ERROR)
+            self._end(ctx, f"internal error: {_bug(error)}", INTERNAL_ERROR)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None and args[0].lower().endswith(".onnx"):
+            right = shlex.join(["onnxq", "quantize", *args])
+            raise click.UsageError(f"{args[0]} is a model, and a command comes first. Write: {right}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def _end(self, ctx: click.Context, message: str, exit_code: int) -> NoReturn:
+        """Say why, as text or as JSON, and exit."""
+        if logs_json(ctx):
+            emit("error", text=message.removeprefix("error: "), exit_code=exit_code)
+        else:
+            click.echo(f"onnxq: {message}", err=True)
+        ctx.exit(exit_code)
 
     def _in_flags(self, ctx: click.Context, message: str) -> str:
         """A message that names options as Python does, with the flags of the command that ran."""

@@ -11,22 +11,21 @@ from ..data import Preprocess
 from ..data.images import IMAGES
 from ..errors import VerificationError
 from ..options import TARGET
-from .flags import as_flags, flags_of
+from .command import Command
 from .options import (
-    Command,
     calib_option,
     config_option,
     custom_ops_option,
     from_schema,
     grouped,
     input_key_option,
-    json_option,
+    output_options,
     take,
     take_input_keys,
     take_toolchain,
     toolchain_options,
-    verbose_option,
 )
+from .reports import echo_result
 
 
 @click.command("check", cls=Command)
@@ -37,8 +36,7 @@ from .options import (
 @input_key_option
 @from_schema(Preprocess, IMAGES)
 @custom_ops_option
-@json_option
-@verbose_option("Print each violation, and each node that the tool-chain leaves to the CPU or to float.")
+@output_options("Print each violation, and each node that the tool-chain leaves to the CPU or to float.", quiet=False)
 @config_option
 @click.pass_context
 def check_command(
@@ -58,7 +56,6 @@ def check_command(
         input_keys=take_input_keys(given),
         custom_ops=given["custom_ops"],
     )
-    text = result.to_json().rstrip() if as_json else result.to_text(verbose)
-    click.echo(as_flags(text, flags_of(ctx.command)))
+    echo_result(result.to_text(verbose), result.to_json(), as_json)
     if not result.is_clean:
         ctx.exit(VerificationError.exit_code)

@@ -7,19 +7,18 @@ from typing import Any
 import click
 
 from ..api import compare
+from .command import Command
 from .options import (
-    Command,
     calib_option,
     config_option,
     data_options,
-    json_option,
+    output_options,
     parse,
-    quiet_option,
     run_options,
     scheduler_option,
-    verbose_option,
 )
-from .progress import Progress
+from .progress import show_progress
+from .reports import echo_result
 
 
 @click.command("compare", cls=Command)
@@ -29,15 +28,13 @@ from .progress import Progress
 @data_options
 @run_options
 @scheduler_option
-@json_option
-@verbose_option("Print also what was not compared, and why.")
-@quiet_option
+@output_options("Print also what was not compared, and why.")
 @config_option
 def compare_command(
     float_model: str, quantized: str, calib: str, as_json: bool, verbose: bool, quiet: bool, **given: Any
 ) -> None:
     """Compare QUANTIZED, by any tool, with the FLOAT model, tensor by tensor and layer by layer."""
     arguments = parse(given)
-    with Progress(enabled=not quiet) as progress:
+    with show_progress(quiet) as progress:
         found = compare(float_model, quantized, calib, **arguments, **given, progress=progress)
-    click.echo(found.to_json().rstrip() if as_json else found.to_text(verbose))
+    echo_result(found.to_text(verbose), found.to_json(), as_json, quiet)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
 
-from .options import Command
+from .command import Command
 
 SHELLS: dict[str, tuple[type[ShellComplete], str]] = {
     "bash": (BashComplete, "onnxq completion bash > ~/.local/share/bash-completion/completions/onnxq"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import click
@@ -14,26 +15,23 @@ from ..debugging.workflow import AccuracyTarget, DebugResult, debug
 from ..graph.storage import replacing, write_text
 from ..report import LogEntry, Report, printable
 from ..thresholds import LEAST_DB
+from .command import Command
 from .config import config_text
+from .examples import DEBUGGING, OUTPUT
 from .options import (
-    OUTPUT,
-    Command,
     calib_option,
     config_option,
     evaluation_options,
     grouped,
     options,
+    output_options,
     parse,
     quantization_options,
-    quiet_option,
     refuse_overwriting,
-    verbose_option,
 )
-from .progress import Progress
+from .progress import emit, logs_json, show_progress
 from .quantize import quantize_command
-from .reports import echo_report, report_option, writing
-
-DEBUGGING = "Debugging (figure 9 of the white paper)"
+from .reports import echo_report, echo_result, prints_json, report_option, writing
 
 target_options = options(
     grouped(
@@ -95,8 +93,7 @@ target_options = options(
     help="Write a file for `onnxq quantize --config`: the same model.",
 )
 @report_option
-@quiet_option
-@verbose_option("Print each step and each node left in float.")
+@output_options("Print each step and each node left in float.")
 @config_option
 def debug_command(
     model: str,
@@ -114,6 +111,7 @@ def debug_command(
     closest: bool,
     write_config: str | None,
     reports: tuple[str, ...],
+    as_json: bool,
     quiet: bool,
     verbose: bool,
     **given: Any,
@@ -133,11 +131,11 @@ def debug_command(
             writing(reports, model, output, calib, evaluation, labels, evaluation_labels)
         )
         config_file = None if write_config is None else stack.enter_context(replacing(write_config))
-        progress = stack.enter_context(Progress(enabled=not quiet))
+        progress = stack.enter_context(show_progress(quiet))
         found = debug(
             model,
             calib,
-            target=AccuracyTarget(target_drop, target_score),
+            goal=AccuracyTarget(target_drop, target_score),
             labels=labels,
             metric=metric,
             evaluation_samples=evaluation_samples,
@@ -148,7 +146,7 @@ def debug_command(
             closest=closest,
             **arguments,
             progress=progress,
-            on_entry=None if quiet else _say,
+            on_entry=None if quiet else partial(_say, err=prints_json(reports, as_json)),
         )
         if output is not None or reports:
             result = quantize(
@@ -164,14 +162,26 @@ def debug_command(
         if config_file is not None:
             text = config_text(quantize_command, given, found.options, found.text)
             write_text(text, config_file)
-    if output is not None and not quiet:
-        echo_report(output, result.report, verbose)
+    if output is not None or reports:
+        echo_report(
+            output,
+            _with_log(result.report, found),
+            reports=reports,
+            as_json=as_json,
+            verbose=verbose,
+            quiet=quiet or output is None,
+        )
+    elif as_json:
+        echo_result(found.to_text(), found.to_json(), as_json, quiet)
 
 
-def _say(entry: LogEntry) -> None:
-    click.echo(printable(entry.title))
+def _say(entry: LogEntry, err: bool) -> None:
+    if logs_json(click.get_current_context()):
+        emit("finding", **asdict(entry))
+        return
+    click.echo(printable(entry.title), err=err)
     for line in entry.text.splitlines():
-        click.echo(f"    {printable(line)}")
+        click.echo(f"    {printable(line)}", err=err)
 
 
 def _with_log(report: Report, found: DebugResult) -> Report:

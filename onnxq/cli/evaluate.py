@@ -8,19 +8,18 @@ import click
 
 from ..api import evaluate
 from ..options import DATA
+from .command import Command
+from .examples import MEASURING
 from .options import (
-    MEASURING,
-    Command,
     config_option,
     data_options,
     grouped,
-    json_option,
+    output_options,
     parse,
-    quiet_option,
     thread_options,
-    verbose_option,
 )
-from .progress import Progress
+from .progress import show_progress
+from .reports import echo_result
 
 
 @click.command("evaluate", cls=Command)
@@ -41,7 +40,7 @@ from .progress import Progress
 @grouped(
     MEASURING,
     "--metric",
-    "metrics",
+    "metric",
     multiple=True,
     metavar="NAME|MODULE:FUNCTION",
     help="sqnr, agreement, kl, top1, top5, or a function (outputs, labels) -> number, higher is better; repeatable"
@@ -52,9 +51,7 @@ from .progress import Progress
 @grouped(MEASURING, "--optimized", is_flag=True, help="Run integer kernels, as ONNX Runtime does by default.")
 @data_options
 @thread_options
-@json_option
-@quiet_option
-@verbose_option("")
+@output_options()
 @config_option
 def evaluate_command(model: str, data: str, as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
     """Measure MODEL, float or quantized by any tool, on data: accuracy with --labels, distance with --reference.
@@ -62,6 +59,6 @@ def evaluate_command(model: str, data: str, as_json: bool, quiet: bool, verbose:
     The model runs as it is written; --optimized lets ONNX Runtime rewrite it first.
     """
     arguments = parse(given)
-    with Progress(enabled=not quiet) as progress:
+    with show_progress(quiet) as progress:
         found = evaluate(model, data, **arguments, **given, progress=progress)
-    click.echo(found.to_json().rstrip() if as_json else found.to_text())
+    echo_result(found.to_text(), found.to_json(), as_json, quiet)

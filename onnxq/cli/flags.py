@@ -11,6 +11,16 @@ from ..options import Options
 from ..schema import options_of
 from ..toolchains import ToolchainOptions
 
+_ARGUMENTS = {
+    "calibration": "--calib",
+    "drop": "--target-drop",
+    "bops": "--max-bops",
+    "size": "--max-size",
+    "evaluation": "--eval",
+    "statistics": "--stats",
+}
+"""Arguments of functions whose flags have other names."""
+
 
 def as_flags(text: str, flags: dict[str, str]) -> str:
     """Text that names options as Python does, in backquotes, with the command line's flags instead."""
@@ -27,4 +37,4 @@ def flags_of(command: click.Command) -> dict[str, str]:
         for p in command.params
         if isinstance(p, click.Option)
     }
-    return shared | own
+    return _ARGUMENTS | shared | own

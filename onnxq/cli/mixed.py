@@ -10,9 +10,8 @@ import click
 
 from ..errors import UsageError
 from ..evaluation.mixed_precision import Limits, MixedPrecision, auto_mixed
-from .options import MEASURING, evaluation_options, grouped, options
-
-MIXED = "Mixed precision"
+from .examples import MEASURING, MIXED
+from .options import evaluation_options, grouped, options
 
 mixed_options = options(
     grouped(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,49 +12,20 @@ from ..data import Preprocess
 from ..data.images import IMAGES
 from ..errors import OutputError, UsageError
 from ..options import DATA, DATA_FREE, ENCODINGS, RANGES, RUNNING, STEPS, TARGET, Options
-from ..report import printable
 from ..schema import Option, options_of
 from ..thresholds import COUNTED_SAMPLES, EVALUATION_SAMPLES
 from ..toolchains import TOOLCHAIN, ToolchainOptions
+from .command import GroupedOption
 from .config import overrides_of, read_config
-from .flags import as_flags, flags_of
-from .progress import ERASE_LINE
+from .examples import MEASURING, OUTPUT
+from .flags import as_flags
+from .progress import FORMATS, keep_format
+from .values import MULTIPLE, OTHER
 
 CALIB = "Calibration data: a folder of images, .npy, .npz or test_data_set_*/*.pb, or one such file."
 
-MEASURING = "Measuring"
-OUTPUT = "Output"
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-EXIT_CODES = """\b
-Exit codes: 0 done; 2 an option or configuration file makes no sense; 3 the model cannot
-be read or quantized; 4 calibration data does not fit; 5 the result failed verification;
-6 the output cannot be written; 7 ONNX Runtime or memory failed; 8 the cluster of
---scheduler failed; 70 a bug in onnxq; 130 Ctrl-C, 143 SIGTERM.
-Unless the code is 0 no output is written, and an existing output file stays as it was."""
-
-
-class GroupedOption(click.Option):
-    """An option under a heading of the help."""
-
-    def __init__(self, *names: Any, group: str, **attributes: Any) -> None:
-        super().__init__(*names, **attributes)
-        self.group = group
-
-
-class Command(click.Command):
-    """A command whose help prints options under their headings."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
-            if record is not None:
-                groups.setdefault(getattr(parameter, "group", OUTPUT), []).append(record)
-        for group, records in groups.items():
-            with formatter.section(group):
-                formatter.write_dl(records)
 
 
 def grouped(group: str, *names: str, **attributes: Any) -> Callable[[F], F]:
@@ -74,94 +42,6 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
         return function
 
     return apply
-
-
-# --- the log -------------------------------------------------------------------------------------------------------
-
-
-class _Log(logging.Handler):
-    """Prints records on standard error, over a line of progress, with options named as the flags of a command."""
-
-    def __init__(self, flags: dict[str, str]) -> None:
-        super().__init__()
-        self.flags = flags
-
-    def emit(self, record: logging.LogRecord) -> None:
-        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        erase = ERASE_LINE if sys.stderr.isatty() else ""
-        click.echo(f"{erase}onnxq: {level}{printable(as_flags(record.getMessage(), self.flags))}", err=True)
-
-
-def show_log(ctx: click.Context, parameter: click.Parameter, verbose: bool) -> bool:
-    """Callback of -v: the log of the package on standard error while the command runs."""
-    if verbose:
-        logger, handler = logging.getLogger("onnxq"), _Log(flags_of(ctx.command))
-        ctx.call_on_close(partial(logger.setLevel, logger.level))
-        ctx.call_on_close(partial(logger.removeHandler, handler))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    return verbose
-
-
-# --- values that are no plain text or number ---------------------------------------------------------------------
-
-
-class _Numbers(click.ParamType[Any]):
-    """Comma-separated numbers, or a list in a TOML file."""
-
-    name = "NUMBERS"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, (int, float)):
-            return (float(value),)
-        parts = value.split(",") if isinstance(value, str) else value
-        try:
-            return tuple(float(part) for part in parts)
-        except (TypeError, ValueError):
-            self.fail(f"{value!r} is not a list of numbers like 0.485,0.456,0.406", param, ctx)
-
-
-class _Size(click.ParamType[Any]):
-    """N or HEIGHTxWIDTH in pixels, or a number or pair in a TOML file."""
-
-    name = "N|HxW"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
-        if isinstance(value, int):
-            return value
-        parts = value.lower().split("x") if isinstance(value, str) else value
-        try:
-            sides = tuple(int(part) for part in parts)
-        except (TypeError, ValueError):
-            sides = ()
-        if len(sides) in (1, 2):
-            return sides if len(sides) == 2 else sides[0]
-        return self.fail(f"{value!r} is not a size like 224 or 240x320", param, ctx)
-
-
-class _InputRange(click.ParamType[Any]):
-    """INPUT=LO,HI as (input, lo, hi)."""
-
-    name = "INPUT=LO,HI"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float, float]:
-        if isinstance(value, tuple):
-            return value
-        name, _, ends = str(value).rpartition("=")
-        try:
-            lo, hi = (float(end) for end in ends.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not of the form INPUT=LO,HI", param, ctx)
-        if not (name and lo < hi):
-            self.fail(f"{value!r} is not of the form INPUT=LO,HI with LO below HI", param, ctx)
-        return name, lo, hi
-
-
-_OTHER: dict[str, click.ParamType[Any]] = {
-    "mean": _Numbers(), "std": _Numbers(), "resize": _Size(), "crop": _Size(), "input_ranges": _InputRange(),
-}  # fmt: skip
-
-_MULTIPLE = ("input_ranges",)
 
 
 # --- from the schema to click -------------------------------------------------------------------------------------
@@ -186,7 +66,7 @@ def _decorators(option: Option, flags: dict[str, str]) -> list[Callable[[F], F]]
         flag = f"{flag}/--{off}" if option.default else flag
         attributes |= {"is_flag": True, "default": option.default}
     else:
-        many = option.kind == "texts" or option.name in _MULTIPLE
+        many = option.kind == "texts" or option.name in MULTIPLE
         attributes |= {"type": _type(option), "default": _default(option), "multiple": many}
         attributes["metavar"] = option.metavar or {"whole": "N", "number": "X"}.get(option.kind)
     found = [grouped(option.group, flag, option.name, **attributes)]
@@ -197,18 +77,18 @@ def _decorators(option: Option, flags: dict[str, str]) -> list[Callable[[F], F]]
 
 
 def _help(option: Option, flags: dict[str, str]) -> str:
-    repeatable = " Repeatable." if option.kind == "texts" or option.name in _MULTIPLE else ""
+    repeatable = " Repeatable." if option.kind == "texts" or option.name in MULTIPLE else ""
     default = f"  [{option.default_text}]" if option.default_text else ""
     return as_flags(f"{option.help}{repeatable}{default}", flags)
 
 
 def _default(option: Option) -> Any:
-    return option.default if option.kind != "other" else (None if option.name not in _MULTIPLE else ())
+    return option.default if option.kind != "other" else (None if option.name not in MULTIPLE else ())
 
 
 def _type(option: Option) -> click.ParamType[Any]:
-    if option.name in _OTHER:
-        return _OTHER[option.name]
+    if option.name in OTHER:
+        return OTHER[option.name]
     if option.path:
         return click.Path(file_okay=option.path == "file", dir_okay=option.path == "folder")
     if option.choices:
@@ -307,15 +187,34 @@ def calib_option(required: bool = True) -> Callable[[F], F]:
     return grouped(DATA, "--calib", required=required, type=click.Path(readable=False), help=CALIB)
 
 
-def verbose_option(help: str) -> Callable[[F], F]:
-    """-v: more of the result, and each step and decision on standard error as it happens."""
-    text = f"{help} Log each step and decision on standard error."
-    return grouped(OUTPUT, "--verbose", "-v", is_flag=True, callback=show_log, help=text)
-
-
-quiet_option = grouped(OUTPUT, "--quiet", "-q", is_flag=True, help="Print no progress and no summary of the run.")
-
-json_option = grouped(OUTPUT, "--json", "as_json", is_flag=True, help="Print JSON.")
+def output_options(
+    verbose: str = "", *, json: str = "Print JSON instead of text.", quiet: bool = True
+) -> Callable[[F], F]:
+    """What a command prints, and where. verbose: what -v adds to the result. json: what --json does. quiet: whether
+    there is something to be quiet about."""
+    silence = grouped(OUTPUT, "--quiet", "-q", is_flag=True, help="Print no progress and no summary of the run.")
+    return options(
+        grouped(OUTPUT, "--json", "as_json", is_flag=True, help=json),
+        *((silence,) if quiet else ()),
+        grouped(
+            OUTPUT,
+            "--verbose",
+            "-v",
+            is_flag=True,
+            help=f"{verbose} Log each step and decision on standard error.".lstrip(),
+        ),
+        grouped(
+            OUTPUT,
+            "--log-format",
+            type=click.Choice(FORMATS),
+            default="text",
+            is_eager=True,
+            expose_value=False,
+            callback=keep_format,
+            help="json: all of standard error is JSON, an object a line: steps, progress (step, layer, percentage),"
+            " warnings, the result, errors  [text].",
+        ),
+    )
 
 
 # --- from parsed options to records -------------------------------------------------------------------------------

@@ -1,108 +1,124 @@
-"""Progress on standard error: on a terminal one line, gone when the work is done; elsewhere, as in the log of a build,
-a line for each step of work that took long, and one a minute while it goes on."""
+"""Progress of a command, and its log, on standard error: as text for people, or as JSON, an object a line, for programs
+(`--log-format json`):
+
+    {"event": "progress", "step": "rounding weights", "percentage": 50.0, "seconds_left": 90, "layer": "conv1", ...}
+    {"event": "forecast", "step": "rounding weights", "text": "about 9 min of CPU time; --rounding nearest avoids it"}
+    {"event": "log", "level": "info", "text": "Fold BatchNorm: 20 changed, 0.01 s"}    such as steps as they end
+    {"event": "warning", "text": "4 calibration samples are few: ..."}
+    {"event": "result", "output": "out.onnx", ...}      what the run came to: the report without its long lists
+    {"event": "error", "text": "...", "exit_code": 3}
+"""
 
 from __future__ import annotations
 
-import shutil
+import json
+import logging
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
 
 import click
 
-from ..execution.services import duration
+from ..execution.progress_line import ERASE_LINE, ProgressLine, TimeLeft
+from ..execution.services import Progress, no_progress
+from ..report import printable
 from .flags import as_flags, flags_of
 
-WIDTH = 30
-ERASE_LINE = "\r\x1b[K"
+FORMATS = ("text", "json")
 
-PATIENCE = 2.0
-"""Seconds of work that an estimate of the time left is based on at least."""
+_FORMAT = "onnxq.log-format"
+"""Where a command's context keeps what --log-format says."""
 
-LONG = 5.0
-"""Seconds from which on a step of work gets a line where there is no terminal."""
-
-MINUTE = 60.0
-"""Seconds between two lines about the same step there."""
+SECOND = 1.0
+"""Seconds between two objects about the same step, at least."""
 
 
-class Progress:
-    """Called with (label, done, total).
+def keep_format(ctx: click.Context, parameter: click.Parameter, value: str) -> None:
+    """Callback of --log-format."""
+    ctx.meta[_FORMAT] = value
 
-    label: what is being done and, behind a colon, a detail: `rounding weights: conv1 3.1 % -> 0.4 %`. A detail before
-    anything is done says what the work will take: it stays on the screen, options named as flags.
-    done, total: in any unit that work is proportional to, for time left is estimated from them.
-    """
 
-    def __init__(self, enabled: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
-        self.enabled, self._on_terminal = enabled, enabled and sys.stderr.isatty()
-        self._clock, self._shown = clock, ""
-        self._work, self._begin, self._first, self._last = ("", 0), 0.0, 0, 0
-        self._step, self._since, self._said = "", clock(), clock()
+def logs_json(ctx: click.Context) -> bool:
+    """Whether standard error is for a program."""
+    return ctx.meta.get(_FORMAT) == "json"
+
+
+def emit(event: str, **fields: Any) -> None:
+    """A JSON object as a line on standard error."""
+    click.echo(json.dumps({"event": event, **fields}), err=True)
+
+
+def show_progress(quiet: bool) -> AbstractContextManager[Progress]:
+    """How this command shows the progress of its work."""
+    ctx = click.get_current_context()
+    reworded = partial(as_flags, flags=flags_of(ctx.command))
+    if quiet:
+        return nullcontext(no_progress)
+    return nullcontext(JsonProgress(reworded)) if logs_json(ctx) else ProgressLine(reworded=reworded)
+
+
+class JsonProgress:
+    """Called with (label, done, total), as `ProgressLine`: an object a second at most, beside the steps' ends."""
+
+    def __init__(self, reworded: Callable[[str], str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._reworded, self._clock, self._time_left = reworded, clock, TimeLeft(clock)
+        self._step, self._said = ("", 0), 0.0
 
     def __call__(self, label: str, done: int, total: int) -> None:
-        if not self.enabled:
-            return
         what, _, detail = label.partition(": ")
-        share, left = done / max(total, 1), self._time_left(what, done, total)
-        if not self._on_terminal:
-            self._say_of_steps(what, f"{share:.0%}{left}")
+        seconds, now = self._time_left(what, done, total), self._clock()
         if done == 0 and detail:
-            context = click.get_current_context(silent=True)
-            self._say(f"{what}: {detail if context is None else as_flags(detail, flags_of(context.command))}")
-            detail = ""
-        if self._on_terminal:
-            text = f"{what:<32} [{'#' * round(WIDTH * share):-<{WIDTH}}] {share:4.0%}{left}  {detail}"
-            self._show(_printable(text)[: shutil.get_terminal_size().columns - 1].rstrip())
-
-    def _say_of_steps(self, what: str, state: str) -> None:
-        """A line on the step that has ended, if it took long, and one a minute on the step that goes on."""
-        now = self._clock()
-        if what != self._step:
-            self._end_step()
-            self._step, self._since, self._said = what, now, now
-        elif now - self._said >= MINUTE:
-            self._say(f"{what}: {state}")
-            self._said = now
-
-    def _end_step(self) -> None:
-        taken = self._clock() - self._since
-        if self._step and taken >= LONG:
-            self._say(f"{self._step}: {duration(taken)}")
-        self._step = ""
-
-    def _say(self, text: str) -> None:
-        click.echo(f"{ERASE_LINE * self._on_terminal}onnxq: {_printable(text)}", err=True)
-        self._shown = ""
-
-    def _time_left(self, what: str, done: int, total: int) -> str:
-        """At the speed since this work began."""
-        now = self._clock()
-        if (what, total) != self._work or done < self._last:
-            self._work, self._begin, self._first = (what, total), now, done
-        self._last = done
-        elapsed, worked = now - self._begin, done - self._first
-        if elapsed < PATIENCE or not worked or done >= total:
-            return ""
-        return f", {duration(elapsed / worked * (total - done))} left"
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._show("")
-        if not self._on_terminal and error is None:
-            self._end_step()
-
-    def _show(self, text: str) -> None:
-        if self._on_terminal and text != self._shown:
-            click.echo(f"{ERASE_LINE}{text}", nl=False, err=True)
-            self._shown = text
+            emit("forecast", step=what, text=self._reworded(detail))
+        elif (what, total) == self._step and done < total and now - self._said < SECOND:
+            return
+        layer, _, rest = detail.partition(" ") if done else ("", "", "")
+        emit(
+            "progress",
+            step=what,
+            percentage=round(100 * done / max(total, 1), 1),
+            seconds_left=None if seconds is None else round(seconds, 1),
+            layer=layer or None,
+            detail=rest or None,
+        )
+        self._step, self._said = (what, total), now
 
 
-def _printable(text: str) -> str:
-    """Names come from the model."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+class _Log(logging.Handler):
+    """Prints records on standard error, over a line of progress, with options named as the flags of a command."""
+
+    def __init__(self, flags: dict[str, str], as_json: bool) -> None:
+        super().__init__()
+        self.flags, self.as_json = flags, as_json
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text, level = as_flags(record.getMessage(), self.flags), record.levelname.lower()
+        if self.as_json and record.levelno >= logging.WARNING:
+            emit("warning", text=text)
+        elif self.as_json:
+            emit("log", level=level, text=text)
+        else:
+            erase = ERASE_LINE if sys.stderr.isatty() else ""
+            prefix = "" if record.levelno <= logging.INFO else f"{level}: "
+            click.echo(f"{erase}onnxq: {prefix}{printable(text)}", err=True)
+
+
+def show_log(ctx: click.Context, *, verbose: bool, quiet: bool) -> None:
+    """The log of the package on standard error until the command ends: with -v, and for programs unless -q."""
+    as_json = logs_json(ctx)
+    if not verbose and (quiet or not as_json):
+        return
+    logger, handler = logging.getLogger("onnxq"), _Log(flags_of(ctx.command), as_json)
+    ctx.call_on_close(partial(logger.setLevel, logger.level))
+    ctx.call_on_close(partial(logger.removeHandler, handler))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def watch_format(ctx: click.Context, arguments: list[str]) -> None:
+    """Know --log-format json before the command line is parsed, so that what is wrong with it is said so, too."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=False)
+    if any(first == "--log-format=json" or (first, second) == ("--log-format", "json") for first, second in pairs):
+        ctx.meta[_FORMAT] = "json"

@@ -9,19 +9,18 @@ import click
 
 from ..options import DATA
 from ..qat.recipe import TRAINING, Recipe
+from .command import Command
 from .options import (
-    Command,
     config_option,
     from_schema,
     grouped,
+    output_options,
     parse,
     quantization_options,
-    quiet_option,
     refuse_overwriting,
     take,
-    verbose_option,
 )
-from .progress import Progress
+from .progress import show_progress
 from .reports import echo_report, report_option, writing
 
 
@@ -44,8 +43,7 @@ from .reports import echo_report, report_option, writing
 @from_schema(Recipe, TRAINING)
 @quantization_options
 @report_option
-@quiet_option
-@verbose_option("Print each step and each node left in float.")
+@output_options("Print each step and each node left in float.")
 @config_option
 def qat_command(
     model: str,
@@ -53,6 +51,7 @@ def qat_command(
     data: str,
     labels: str | None,
     reports: tuple[str, ...],
+    as_json: bool,
     quiet: bool,
     verbose: bool,
     **given: Any,
@@ -70,7 +69,7 @@ def qat_command(
     refuse_overwriting("OUTPUT", output, data, labels)
     with ExitStack() as stack:
         write_report = stack.enter_context(writing(reports, model, output, data, labels))
-        progress = stack.enter_context(Progress(enabled=not quiet))
+        progress = stack.enter_context(show_progress(quiet))
         result = train(
             model,
             data,
@@ -82,8 +81,7 @@ def qat_command(
             details=bool(reports),
         )
         write_report(result.report)
-    if not quiet:
-        trained = next(step for step in result.report.steps if step.name == "Train")
-        for note in trained.notes:
-            click.echo(note)
-        echo_report(output, result.report, verbose)
+    trained = next(step for step in result.report.steps if step.name == "Train")
+    echo_report(
+        output, result.report, reports=reports, as_json=as_json, verbose=verbose, quiet=quiet, before=trained.notes
+    )

@@ -13,10 +13,10 @@ from ..evaluation.mixed_precision import MixedPrecision
 from ..graph.storage import replacing, write_text
 from ..options import DATA, ENCODINGS
 from ..report import Report
+from .command import Command
 from .config import config_text
 from .mixed import mixed_options, take_measuring, take_search
 from .options import (
-    Command,
     calib_option,
     config_option,
     data_free_options,
@@ -24,15 +24,14 @@ from .options import (
     exceptions_option,
     grouped,
     latency_option,
+    output_options,
     parse,
     quantization_options,
-    quiet_option,
     refuse_overwriting,
     take_toolchain,
     toolchain_options,
-    verbose_option,
 )
-from .progress import Progress
+from .progress import show_progress
 from .reports import echo_report, report_option, writing
 
 
@@ -61,8 +60,7 @@ from .reports import echo_report, report_option, writing
 @toolchain_options
 @latency_option
 @report_option
-@quiet_option
-@verbose_option("Print each step and each node left in float.")
+@output_options("Print each step and each node left in float.")
 @config_option
 def quantize_command(
     model: str,
@@ -71,6 +69,7 @@ def quantize_command(
     stats: tuple[str, ...],
     encodings: str | None,
     reports: tuple[str, ...],
+    as_json: bool,
     quiet: bool,
     verbose: bool,
     **given: Any,
@@ -95,7 +94,7 @@ def quantize_command(
         files = (model, output, encodings, calib, eval_data, source, *stats)
         write_report = stack.enter_context(writing(reports, *files))
         config_file = None if config is None else stack.enter_context(replacing(config))
-        progress = stack.enter_context(Progress(enabled=not quiet))
+        progress = stack.enter_context(show_progress(quiet))
         found = None
         if search is not None:
             found = search(model, calib, **arguments, progress=progress)
@@ -121,10 +120,15 @@ def quantize_command(
             toolchain=toolchain,
             before_writing=finish,
         )
-    if not quiet:
-        if found is not None:
-            click.echo(found.text)
-        echo_report(output, _reported(result.report, found), verbose)
+    echo_report(
+        output,
+        _reported(result.report, found),
+        reports=reports,
+        as_json=as_json,
+        verbose=verbose,
+        quiet=quiet,
+        before=() if found is None else (found.text,),
+    )
 
 
 def _reported(report: Report, found: MixedPrecision | None) -> Report:

@@ -7,22 +7,20 @@ from typing import Any
 import click
 
 from ..api import sensitivity
+from .command import Command
+from .examples import MEASURING, OUTPUT
 from .options import (
-    MEASURING,
-    OUTPUT,
-    Command,
     calib_option,
     config_option,
     evaluation_options,
     grouped,
-    json_option,
+    output_options,
     parse,
     quantization_options,
-    quiet_option,
     scheduler_option,
-    verbose_option,
 )
-from .progress import Progress
+from .progress import show_progress
+from .reports import echo_result
 
 
 @click.command("sensitivity", cls=Command)
@@ -48,15 +46,13 @@ from .progress import Progress
 @quantization_options
 @scheduler_option
 @grouped(OUTPUT, "--top", type=click.IntRange(min=1), help="Print only the N most sensitive [all].")
-@json_option
-@quiet_option
-@verbose_option("")
+@output_options()
 @config_option
 def sensitivity_command(
     model: str, calib: str, top: int | None, as_json: bool, quiet: bool, verbose: bool, **given: Any
 ) -> None:
     """Rank what would be quantized in MODEL by what it costs: each alone on its grid, and each alone in float."""
     arguments = parse(given)
-    with Progress(enabled=not quiet) as progress:
+    with show_progress(quiet) as progress:
         found = sensitivity(model, calib, **arguments, **given, progress=progress)
-    click.echo(found.to_json().rstrip() if as_json else found.to_text(top))
+    echo_result(found.to_text(top), found.to_json(), as_json, quiet)

@@ -11,13 +11,13 @@ import click
 from ..report import printable
 from ..targets import TARGETS, Target, find_target, requirements
 from ..targets.contradictions import taken
-from .options import Command, json_option, verbose_option
+from .command import Command
+from .options import output_options
 
 
 @click.command("targets", cls=Command)
 @click.argument("names", nargs=-1, metavar="[NAME|FILE]...")
-@json_option
-@verbose_option("Print what each target requires, and who says so.")
+@output_options("Print what each target requires, and who says so.", quiet=False)
 def targets_command(names: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """List targets, or those that are named: what they are, and with names or -v what they require."""
     chosen = [find_target(name) for name in names or TARGETS]

@@ -16,23 +16,28 @@ accepted; the result says how many models were measured on it.
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from onnx import ModelProto
 
 from ..data import Preprocess, Transform
 from ..errors import UsageError, VerificationError
+from ..evaluation.custom_metric import MetricLike
 from ..evaluation.evaluator import Evaluator, Labels, open_evaluator
 from ..evaluation.sensitivity import SensitivityAnalysis, rank
+from ..execution.progress import ProgressLike, called, shows_progress
 from ..execution.session import running_on
 from ..graph import large
-from ..options import Options
+from ..options import Options, with_settings
 from ..report import LogEntry, Measure, SensitivityRanking
+from ..report.json_format import plain
 from ..report.notebook import InNotebook
+from ..settings import Settings, Unpack
 from ..thresholds import LEAST_DB, LEAST_GAIN_DB
 from .candidate import Candidate, Goal, HeldOutCheck, quantized_with
 from .log import Log, OnEntry, score_text
@@ -83,15 +88,20 @@ class DebugResult(InNotebook):
         """The verdict."""
         return self.text
 
+    def to_json(self) -> str:
+        """Strict JSON, keys as the fields here; what is infinite is null."""
+        return json.dumps(plain(asdict(self)), indent=2, allow_nan=False) + "\n"
 
+
+@shows_progress
 @large.storing()
 def debug(
     model: str | os.PathLike[str] | ModelProto,
     calibration: Any,
     *,
-    target: AccuracyTarget | None = None,
+    goal: AccuracyTarget | None = None,
     labels: Labels | None = None,
-    metric: str | None = None,
+    metric: MetricLike | None = None,
     evaluation_samples: int | None = None,
     evaluation: Any = None,
     evaluation_labels: Labels | None = None,
@@ -102,21 +112,23 @@ def debug(
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     transform: Transform | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: ProgressLike = None,
     on_entry: OnEntry | None = None,
+    **settings: Unpack[Settings],
 ) -> DebugResult:
     """Find out what quantization with these options breaks, and options that repair it; see the module.
 
-    labels, metric, evaluation_samples: as in `sensitivity`, the labels being those of the calibration data. Without
-    labels and metric, classifiers are measured by top-1 agreement with the float model, other models by SQNR.
-    evaluation: held-out data, which must reach the target, too, before the result is accepted; evaluation_labels: of
-    it. without: names of remedies (`remedies.NAMES`) that are not to be tried. budget: seconds for each ranking of
-    quantizers. closest: where the target is not reached, return the best instead of failing. on_entry: called with
-    every entry of the log as it is written. The rest as in `quantize`, to which the options that are returned belong.
+    goal: what the quantized model must reach. labels, metric, evaluation_samples: as in `sensitivity`, the labels being
+    those of the calibration data. Without labels and metric, classifiers are measured by top-1 agreement with the float
+    model, other models by SQNR. evaluation: held-out data, which must reach the goal, too, before the result is
+    accepted; evaluation_labels: of it. without: names of remedies (`remedies.NAMES`) that are not to be tried. budget:
+    seconds for each ranking of quantizers. closest: where the goal is not reached, return the best instead of failing.
+    on_entry: called with every entry of the log as it is written. The rest as in `quantize`, to which the options that
+    are returned belong.
 
     Raises VerificationError where the target is not reached, and whatever OnnxqError `quantize` does.
     """
-    options = options or Options()
+    options = with_settings(options, settings)
     unknown = set(without) - set(NAMES)
     if unknown:
         raise UsageError(f"`without` {min(unknown)!r} is unknown; expected one of {', '.join(NAMES)}")
@@ -127,7 +139,8 @@ def debug(
     with running_on(options.provider, custom_ops=options.custom_ops):
         evaluator = open_evaluator(
             model, calibration, options=options, labels=labels, metric=metric, evaluation_samples=evaluation_samples,
-            preprocess=preprocess, input_keys=input_keys, transform=transform, progress=progress, by_classes=True,
+            preprocess=preprocess, input_keys=input_keys, transform=transform, progress=called(progress),
+            by_classes=True,
         )  # fmt: skip
         held_out = None
         if evaluation is not None:
@@ -137,7 +150,7 @@ def debug(
                 preprocess=preprocess, input_keys=input_keys, transform=transform, by_classes=True,
             )  # fmt: skip
         log = Log(evaluator.metric, on_entry)
-        found = _Workflow(evaluator, target or AccuracyTarget(), frozenset(without), budget, held_out, log).run()
+        found = _Workflow(evaluator, goal or AccuracyTarget(), frozenset(without), budget, held_out, log).run()
     if not found.reached and not closest:
         raise VerificationError(f"{found.text} `closest` takes it all the same")
     return found

@@ -16,7 +16,7 @@ nothing is kept but sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from ..data import Feed, Preprocess, Transform
 from ..errors import DataError, ModelError, OnnxqError
 from ..execution.compare_outputs import Outputs, map_models
 from ..execution.partial import extract, parts_that_fit
+from ..execution.progress import ProgressLike, called, shows_progress
 from ..execution.services import Stage, open_workers
 from ..execution.session import Session, Source, running_on
 from ..graph import large
@@ -57,6 +58,7 @@ Figures = Mapping[str, tuple[float, bool]]
 """SQNR by tensor, and whether it is one up to a scale and an offset of each channel."""
 
 
+@shows_progress
 @large.storing()
 def compare(
     reference: Source,
@@ -67,7 +69,7 @@ def compare(
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     transform: Transform | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: ProgressLike = None,
     scheduler: str | None = None,
     **settings: Unpack[Settings],
 ) -> Comparison:
@@ -95,7 +97,7 @@ def compare(
             )
         with open_workers(scheduler) as workers:
             distances = _distances(
-                (proto, readable), found, pairs, make_context(options, feeds, progress, workers=workers)
+                (proto, readable), found, pairs, make_context(options, feeds, called(progress), workers=workers)
             )
         for tensor in [t for t in pairs if t not in distances]:
             found.unmatched[tensor] = f"{found.matches.pop(tensor).quantized!r} has another type or shape"

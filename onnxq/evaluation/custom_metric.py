@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -31,14 +31,17 @@ from .metric import (
     Tally,
 )
 
-Function = Callable[[dict[str, Any], "np.ndarray | None"], float]
+Function = Callable[[dict[str, Any], np.ndarray | None], float]
+
+MetricLike: TypeAlias = str | Function
+"""What the argument `metric` takes: a name of BUILT_IN, top1, top5, `module:function`, or the function itself."""
 
 BUILT_IN: dict[str, Metric] = {"sqnr": SqnrMetric(), "agreement": AgreementMetric(), "kl": KlMetric()}
 """By the names that the option `metric` takes; beside them top1 and top5, which need labels."""
 
 
 def parse_metric(
-    text: str | None, labels: tuple[int, ...] | None = None, scores: frozenset[str] | None = None
+    text: MetricLike | None, labels: tuple[int, ...] | None = None, scores: frozenset[str] | None = None
 ) -> Metric:
     """What the option `metric` names; None: top-1 accuracy where there are labels, else SQNR. Raises UsageError.
 
@@ -47,6 +50,10 @@ def parse_metric(
     """
     if text is None:
         return SqnrMetric() if labels is None else AccuracyMetric(labels)
+    if not isinstance(text, str):
+        if not callable(text):
+            raise UsageError(f"`metric` must be a name or a function, got {type(text).__name__}")
+        return CustomMetric(getattr(text, "__name__", type(text).__name__), text, labels)
     if text in ("agreement", "kl") and scores is not None:
         return AgreementMetric(scores) if text == "agreement" else KlMetric(scores)
     if text in BUILT_IN:
@@ -57,7 +64,9 @@ def parse_metric(
         return AccuracyMetric(labels, int(text.removeprefix("top")))
     if ":" not in text:
         known = ", ".join((*BUILT_IN, "top1", "top5"))
-        raise UsageError(f"`metric` {text!r}: expected {known}, or a function of your own as module:function")
+        raise UsageError(
+            f"`metric` {text!r}: expected {known}, a function of your own as module:function, or in Python the function"
+        )
     return CustomMetric(text, load_function(text, "metric"), labels)
 
 

@@ -15,6 +15,7 @@ from ..data import CalibrationData, Preprocess, Transform
 from ..errors import ModelError, UsageError
 from ..execution.compare_outputs import run_models
 from ..execution.observe import observed
+from ..execution.progress import ProgressLike, called, shows_progress
 from ..execution.session import Session, Source, default_threads, running_on
 from ..graph import large
 from ..graph.class_scores import class_score_outputs
@@ -25,7 +26,7 @@ from ..pipeline.open_inputs import common_inputs, input_specs, open_data, open_m
 from ..report import Measure, printable
 from ..report.notebook import InNotebook
 from ..settings import Settings, Unpack
-from .custom_metric import BUILT_IN, parse_metric
+from .custom_metric import BUILT_IN, MetricLike, parse_metric
 from .labels import read_labels
 from .metric import AccuracyMetric, Metric, Tally, by_sample
 
@@ -78,13 +79,14 @@ class Evaluation(InNotebook):
         return "\n".join(printable(line) for line in lines)
 
 
+@shows_progress
 @large.storing()
 def evaluate(
     model: Source,
     data: Any,
     *,
     labels: str | os.PathLike[str] | Sequence[int] | None = None,
-    metrics: Sequence[str] = (),
+    metric: MetricLike | Sequence[MetricLike] = (),
     reference: Source | None = None,
     output: str | None = None,
     optimized: bool = False,
@@ -92,14 +94,15 @@ def evaluate(
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     transform: Transform | None = None,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
     **settings: Unpack[Settings],
 ) -> Evaluation:
     """Measure a model over data, one sample after another: only a user's metric and its outputs need memory.
 
     data: as the calibration data of `quantize`. labels: a file as in `labels`, or a class index for each sample.
-    metrics: `sqnr`, `agreement`, `kl`, `top1`, `top5` or `module:function`; empty: top-1 and top-5 accuracy where there
-        are labels, and the first three where there is a reference.
+    metric: one or several of `sqnr`, `agreement`, `kl`, `top1`, `top5`, `module:function`, or a function itself, see
+        `onnxq.evaluation.custom_metric`; none: top-1 and top-5 accuracy where there are labels, and the first three
+        where there is a reference.
     reference: the float model, against which the model is compared.
     output: which output holds the class scores, where several might.
     optimized: run both models as ONNX Runtime rewrites them, in integer kernels; else as they are written.
@@ -115,9 +118,9 @@ def evaluate(
         feeds = open_data(data, inputs, options, preprocess, input_keys, other or proto, transform)
         known = None if labels is None else read_labels(labels, feeds)
         scores = None if other is None else class_score_outputs(other)
-        chosen = _chosen(metrics, known, output, scores)
+        chosen = _chosen(_several(metric), known, output, scores)
         found = _Models(proto, other, () if other is None else comparables(other))
-        figures, samples = _measured(found, feeds, chosen, options, optimized, progress)
+        figures, samples = _measured(found, feeds, chosen, options, optimized, called(progress))
         if not figures:
             raise UsageError(f"{name}: no output is of a kind that {', '.join(m.name for m in chosen)} can measure")
         return Evaluation(name, other_name, _path(data), _path(labels), samples, figures)
@@ -143,7 +146,7 @@ class FloatScores:
         reference: ModelProto,
         feeds: CalibrationData,
         labels: str | os.PathLike[str] | Sequence[int] | None,
-        metric: str | None,
+        metric: MetricLike | None,
         options: Options,
         progress: Progress | None,
     ) -> FloatScores:
@@ -152,7 +155,7 @@ class FloatScores:
         labels, metric: as in `evaluate`; without a metric top-1 and top-5 accuracy. Raises a subclass of OnnxqError.
         """
         known = None if labels is None else read_labels(labels, feeds)
-        names = ("top1", "top5") if metric is None else (metric,)
+        names: Sequence[MetricLike] = ("top1", "top5") if metric is None else (metric,)
         metrics = _chosen(names, known, None, class_score_outputs(reference))
         absolute = [each for each in metrics if not each.relative]
         found: tuple[Figure, ...] = ()
@@ -177,21 +180,25 @@ class FloatScores:
         )
 
 
+def _several(metric: MetricLike | Sequence[MetricLike]) -> Sequence[MetricLike]:
+    return (metric,) if isinstance(metric, str) or callable(metric) else metric
+
+
 def _chosen(
-    texts: Sequence[str], labels: tuple[int, ...] | None, output: str | None, scores: frozenset[str] | None
+    texts: Sequence[MetricLike], labels: tuple[int, ...] | None, output: str | None, scores: frozenset[str] | None
 ) -> tuple[Metric, ...]:
     """The metrics to take. Raises UsageError where one lacks what it needs.
 
     scores: outputs that hold class scores, as the reference's graph says; None without a reference.
     """
     referenced = scores is not None
-    names = texts or (("top1", "top5") * (labels is not None) + tuple(BUILT_IN) * referenced)
+    names: Sequence[MetricLike] = texts or (("top1", "top5") * (labels is not None) + tuple(BUILT_IN) * referenced)
     if not names:
         raise UsageError("nothing to measure: give `labels`, a `reference`, or a `metric` of your own")
     metrics = [parse_metric(text, labels, None if texts else scores) for text in names]
-    for metric, text in zip(metrics, names, strict=True):
+    for metric in metrics:
         if metric.relative and not referenced:
-            raise UsageError(f"`metric` {text} compares with another model: give it as `reference`")
+            raise UsageError(f"`metric` {metric.name} compares with another model: give it as `reference`")
     if output is not None and not any(isinstance(metric, AccuracyMetric) for metric in metrics):
         raise UsageError("`output` names the class scores that labels are for; without `labels` it has no use")
     return tuple(dataclasses.replace(m, output=output) if isinstance(m, AccuracyMetric) else m for m in metrics)

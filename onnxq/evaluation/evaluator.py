@@ -26,7 +26,7 @@ from ..pipeline.open_inputs import input_specs, open_data, open_model
 from ..pipeline.pipeline import Plan, make_plan
 from ..pipeline.task import Task
 from ..thresholds import COUNTED_SAMPLES, EVALUATION_SAMPLES
-from .custom_metric import parse_metric
+from .custom_metric import MetricLike, parse_metric
 from .labels import read_labels
 from .metric import Metric, float_outputs, measure, score_outputs
 
@@ -100,7 +100,7 @@ def open_evaluator(
     *,
     options: Options,
     labels: Labels | None = None,
-    metric: str | None = None,
+    metric: MetricLike | None = None,
     evaluation_samples: int | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -25,15 +25,18 @@ from onnx import ModelProto
 
 from ..data import Preprocess, Transform
 from ..errors import UsageError, VerificationError
+from ..execution.progress import ProgressLike, called, shows_progress
 from ..execution.session import running_on
 from ..execution.switches import Switchboard
 from ..graph import large
-from ..options import Options
+from ..options import Options, with_settings
 from ..pipeline.pipeline import quantize
 from ..report import ParetoFront, ParetoPoint
 from ..report.notebook import InNotebook
+from ..settings import Settings, Unpack
 from ..thresholds import EVALUATION_SAMPLES, FRONT_POINTS, ROUNDING_ERROR
 from .bit_allocation import Bits, Cost, path
+from .custom_metric import MetricLike
 from .evaluator import Evaluator, Labels, open_evaluator
 from .metric import SqnrMetric
 from .planned_widths import Candidates, PlannedWidths, chosen_options, plan
@@ -50,7 +53,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.drop is None and self.bops is None and self.size is None:
-            raise UsageError("mixed precision needs a limit: `target_drop`, `max_bops` or `max_size`")
+            raise UsageError("mixed precision needs a limit: `drop`, `bops` or `size`")
 
     @property
     def cost(self) -> Cost:
@@ -76,6 +79,7 @@ class MixedPrecision(InNotebook):
         return self.text
 
 
+@shows_progress
 @large.storing()
 def auto_mixed(
     model: str | os.PathLike[str] | ModelProto,
@@ -84,7 +88,7 @@ def auto_mixed(
     limits: Limits,
     *,
     labels: Labels | None = None,
-    metric: str | None = None,
+    metric: MetricLike | None = None,
     evaluation_samples: int | None = None,
     eval_data: Any = None,
     closest: bool = False,
@@ -92,7 +96,8 @@ def auto_mixed(
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     transform: Transform | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: ProgressLike = None,
+    **settings: Unpack[Settings],
 ) -> MixedPrecision:
     """Options for `quantize`, on the same model and data, that keep the limits; see the module.
 
@@ -104,13 +109,13 @@ def auto_mixed(
     Raises VerificationError where none keep them, and whatever OnnxqError `quantize` does.
     """
     widths = Candidates.parse(candidates)
-    options = options or Options()
+    options = with_settings(options, settings)
     widths.check(options)
     with running_on(options.provider, custom_ops=options.custom_ops):
         evaluator = open_evaluator(
             model, calibration, options=options, labels=labels, metric=metric, evaluation_samples=evaluation_samples,
-            preprocess=preprocess, input_keys=input_keys, transform=transform, progress=progress, by_classes=True,
-            eval_data=eval_data,
+            preprocess=preprocess, input_keys=input_keys, transform=transform, progress=called(progress),
+            by_classes=True, eval_data=eval_data,
         )  # fmt: skip
         return choose(evaluator, widths, limits, closest)
 

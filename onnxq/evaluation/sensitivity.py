@@ -15,7 +15,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from ..data import Feed, Preprocess, Transform
 from ..execution.compare_outputs import Outputs
 from ..execution.layerwise import planned_layers
 from ..execution.partial import tensor_values
+from ..execution.progress import ProgressLike, called, shows_progress
 from ..execution.services import Stage, open_workers
 from ..execution.session import running_on
 from ..execution.switches import Switch, Switchboard
@@ -36,11 +37,13 @@ from ..graph.model import Model
 from ..numeric.metrics import Sqnr
 from ..operators.elementwise import clip_bounds
 from ..operators.linear import LinearLayer
-from ..options import Options
+from ..options import Options, with_settings
 from ..report import Sensitivity, SensitivityRanking, printable
 from ..report.json_format import plain
 from ..report.notebook import InNotebook
+from ..settings import Settings, Unpack
 from ..thresholds import ACTIVATION_SAMPLES
+from .custom_metric import MetricLike
 from .evaluator import Evaluator, Labels, open_evaluator
 from .metric import Metric, score_outputs
 
@@ -139,13 +142,14 @@ class SensitivityAnalysis(InNotebook):
         return f"{value:.2f} {self.unit}" if self.unit in ("dB", "%") else f"{value:.5g} {self.unit}".rstrip()
 
 
+@shows_progress
 @large.storing()
 def sensitivity(
     model: str | os.PathLike[str] | ModelProto,
     calibration: Any,
     *,
     labels: Labels | None = None,
-    metric: str | None = None,
+    metric: MetricLike | None = None,
     by: By = "quantizer",
     budget: float | None = None,
     evaluation_samples: int | None = None,
@@ -153,8 +157,9 @@ def sensitivity(
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     transform: Transform | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: ProgressLike = None,
     scheduler: str | None = None,
+    **settings: Unpack[Settings],
 ) -> SensitivityAnalysis:
     """Rank what `quantize` with these options would quantize by what it costs.
 
@@ -164,12 +169,12 @@ def sensitivity(
     evaluation_samples: how many calibration samples the metric is measured on. scheduler: as for `calibrate`; workers
         finish what they have begun when the budget is spent. The rest as in `quantize`. Raises OnnxqError.
     """
-    options = options or Options()
+    options = with_settings(options, settings)
     with running_on(options.provider, scheduler, options.custom_ops), open_workers(scheduler) as workers:
         evaluator = open_evaluator(
             model, calibration, options=options, labels=labels, metric=metric,
             evaluation_samples=evaluation_samples, preprocess=preprocess,
-            input_keys=input_keys, transform=transform, progress=progress, workers=workers,
+            input_keys=input_keys, transform=transform, progress=called(progress), workers=workers,
         )  # fmt: skip
         base, switches = evaluator.planned()
         return rank(evaluator, base, switches, units_of(base, switches, by), budget)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,8 @@ from ..calibration.context import Context
 from ..data import Preprocess, Transform, replayable
 from ..errors import UsageError
 from ..evaluation.labels import read_labels
+from ..execution.progress import ProgressLike, called, shows_progress
+from ..execution.services import Progress
 from ..execution.session import default_threads, running_on
 from ..graph import storage
 from ..graph.model import Model
@@ -50,8 +52,6 @@ from .recipe import Recipe
 from .samples import Augmentation, TrainingSamples, read_samples
 from .training import Training
 from .verify import WrittenModel, compare_written, rows_of_run
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,6 +77,7 @@ class QatResult:
         return self.report._repr_html_()
 
 
+@shows_progress
 def train(
     model: str | os.PathLike[str] | ModelProto,
     data: Any,
@@ -88,7 +89,7 @@ def train(
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
     transform: Transform | None = None,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
     details: bool = False,
     **settings: Unpack[Settings],
 ) -> QatResult:
@@ -108,7 +109,7 @@ def train(
         stack.enter_context(running_on(options.provider, custom_ops=options.custom_ops))
         path = open_output(stack, model, output)
         data = replayable(data, options.max_memory * 2**20)
-        task = _open_task(model, data, options, preprocess, input_keys, transform, progress)
+        task = _open_task(model, data, options, preprocess, input_keys, transform, called(progress))
         collector = ReportCollector() if details else None
         stack.enter_context(_threads(options))
         samples = _read(task, data, labels, options, preprocess, input_keys, transform, stack)
@@ -128,6 +129,7 @@ def train(
     return QatResult(proto, report, training.student, written.sqnr_db, written.same, written.compared)
 
 
+@shows_progress
 def prepare(
     model: str | os.PathLike[str] | ModelProto,
     data: Any,
@@ -137,7 +139,7 @@ def prepare(
     input_keys: Mapping[str, str] | None = None,
     transform: Transform | None = None,
     learn_ranges: bool = True,
-    progress: Progress | None = None,
+    progress: ProgressLike = None,
     **settings: Unpack[Settings],
 ) -> TorchNetwork:
     """A float model, quantized after training, as a PyTorch module to train further; `finish` makes it ONNX again.
@@ -146,7 +148,9 @@ def prepare(
     model's inputs in order, and returns its outputs. Its `weights` and `quantizers` are what there is to train.
     Raises a subclass of OnnxqError.
     """
-    task = _open_task(model, data, with_settings(options, settings), preprocess, input_keys, transform, progress)
+    task = _open_task(
+        model, data, with_settings(options, settings), preprocess, input_keys, transform, called(progress)
+    )
     _, start = start_of(make_plan(task), task.context)
     return TorchNetwork(start, task.context.target, learn_ranges)
 

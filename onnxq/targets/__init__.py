@@ -46,12 +46,12 @@ TARGETS: Mapping[str, Target] = {
 }  # fmt: skip
 
 ALIASES: Mapping[str, str] = {
-    **dict.fromkeys(("onnxruntime", "onnxruntime-web", "cpu"), "ort"),
-    **dict.fromkeys(("intel", "intel-cpu", "intel-gpu", "openvino-cpu", "openvino-gpu"), "openvino"),
+    **dict.fromkeys(("onnxruntime", "onnxruntime-web", "cpu", "ort-cpu", "x86", "arm"), "ort"),
+    **dict.fromkeys(("intel", "intel-cpu", "intel-gpu", "openvino-cpu", "openvino-gpu", "ov", "nncf"), "openvino"),
     "intel-npu": "openvino-npu",
-    **dict.fromkeys(("trt", "tensorrt-rtx", "nvidia", "jetson"), "tensorrt"),
-    **dict.fromkeys(("qualcomm", "snapdragon", "hexagon", "htp", "qairt"), "qnn"),
-    **dict.fromkeys(("amd", "ryzen-ai", "ryzenai", "xint8", "quark"), "vitis-ai"),
+    **dict.fromkeys(("trt", "tensorrt-rtx", "nvidia", "jetson", "cuda", "gpu", "trtexec"), "tensorrt"),
+    **dict.fromkeys(("qualcomm", "snapdragon", "hexagon", "htp", "qairt", "snpe", "qnn-htp"), "qnn"),
+    **dict.fromkeys(("amd", "ryzen-ai", "ryzenai", "xint8", "quark", "vitisai"), "vitis-ai"),
     **dict.fromkeys(("rockchip", "rk3588", "rknn-toolkit2"), "rknn"),
     **dict.fromkeys(("stm32", "st", "stm32cube-ai", "x-cube-ai"), "stedgeai"),
     "cv2": "opencv",
