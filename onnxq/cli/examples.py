@@ -34,7 +34,7 @@ _QUANTIZE = {
     ENCODINGS: "--encodings model.encodings --encodings-version 2.0.0",
     MIXED: "--auto-mixed w4,w8,a8,a16 --target-drop 1",
     TOOLCHAIN: "--target qnn --toolchain",
-    LATENCY: "--latency",
+    LATENCY: "--latency off",
     OUTPUT: "--report report.html -v",
 }
 
