@@ -1,6 +1,7 @@
 """What users call. `quantize` and `calibrate` stand here; the others come from the rooms that do their work.
 
 quantize      a float model -> a verified quantized one          figure 8 of the white paper: pipeline/
+dry_run       what `quantize` would do, what it costs                evaluation/dry_run.py
 calibrate     a float model and data -> a file of statistics for `quantize`
 auto_mixed    -> options with bits for every tensor               evaluation/mixed_precision.py
 debug         -> options that repair a quantized model            figure 9: debugging/
@@ -34,14 +35,16 @@ from .debugging.workflow import AccuracyTarget, debug
 from .encodings import read as read_encodings
 from .encodings import to_json as encodings_json
 from .errors import DataError, OutputError, UsageError, VerificationError
+from .evaluation import dry_run as dry_runs
 from .evaluation import inspect as inspection
 from .evaluation.compare import compare
 from .evaluation.custom_metric import MetricLike
+from .evaluation.dry_run import DryRun
 from .evaluation.evaluate import FloatScores, evaluate
 from .evaluation.mixed_precision import Limits, auto_mixed
 from .evaluation.sensitivity import sensitivity
 from .execution.progress import ProgressLike, called, shows_progress
-from .execution.services import open_workers
+from .execution.services import Progress, open_workers
 from .execution.session import running_on, with_custom_ops
 from .graph import large, storage
 from .graph.patterns import class_logits
@@ -75,6 +78,7 @@ __all__ = [
     "check",
     "compare",
     "debug",
+    "dry_run",
     "evaluate",
     "inspect",
     "quantize",
@@ -157,40 +161,14 @@ def quantize(
         encodings_path = None if encodings is None else stack.enter_context(storage.replacing(encodings))
         if options.float_output and encodings_path is None:
             raise UsageError("a float output without its encodings has lost what was found out; name a file for them")
-        proto, origin = open_model(model, freeze=options.freeze)
-        known = read_statistics(statistics)
-        given = () if options.from_encodings is None else read_encodings(options.from_encodings)
-        if calibration is None:
-            if known is None and options.needs_data:
-                raise UsageError(
-                    "no calibration data and no statistics are given; without any, quantize the weights alone"
-                    " (`preset` w8 or w4), or data-free"
-                )
-            calibration = random_inputs(proto, known, given, options, origin)
-            where: str | None = RANDOM_INPUTS
-        elif options.synthetic:
-            raise UsageError("`synthetic` makes up calibration data, but some is given")
-        else:
-            where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
-        feeds = open_data(
-            calibration, input_specs(proto), options, preprocess, input_keys, proto, transform,
-            may_be_empty=where == RANDOM_INPUTS,
-        )  # fmt: skip
-        if known is not None and where != RANDOM_INPUTS and not known.cover(feeds.sample_hashes()):
-            raise DataError(
-                f"{where or 'the calibration data'} holds samples that the statistics were not collected on"
-            )
-        evaluation = None
-        if eval_data is not None:
-            every = replace(options, samples=None)
-            evaluation = open_data(eval_data, input_specs(proto), every, preprocess, input_keys, proto, transform)
-        elif labels is not None or metric is not None:
+        if eval_data is None and (labels is not None or metric is not None):
             raise UsageError("`labels` and `metric` are for evaluation data: give it as `eval_data`")
-        collector = ReportCollector() if details else None
-        task = Task(
-            proto, origin, feeds, options, where, input_keys or {}, known, given, progress=called(progress),
-            evaluation=evaluation, evaluation_samples=None if evaluation is None else evaluation_samples,
+        task = _open_task(
+            model, calibration, statistics, options, preprocess, input_keys, transform, called(progress), eval_data,
+            evaluation_samples,
         )  # fmt: skip
+        proto, where, evaluation = task.proto, task.source, task.evaluation
+        collector = ReportCollector() if details else None
         scores = None
         if labels is not None or metric is not None:
             scores = FloatScores.of(proto, task.samples.reporting, labels, metric, options, called(progress))
@@ -229,6 +207,75 @@ def quantize(
         if before_writing is not None:
             before_writing(verified)
     return verified
+
+
+@shows_progress
+def dry_run(
+    model: str | os.PathLike[str] | ModelProto,
+    calibration: Any = None,
+    *,
+    statistics: Iterable[str | os.PathLike[str]] = (),
+    options: Options | None = None,
+    preprocess: Preprocess | None = None,
+    input_keys: Mapping[str, str] | None = None,
+    transform: Transform | None = None,
+    eval_data: Any = None,
+    progress: ProgressLike = None,
+    **settings: Unpack[Settings],
+) -> DryRun:
+    """What `quantize` would do with these arguments, which are its own, without doing it: the steps, what would stay in
+    float and why, the size to expect, and what it will cost. Raises what `quantize` raises before its long work."""
+    options = with_settings(options, settings)
+    with large.storing(), running_on(options.provider, custom_ops=options.custom_ops):
+        task = _open_task(
+            model, calibration, statistics, options, preprocess, input_keys, transform, called(progress), eval_data,
+            None,
+        )  # fmt: skip
+        return dry_runs.dry_run(task)
+
+
+def _open_task(
+    model: str | os.PathLike[str] | ModelProto,
+    calibration: Any,
+    statistics: Iterable[str | os.PathLike[str]],
+    options: Options,
+    preprocess: Preprocess | None,
+    input_keys: Mapping[str, str] | None,
+    transform: Transform | None,
+    progress: Progress,
+    eval_data: Any,
+    evaluation_samples: int | None,
+) -> Task:
+    """What `quantize` works on, opened and checked; arguments as there."""
+    proto, origin = open_model(model, freeze=options.freeze)
+    known = read_statistics(statistics)
+    given = () if options.from_encodings is None else read_encodings(options.from_encodings)
+    if calibration is None:
+        if known is None and options.needs_data:
+            raise UsageError(
+                "no calibration data and no statistics are given; without any, quantize the weights alone (`preset` w8"
+                " or w4), or data-free"
+            )
+        calibration = random_inputs(proto, known, given, options, origin)
+        where: str | None = RANDOM_INPUTS
+    elif options.synthetic:
+        raise UsageError("`synthetic` makes up calibration data, but some is given")
+    else:
+        where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None
+    feeds = open_data(
+        calibration, input_specs(proto), options, preprocess, input_keys, proto, transform,
+        may_be_empty=where == RANDOM_INPUTS,
+    )  # fmt: skip
+    if known is not None and where != RANDOM_INPUTS and not known.cover(feeds.sample_hashes()):
+        raise DataError(f"{where or 'the calibration data'} holds samples that the statistics were not collected on")
+    evaluation = None
+    if eval_data is not None:
+        every = replace(options, samples=None)
+        evaluation = open_data(eval_data, input_specs(proto), every, preprocess, input_keys, proto, transform)
+    return Task(
+        proto, origin, feeds, options, where, input_keys or {}, known, given, progress=progress,
+        evaluation=evaluation, evaluation_samples=None if evaluation is None else evaluation_samples,
+    )  # fmt: skip
 
 
 def quantizer_arguments(options: Options) -> dict[str, Any]:

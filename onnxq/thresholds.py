@@ -313,3 +313,26 @@ LATENCY_SAMPLES = 4
 SLOW_OPERATORS = 4
 """Operators that the report names where the quantized model is not faster, and nodes of each. Chosen: a list that is
 read."""
+
+# --- the cost that a dry run foretells -----------------------------------------------------------------------------
+
+COST_START = 1.2
+"""CPU seconds that a run takes for nothing but to load, prepare and write a small model. Measured: as COST_FACTORS."""
+
+COST_PASSES = 2.6
+"""Runs of the float model with all tensors as outputs that ranges and the report take for each sample. Measured: as
+COST_FACTORS."""
+
+COST_PARAMETER = 2e-7
+"""CPU seconds that a parameter takes whose range is set by its squared error. Measured: MiniLM-L3, 7 M of them."""
+
+COST_FACTORS: dict[str, tuple[float, float]] = {
+    "fast": (0.6, 1.5),
+    "default": (1.0, 6.0),
+    "high": (1.5, 12.0),
+    "rounding": (2.0, 12.0),
+    "adaround": (10.0, 100.0),
+}
+"""Least and most of a run's CPU time over the forecast, by the options: `rounding` is coordinate descent or GPTQ where
+the options ask for it, or the bits are below 8. Measured: fast 0.7 to 1.2 and default 1.2 to 5.6 on the nine networks
+of bench/results/cost.md; high 1.8, w4a8 4.2, gptq 2.3 and adaround over 24 on models/resnet_digits."""

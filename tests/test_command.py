@@ -149,3 +149,58 @@ def test_quiet_json_has_the_result_alone(place):
 def test_the_version_and_help_need_no_model():
     assert invoke("quantize --help --log-format json").exit_code == 0
     assert onnxq.__version__ in invoke("--version").stdout
+
+
+# --- dry run ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(place):
+    before = sorted(path.name for path in place.iterdir())
+    result = invoke("quantize in.onnx out.onnx --calib calib.npy --dry-run --exclude Gemm --report r.html")
+    assert (result.exit_code, result.stderr) == (0, "")
+    for text in ("2 nodes, 4 tensors; 1 nodes in float", "of CPU time", "Set activation ranges", "excluded by 'Gemm'"):
+        assert text in result.stdout
+    assert sorted(path.name for path in place.iterdir()) == before
+    assert (
+        json.loads(invoke("quantize in.onnx out.onnx --calib calib.npy --dry-run --json").stdout)["integer_nodes"] == 4
+    )
+
+
+@pytest.mark.parametrize("preset", ["w8a8", "w4a8", "w8", "w8a8-dynamic"])
+@pytest.mark.parametrize("target", ["ort", "tensorrt"])
+def test_a_dry_run_knows_what_the_run_then_finds(place, preset, target):
+    """Nodes, tensors, reasons and samples are those of the report, the size to a tenth."""
+    settings = {"preset": preset, "target": target, "rounding": "nearest"}
+    if target == "tensorrt" and preset in ("w8a8-dynamic", "w4a8"):
+        with pytest.raises(onnxq.OnnxqError):
+            onnxq.dry_run("in.onnx", "calib.npy", **settings)
+        return
+    plan = onnxq.dry_run("in.onnx", "calib.npy", **settings)
+    report = onnxq.quantize("in.onnx", "calib.npy", **settings).report
+    assert plan.integer_nodes == report.integer_nodes + report.simulated_nodes + len(report.dynamic_nodes)
+    assert plan.weights_only_nodes == report.weights_only_nodes
+    assert plan.quantized_tensors == len(report.tensors)
+    assert {n.node for n in plan.float_nodes} == {n.node for n in report.float_nodes}
+    assert plan.samples == (report.samples.fitting, report.samples.choosing, report.samples.reporting)
+    assert abs(plan.bytes - report.result.bytes) < 0.1 * report.result.bytes + 1024  # biases that a correction adds
+    assert {step.name for step in report.steps} <= {step.name for step in plan.steps} | {
+        "RoundWeights",
+        "CorrectBiasEmpirically",
+    }
+    assert plan.cpu_seconds is not None
+    assert 0 < plan.cpu_seconds[0] < plan.cpu_seconds[1]
+    assert plan.to_text().splitlines()[0].endswith("a dry run, nothing is written")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        ("--calib none/", 4, "none"),
+        ("--calib calib.npy --target tensorrt --preset w8a16", 2, "target"),
+        ("--calib calib.npy --auto-mixed w4,w8 --target-drop 1", 2, "does not search for bits"),
+        ("--calib calib.npy --exclude *", 3, "nothing to quantize"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(place, options, code, text):
+    result = invoke(f"quantize in.onnx out.onnx --dry-run {options}")
+    assert (result.exit_code, text in result.stderr) == (code, True), result.stderr

@@ -56,7 +56,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "quantize": {
         "usual": "model.onnx int8.onnx --calib images/",
         "common": ("calib", "samples", *_IMAGES, "target", "preset", "exclude", "effort", "eval_data", "labels",
-                   "reports", "verbose"),
+                   "reports", "dry_run", "verbose"),
         "examples": _QUANTIZE,
     },
     "qat": {

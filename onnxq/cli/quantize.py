@@ -8,13 +8,16 @@ from typing import Any
 
 import click
 
+from .. import api
 from ..api import Result, quantize
+from ..errors import UsageError
 from ..evaluation.mixed_precision import MixedPrecision
 from ..graph.storage import replacing, write_text
 from ..options import DATA, ENCODINGS
 from ..report import Report
 from .command import Command
 from .config import config_text
+from .examples import OUTPUT
 from .mixed import mixed_options, take_measuring, take_search
 from .options import (
     calib_option,
@@ -32,7 +35,7 @@ from .options import (
     toolchain_options,
 )
 from .progress import show_progress
-from .reports import echo_report, report_option, writing
+from .reports import echo_report, echo_result, report_option, writing
 
 
 @click.command("quantize", cls=Command)
@@ -59,6 +62,12 @@ from .reports import echo_report, report_option, writing
 @mixed_options
 @toolchain_options
 @latency_option
+@grouped(
+    OUTPUT,
+    "--dry-run",
+    is_flag=True,
+    help="Print what would be done, what would stay in float and why, the expected size and time; write nothing.",
+)
 @report_option
 @output_options("Print each step and each node left in float.")
 @config_option
@@ -68,6 +77,7 @@ def quantize_command(
     calib: str | None,
     stats: tuple[str, ...],
     encodings: str | None,
+    dry_run: bool,
     reports: tuple[str, ...],
     as_json: bool,
     quiet: bool,
@@ -90,6 +100,12 @@ def quantize_command(
     refuse_overwriting("OUTPUT", output, calib, eval_data, *stats)
     refuse_overwriting("--encodings", encodings, model, output, calib, source, *stats)
     refuse_overwriting("--write-config", config, model, output, encodings, calib, source, *reports)
+    if dry_run:
+        if search is not None:
+            raise UsageError("--dry-run does not search for bits: leave --auto-mixed out")
+        plan = api.dry_run(model, calib, statistics=stats, eval_data=eval_data, **arguments)
+        echo_result(plan.to_text(verbose), plan.to_json(), as_json, quiet)
+        return
     with ExitStack() as stack:
         files = (model, output, encodings, calib, eval_data, source, *stats)
         write_report = stack.enter_context(writing(reports, *files))

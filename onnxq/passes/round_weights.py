@@ -68,7 +68,7 @@ class RoundWeights:
     def __post_init__(self) -> None:
         for option, value, known in (("rounding", self.rounding, ROUNDINGS), ("effort", self.effort, EFFORTS)):
             if value not in known:
-                raise UsageError(f"--{option} {value!r} is unknown; expected one of {', '.join(known)}")
+                raise UsageError(f"`{option}` {value!r} is unknown; expected one of {', '.join(known)}")
 
     @property
     def title(self) -> str:

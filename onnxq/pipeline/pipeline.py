@@ -125,7 +125,7 @@ def quantize(task: Task, collector: ReportCollector | None = None) -> Quantized:
     """Figure 8. collector: takes down what a detailed report shows. Raises OnnxqError."""
     plan = with_exceptions(make_plan(task, collector), task)
     proto, lowered = lower(plan.model, task.context)
-    proto, stored, nodes = _store_inner_weights(proto, task.options)
+    proto, stored, nodes = store_inner_weights(proto, task.options)
     proto = stored_as_given(proto)
     log_steps(lowered + stored)
     return Quantized(plan.model, proto, plan.steps + lowered + stored, plan.findings, nodes)
@@ -135,7 +135,7 @@ def make_plan(task: Task, collector: ReportCollector | None = None) -> Plan:
     """All of figure 8 that decides something; what is left is to write it down. Raises OnnxqError."""
     model, prepared = prepare(task.proto, task.origin, task.options, task.context)
     log_steps(prepared)
-    refuse_contradictions(model, task, (*placement(task.options), *_given_encodings(task)))
+    refuse_contradictions(model, task, (*placement(task.options), *given_encodings(task)))
     findings = data_findings(model, task)
     if collector is not None:
         collector.start(model)
@@ -203,7 +203,7 @@ def equalization(options: Options) -> tuple[Pass, ...]:
 def equalize(model: Model, task: Task) -> tuple[Model, Steps]:
     """The float model, easier to quantize. Without data nothing says what a step is worth: then all are applied, as
     they are where nothing is tried for want of time."""
-    passes, skipped = _fitting_equalization(task)
+    passes, skipped = fitting_equalization(task)
     if not passes:
         return model, skipped
     if task.has_no_data or task.options.effort == "fast":
@@ -236,7 +236,7 @@ _FOR_UNEVEN_CHANNELS = (RemoveDeadChannels, EqualizeLayers, AbsorbBias)
 """Steps that weights with a scale for each channel hardly need: 0.4 dB at most (accuracy-steps.md)."""
 
 
-def _fitting_equalization(task: Task) -> tuple[tuple[Pass, ...], Steps]:
+def fitting_equalization(task: Task) -> tuple[tuple[Pass, ...], Steps]:
     """Statistics and encodings belong to the network as it was; without data, per-channel grids are not equalized."""
     passes = equalization(task.options)
     dropped: tuple[Pass, ...] = ()
@@ -329,15 +329,20 @@ def set_ranges(model: Model, task: Task, collector: ReportCollector | None = Non
     options, context = task.options, task.learning
     shown = context if collector is None else replace(context, ranged=collector.ranged)
     following = next(iter(correction(options)), None)
-    model, steps = run_passes(ranging(options, _given_encodings(task), following), model, shown)
+    model, steps = run_passes(ranging(options, given_encodings(task), following), model, shown)
     context.channel_facts.update(shown.channel_facts)
-    if not model.quantizers and not stored_weights(options).applies(model.to_proto()):
-        raise NothingToQuantizeError(f"{task.origin}: nothing to quantize: {_reasons(model)}")
+    refuse_empty(model, task)
     if options.fallback != "off":
         then = (*completing(options), ChooseStorage(options.store_4bit))
         model, fallback = run_passes((_fallback(task), *then), model, context)
         steps += fallback
     return at_sufficient_opset(model, options), steps
+
+
+def refuse_empty(model: Model, task: Task) -> None:
+    """Raise NothingToQuantizeError where the plan quantizes nothing."""
+    if not model.quantizers and not stored_weights(task.options).applies(model.to_proto()):
+        raise NothingToQuantizeError(f"{task.origin}: nothing to quantize: {_reasons(model)}")
 
 
 def _fallback(task: Task) -> Pass:
@@ -352,7 +357,7 @@ def _fallback(task: Task) -> Pass:
     return Fallback(tuple(kind for kind in allowed if no_fallback(target, kind) is None), measure)
 
 
-def _given_encodings(task: Task) -> tuple[Pass, ...]:
+def given_encodings(task: Task) -> tuple[Pass, ...]:
     """What decides grids before any range is set."""
     if not task.encodings:
         return ()
@@ -564,7 +569,8 @@ def stored_weights(options: Options) -> StoredWeights:
     return StoredWeights(weight, table, options.weight_method, keeps_float)
 
 
-def _store_inner_weights(proto: ModelProto, options: Options) -> tuple[ModelProto, Steps, tuple[str, ...]]:
+def store_inner_weights(proto: ModelProto, options: Options) -> tuple[ModelProto, Steps, tuple[str, ...]]:
+    """The model with what is stored of weights inside of recurrent operators, branches and loops."""
     start = time.perf_counter()
     proto, nodes = stored_weights(options).store(proto)
     if not nodes:

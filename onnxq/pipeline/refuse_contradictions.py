@@ -32,6 +32,22 @@ _CHOICES = ("include", "exclude", "tie", "overrides", "from_encodings")
 """Options that change what is quantized, tensor by tensor; without one of them a plan never breaks a rule."""
 
 
+def with_any_ranges(model: Model, task: Task, placing: Sequence[Pass]) -> Model:
+    """A plan for the model, which stays as it is: activations range over [-1, 1], and no data is needed.
+
+    placing: the passes that place quantizers, and say what they are like.
+    """
+    context = replace(task.context, feeds=(), weight_ranges={})
+    plan, _ = run_passes(placing, model.clone(), context)
+    tensors = plan.graph.tensors()
+    for name, quantizer in plan.quantizers.items():
+        if not quantizer.given and isinstance(tensors[name], gs.Variable):
+            plan.quantizers[name] = replace(quantizer, fixed=(-1.0, 1.0))
+    ranging = (SetWeightRanges("minmax"), SetActivationRanges(), LeaveIncompleteOperators())
+    plan, _ = run_passes((*ranging, ChooseStorage(task.options.store_4bit)), plan, context)
+    return plan
+
+
 def refuse_contradictions(model: Model, task: Task, placing: Sequence[Pass]) -> None:
     """Raise UsageError where what the user asked for breaks a requirement of the target. The model stays as it is.
 
@@ -40,20 +56,14 @@ def refuse_contradictions(model: Model, task: Task, placing: Sequence[Pass]) -> 
     chosen = [name for name in _CHOICES if getattr(task.options, name) != getattr(Options(), name)]
     if not chosen:
         return
-    context = replace(task.context, feeds=(), weight_ranges={})
-    plan, _ = run_passes(placing, model.clone(), context)
-    tensors = plan.graph.tensors()
-    for name, quantizer in plan.quantizers.items():
-        if not quantizer.given and isinstance(tensors[name], gs.Variable):
-            plan.quantizers[name] = replace(quantizer, fixed=(-1.0, 1.0))
-    ranging = (SetWeightRanges("minmax"), SetActivationRanges(), LeaveIncompleteOperators())
-    plan, _ = run_passes((*ranging, ChooseStorage(task.options.store_4bit), SetBiasScales()), plan, context)
-    plan, _ = run_passes((LowerToQdq(),), plan, context)
+    plan = with_any_ranges(model, task, placing)
+    plan, _ = run_passes((SetBiasScales(), LowerToQdq()), plan, replace(task.context, feeds=()))
     if not any(node.op in ("QuantizeLinear", "DequantizeLinear") for node in plan.graph.nodes):
         return
-    found = check(plan.to_proto(), context.target, task.origin).violations
+    target = task.context.target
+    found = check(plan.to_proto(), target, task.origin).violations
     found = tuple(violation for violation in found if violation.requirement not in _OF_VALUES)
     if found:
         options = ", ".join(f"`{name}`" for name in chosen)
         some = "; ".join(map(str, found[:3]))
-        raise UsageError(f"{options} contradict {context.target.name}: {some}{'; ...' * (len(found) > 3)}")
+        raise UsageError(f"{options} contradict {target.name}: {some}{'; ...' * (len(found) > 3)}")
