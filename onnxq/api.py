@@ -60,6 +60,7 @@ from .pipeline.log import log_result
 from .pipeline.open_inputs import input_specs, open_data, open_model, open_output, random_inputs, read_statistics
 from .pipeline.pipeline import float_model_of, prepare
 from .pipeline.task import RANDOM_INPUTS, Task, make_context
+from .pipeline.tune_latency import tune_latency
 from .report import Report
 from .settings import Settings, Unpack
 from .targets import Target, find_target
@@ -172,6 +173,9 @@ def quantize(
         scores = None
         if labels is not None or metric is not None:
             scores = FloatScores.of(proto, task.samples.reporting, labels, metric, options, called(progress))
+        tuned = tune_latency(task) if options.latency == "tune" else None
+        if tuned is not None:
+            task = tuned.task
         quantized = pipeline.quantize(task, collector)
         quantized_path = target_path
         if quantized_path is None or options.float_output:
@@ -188,7 +192,7 @@ def quantize(
                     storage.write(result, target_path)
         seconds = time.perf_counter() - start
         drawn = evaluation_samples if evaluation is None else None
-        report = build_report(task, quantized, quantized_path, output, seconds, result, drawn, collector)
+        report = build_report(task, quantized, quantized_path, output, seconds, result, drawn, collector, tuned)
         if scores is not None:
             report = replace(report, measures=scores.beside(quantized.proto, report.samples.origin))
         if vendors is not None and toolchain is not None:

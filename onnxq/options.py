@@ -259,8 +259,9 @@ class Options:
         "report",
         "What is done about the time of a run, where ONNX Runtime runs the result. report: it is measured beside the"
         f" float model's, for a tenth of what quantization took and {LATENCY_SECONDS:g} s at most; where it is no"
-        " shorter, the report names the operators that cost. off: nothing.",
-        LATENCY, choices=("report", "off"),
+        " shorter, the report names the operators that cost. tune: operators whose integer kernels do not pay on this"
+        " machine are left in float, so that the result depends on the machine. off: nothing.",
+        LATENCY, choices=("report", "tune", "off"),
     )  # fmt: skip
     batch_size: int = option(
         0, "Samples held in memory and run at once; never changes the result. 0: two a thread.", RUNNING, least=0
@@ -318,6 +319,10 @@ class Options:
         if self.is_dynamic and self.from_encodings is not None:
             raise UsageError(f"`preset` {self.preset} finds ranges at run time: leave `from_encodings` out")
         self._refuse_fallback(target)
+        if self.latency == "tune" and not target.runs_here:
+            raise UsageError(f"`latency` tune, `target` {self.target}: another tool-chain runs it, not ONNX Runtime")
+        if self.latency == "tune" and self.from_encodings is not None:
+            raise UsageError("`latency` tune decides what is quantized, and so does `from_encodings`: leave one out")
 
     def _refuse_fallback(self, target: Target) -> None:
         """Refuse what activations cannot get, or where there are none."""
@@ -333,6 +338,10 @@ class Options:
 
     def _refuse_data_free(self) -> None:
         """Refuse what needs calibration data."""
+        if self.latency == "tune":
+            raise UsageError(
+                "`latency` tune needs calibration data: it measures what leaving operators in float is worth"
+            )
         if self.fallback != "off":
             raise UsageError(f"`fallback` {self.fallback} needs calibration data: it tries what each grid costs")
         if self.bias_correction == "empirical":

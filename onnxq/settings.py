@@ -58,7 +58,7 @@ class Settings(TypedDict, total=False):
     samples: int | None
     seed: int
     strict: bool
-    latency: Literal["report", "off"]
+    latency: Literal["report", "tune", "off"]
     batch_size: int
     threads: int
     provider: str

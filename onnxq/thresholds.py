@@ -336,3 +336,6 @@ COST_FACTORS: dict[str, tuple[float, float]] = {
 """Least and most of a run's CPU time over the forecast, by the options: `rounding` is coordinate descent or GPTQ where
 the options ask for it, or the bits are below 8. Measured: fast 0.7 to 1.2 and default 1.2 to 5.6 on the nine networks
 of bench/results/cost.md; high 1.8, w4a8 4.2, gptq 2.3 and adaround over 24 on models/resnet_digits."""
+
+TUNED_SETS = 6
+"""Sets of operators that `latency` tune tries to leave in float, at most. Chosen: bounds the time. Option: latency."""

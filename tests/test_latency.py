@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from graphs import model
 from quantized import samples
 from reports import report as made_by_hand
 
 import onnxq
+from onnxq.errors import UsageError
 from onnxq.execution import latency
 from onnxq.execution.latency import NodeTime, compare_times, node_times
 from onnxq.execution.session import CPU
-from onnxq.pipeline import measure_latency
+from onnxq.pipeline import measure_latency, tune_latency
 from onnxq.report import Latency, OperatorTime, Timing
 from onnxq.report.text import timing_text
 
@@ -182,3 +184,69 @@ def test_pooling_behind_float_layers_reads_float() -> None:
     assert found.report.runtime_operators["MaxPool"] == 1
     assert "Sum" in runs
     assert {node.op_type for node in found.model.graph.node} >= {"Sum", "MaxPool"}
+
+
+# --- tuning
+
+
+def three_layers() -> onnx.ModelProto:
+    proto = model(
+        "(float[1,8,6,6] x) => (float[?,?,?,?] y) <float[8,8,1,1] w, float[8,8,3,3] v, float[8,8,1,1] u>"
+        " { a = Conv(x, w) b = Conv(a, v) y = Conv(b, u) }"
+    )
+    for name, node in zip(("first", "sec[o]nd", "third"), proto.graph.node, strict=True):
+        node.name = name
+    return proto
+
+
+def tuned(monkeypatch: pytest.MonkeyPatch, ratio: float, **options: Any) -> onnxq.Result:
+    """A network whose second convolution is said to lose in integers; trials take `ratio` of the time before."""
+    proto = three_layers()
+    lost = {"sec[o]nd": 1e-3, "first": -1e-3, "third": -1e-3}
+    monkeypatch.setattr(tune_latency, "lost_seconds", lambda *_: lost)
+    monkeypatch.setattr(tune_latency, "node_times", lambda *_: [NodeTime("n", "Conv", 2e-3)])
+    timing = Timing(1, ratio, 1.0, ratio, ratio - 0.02, ratio + 0.02, 9)
+    monkeypatch.setattr(tune_latency, "compare_times", lambda *_: timing)
+    return onnxq.quantize(proto, samples(proto), latency="tune", **options)
+
+
+def test_what_does_not_pay_is_left_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tuned(monkeypatch, 0.9)
+    (node,) = found.report.float_nodes
+    assert (node.node, node.kind) == ("sec[o]nd", "slow")
+    assert "on this machine" in node.reason
+    assert found.report.latency is not None
+    assert found.report.latency.left_in_float == ("sec[o]nd",)
+    assert "1 Conv in float: 0.90 of the time (0.88 to 0.92), left in float" in found.report.to_text()
+    (override,) = found.report.options["overrides"]  # repeats it anywhere
+    proto = three_layers()
+    again = onnxq.quantize(proto, samples(proto), overrides=(onnxq.Override(**override),), latency="off")
+    assert again.model == found.model
+    assert onnxq.check(found.model, "ort").violations == ()
+
+
+@pytest.mark.parametrize("ratio", [0.99, 1.2])
+def test_what_is_not_clearly_faster_stays_in_integers(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
+    found = tuned(monkeypatch, ratio)
+    assert not found.report.float_nodes
+    assert not found.report.options["overrides"]
+    assert "not kept" in found.report.to_text()
+
+
+def test_what_makes_outputs_worse_stays_in_integers(monkeypatch: pytest.MonkeyPatch) -> None:
+    worse = iter([30.0, *[20.0] * 20])
+    monkeypatch.setattr("onnxq.pipeline.keep_if_better.QualityMeasure.db", lambda *_: next(worse, 20.0))
+    found = tuned(monkeypatch, 0.5)
+    assert not found.report.float_nodes
+    assert "outputs worse, not kept" in found.report.to_text()
+
+
+def test_tuning_needs_data_and_a_target_that_runs_here() -> None:
+    with pytest.raises(UsageError, match="`latency` tune, `target` qnn: another tool-chain runs it"):
+        onnxq.Options(latency="tune", target="qnn")
+    with pytest.raises(UsageError, match="`latency` tune needs calibration data"):
+        onnxq.Options(latency="tune", data_free=True)
+    with pytest.raises(UsageError, match="and so does `from_encodings`"):
+        onnxq.Options(latency="tune", from_encodings="e.json")
+    with pytest.raises(UsageError, match="`latency` tune needs calibration data"):
+        onnxq.quantize(model(NET), preset="w8", latency="tune")

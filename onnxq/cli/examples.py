@@ -34,13 +34,19 @@ _QUANTIZE = {
     ENCODINGS: "--encodings model.encodings --encodings-version 2.0.0",
     MIXED: "--auto-mixed w4,w8,a8,a16 --target-drop 1",
     TOOLCHAIN: "--target qnn --toolchain",
-    LATENCY: "--latency off",
+    LATENCY: "--latency tune",
     OUTPUT: "--report report.html -v",
 }
 
 _DEBUG = {**_EXAMPLES, DEBUGGING: "--target-drop 0.5 --eval val/", OUTPUT: "-o int8.onnx --report debug.html"}
 
-_QAT = {**_EXAMPLES, DATA: "--labels train.csv", TRAINING: "--steps 5000 --lr 0.005", OUTPUT: "--report report.html"}
+_QAT = {
+    **_EXAMPLES,
+    DATA: "--labels train.csv",
+    TRAINING: "--steps 5000 --lr 0.005",
+    LATENCY: "--latency off",
+    OUTPUT: "--report report.html",
+}
 
 _EVALUATE = {**_EXAMPLES, MEASURING: "--labels val.csv --reference model.onnx", RUNNING: "--threads 4"}
 

@@ -14,6 +14,7 @@ from .options import (
     config_option,
     from_schema,
     grouped,
+    latency_option,
     output_options,
     parse,
     quantization_options,
@@ -42,6 +43,7 @@ from .reports import echo_report, report_option, writing
 )
 @from_schema(Recipe, TRAINING)
 @quantization_options
+@latency_option
 @report_option
 @output_options("Print each step and each node left in float.")
 @config_option

@@ -21,7 +21,7 @@ from ..graph.model import Model, Quantizer
 from ..graph.precision import WIDENED_FROM
 from ..graph.shapes import dynamic_inputs
 from ..options import Options
-from ..report import FloatNode, ModelFacts, QuantizedTensor, Report, SampleSets
+from ..report import FloatNode, ModelFacts, QuantizedTensor, Reason, Report, SampleSets
 from ..thresholds import DETAIL_SAMPLES, FEW_SAMPLES
 from .collect_report import ReportCollector
 from .keep_if_better import UNKNOWN, WORSE
@@ -30,6 +30,7 @@ from .node_states import NodeState, State, node_states
 from .pipeline import Quantized
 from .stored_floats import float_constants
 from .task import Task
+from .tune_latency import Tuned
 from .verify import verify
 
 REQUESTS = {
@@ -44,6 +45,8 @@ RANDOM_INPUTS_WARNING = (
     "outputs were compared on random inputs; give calibration data to see how far the result is from the float model"
     " on real ones"
 )
+
+_UNPAID = Reason("slow", "measured: its integer kernel does not pay on this machine")
 
 NOTHING_RAN_WARNING = (
     "outputs were not compared: the model runs on none of the random inputs that were tried; give calibration data to"
@@ -60,12 +63,13 @@ def build_report(
     result: ModelProto | None = None,
     evaluation_samples: int | None = None,
     collector: ReportCollector | None = None,
+    tuned: Tuned | None = None,
 ) -> Report:
     """Verify the quantized model, written to a file, and say everything about it. Raises VerificationError.
 
     output: where the result is to be found, the quantized model, or `result` instead of it.
     evaluation_samples: how many of all samples the outputs are compared on; None: those that were held out for it.
-    collector: what a detailed report shows.
+    collector: what a detailed report shows. tuned: what was left in float for the sake of latency.
     """
     reporting = task.samples.reporting
     if evaluation_samples is not None:
@@ -77,6 +81,10 @@ def build_report(
     )
     states = node_states(planned, verdict.runtime if target.runs_here else None)
     states = tuple(replace(s, state="weights only") if s.node in quantized.stored else s for s in states)
+    if tuned is not None:
+        states = tuple(
+            replace(s, reason=_UNPAID) if s.node in tuned.nodes and s.state == "float" else s for s in states
+        )
     report = Report(
         onnxq=version("onnxq"),
         onnxruntime=version("onnxruntime"),
@@ -102,8 +110,12 @@ def build_report(
         requirements=requirements,
         warnings=_warnings(task, quantized) + verdict.warnings,
         seconds=seconds,
-        latency=None if task.options.latency == "off" else measure_latency(task, written, planned, seconds),
     )
+    if task.options.latency != "off":
+        latency = measure_latency(task, written, planned, seconds)
+        if tuned is not None:
+            latency = replace(latency, left_in_float=tuned.nodes, notes=tuned.notes)
+        report = replace(report, latency=latency)
     if collector is None:
         return report
     layers = collector.layers(planned, replace(task.context, feeds=reporting.few(DETAIL_SAMPLES)))

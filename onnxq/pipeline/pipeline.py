@@ -213,7 +213,7 @@ def equalize(model: Model, task: Task) -> tuple[Model, Steps]:
 
     @cache
     def quality() -> float | None:
-        return task.quality.db(_quantized_quickly(model.clone(), task, CorrectBias()))
+        return task.quality.db(quantized_quickly(model.clone(), task, CorrectBias()))
 
     if task.options.effort == "default" and task.options.per_channel and _is_clear(db := quality()):
         reason = f"with a scale for each channel, outputs are at {db:.1f} dB without it; `effort` high tries it"
@@ -224,13 +224,15 @@ def equalize(model: Model, task: Task) -> tuple[Model, Steps]:
         passes,
         model,
         task.context,
-        lambda copy: _quantized_quickly(copy, task, correction),
+        lambda copy: quantized_quickly(copy, task, correction),
         task.quality,
         few=_silent(task.context, task.samples.trial) if task.samples.is_divided else None,
         before=quality if correction == CorrectBias() else None,
     )
     return model, skipped + steps
 
+
+_ANALYTIC = CorrectBias()
 
 _FOR_UNEVEN_CHANNELS = (RemoveDeadChannels, EqualizeLayers, AbsorbBias)
 """Steps that weights with a scale for each channel hardly need: 0.4 dB at most (accuracy-steps.md)."""
@@ -268,14 +270,19 @@ def _quick_correction(quality: Callable[[], float | None], task: Task) -> Pass:
     return RoundWeights("gptq", "fast", task.options.seed)
 
 
-def _quantized_quickly(model: Model, task: Task, correction: Pass) -> ModelProto:
+def quantized_quickly(model: Model, task: Task, correction: Pass = _ANALYTIC) -> ModelProto:
     """A float model quantized with a few samples and a quick correction: good enough to compare steps."""
+    return _lowered(plan_quickly(model, task, correction), task)
+
+
+def plan_quickly(model: Model, task: Task, correction: Pass = _ANALYTIC) -> Model:
+    """The same, before it is lowered."""
     few = _silent(task.context, task.samples.trial)
     model, _ = run_passes(ranging(task.options, correction=correction), model, few)
     model = at_sufficient_opset(model, task.options)
     if task.options.weight is not None:
         correction.apply(model, few)
-    return _lowered(model, task)
+    return model
 
 
 # --- quantizers and ranges --------------------------------------------------------------------------------------------

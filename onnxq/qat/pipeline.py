@@ -171,6 +171,8 @@ def _refuse_dataless(options: Options) -> None:
         raise UsageError("training starts from a quantization with data: leave out `data_free` and `from_encodings`")
     if options.weight is None and options.activation is None:
         raise UsageError("nothing is to be quantized")
+    if options.latency == "tune":
+        raise UsageError("`latency` tune is for `quantize`: take the overrides that it finds, and train with them")
 
 
 def _open_task(
