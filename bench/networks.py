@@ -41,7 +41,7 @@ FLOAT, STATIC, ONNXSIM = "float", "quantize_static", "onnxsim"
 CONFIGURATIONS: dict[str, tuple[str, ...]] = {
     FLOAT: (),
     STATIC: ("MinMax", "w8a8"),
-    ONNXSIM: ("INT8_CNN_ACCURATE",),
+    ONNXSIM: ("U8S8_AAWS",),
     "w8a8": (),
     "w8a8 per tensor": ("--per-tensor",),
     "w4a8": ("--preset", "w4a8"),
@@ -182,8 +182,8 @@ def commit() -> str:
 TEXT = f"""Scores are the networks' own, on samples that calibration has not seen; behind them the difference from the
 float model's and its standard error (jackknife over {task_score.GROUPS} groups of samples, the same samples for both
 models). quantize_static is ONNX Runtime's, per channel, min-max, behind quant_pre_process; onnxsim its
-`quark_compat` with INT8_CNN_ACCURATE and PerChannel (percentiles and AdaRound). The other columns are
-`onnxq quantize` with these options alone, target `ort`.
+`quark_compat` with preset U8S8_AAWS (percentiles) and PerChannel. The other columns are `onnxq quantize` with these
+options alone, target `ort`.
 """
 
 
@@ -268,8 +268,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--latency", type=float, default=3, metavar="SECONDS", help="for each latency [3]")
     parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE", help=f"all figures [{RESULTS}]")
     parser.add_argument("--pages", action="store_true", help="write what the file has to the pages")
-    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)  # these two: of a child
-    parser.add_argument("--cell", nargs=2, metavar=("NETWORK", "CONFIGURATION"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--scratch", type=Path, metavar="FOLDER", help="calibration files and float outputs, kept [none]"
+    )
+    parser.add_argument("--cell", nargs=2, metavar=("NETWORK", "CONFIGURATION"), help=argparse.SUPPRESS)  # of a child
     return parser.parse_args(arguments)
 
 
@@ -292,7 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [n.name for n in every if isinstance(n, Network) and any(fnmatch(n.name, p) for p in args.only)]
     found = load(args.json)
     for name in names:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as temporary:
+            scratch = str(args.scratch or temporary)
             for configuration in args.configurations:
                 if f"{name}, {configuration}" in found or (configuration == ONNXSIM and not args.peers):
                     continue
