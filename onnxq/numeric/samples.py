@@ -7,7 +7,7 @@ and commutative, and exact: the result depends on the values seen, not on their 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Protocol, TypeVar
 
@@ -57,6 +57,15 @@ class Samples:
         """Whether every value is exact and counts once, as `of_weights` has them."""
         counts = self.counts
         return self.widths is None and counts.size > 0 and not any(counts.strides) and counts.flat[0] == 1
+
+    def clipped(self, a: float, b: float) -> Samples:
+        """What they are where nothing tells values beyond [a, b] from its ends."""
+        if (self.lo >= a).all() and (self.hi <= b).all():
+            return self
+        inside = (self.values >= a) & (self.values <= b)
+        widths = None if self.widths is None else np.where(inside, self.widths, 0.0)
+        values, (lo, hi) = np.clip(self.values, a, b), (np.clip(end, a, b) for end in (self.lo, self.hi))
+        return replace(self, values=values, widths=widths, lo=lo, hi=hi)
 
     def channel(self, index: int) -> Samples:
         """One channel alone."""

@@ -27,6 +27,7 @@ from ..numeric.quant import QuantParams
 from ..numeric.ranges import MASKED, Moments, parse_method, set_range, unmasked_range
 from ..numeric.samples import MinMax, Statistic, Together
 from ..operators.elementwise import clip_bounds
+from ..operators.saturation import EVERYTHING, needed_interval
 from ..report import Reason
 from .base import Context, Outcome, Skip
 
@@ -38,6 +39,7 @@ class SetActivationRanges:
     method, logits_method: names as `numeric.ranges.RANGE_METHODS` has them; the second one is for logits that a Softmax
     of the model reads.
     Scores of attention are ranged without their masks, which are cut off where Softmax makes nearly nothing of them.
+    What activation functions do not tell apart is cut off where nothing else reads a tensor (`operators.saturation`).
     A tensor that takes infinite values or not-a-number (masks of attention) has no range: it stays in float.
     channels: which tensors' channels (name -> axis) are measured in the same pass over the data, for steps that follow.
     """
@@ -138,10 +140,11 @@ class SetActivationRanges:
         if quantizer.fixed is not None:
             lo, hi = quantizer.fixed
             return QuantParams.from_range(np.asarray(lo), np.asarray(hi), quantizer.spec)
+        needed = _needed(model, quantizer)
         if _needs_moments(method):
             moments = [known for tensor in _members(quantizer) if (known := _moments(model, tensor)) is not None]
-            low, high = set_range(method, moments, quantizer.spec)
-            return QuantParams.from_range(low[0], high[0], quantizer.spec)
+            low, high = (np.clip(end[0], *needed) for end in set_range(method, moments, quantizer.spec))
+            return QuantParams.from_range(low, high, quantizer.spec)
         statistic = _merged([statistics[tensor] for tensor in _members(quantizer)])
         samples = replace(statistic.samples(), seen=seen)
         if not (np.isfinite(samples.lo).all() and np.isfinite(samples.hi).all()):
@@ -152,7 +155,7 @@ class SetActivationRanges:
             if quantizer.method is not None:
                 raise UsageError(f"{method} needs vectors of logits, which {quantizer.tensor!r} does not hold")
             method = "mse"
-        low, high = set_range(method, samples, quantizer.spec)
+        low, high = set_range(method, samples.clipped(*needed), quantizer.spec)
         params = QuantParams.from_range(low[0], high[0], quantizer.spec)
         if context.ranged is not None:
             context.ranged(quantizer.tensor, samples, params)
@@ -189,6 +192,13 @@ def _needs_moments(method: str) -> bool:
 def _members(quantizer: Quantizer) -> tuple[str, ...]:
     """All tensors whose values its range must hold."""
     return (quantizer.tensor, *quantizer.widened_by)
+
+
+def _needed(model: Model, quantizer: Quantizer) -> tuple[float, float]:
+    """What the readers of a grid tell apart; everything where other tensors have it, too, or the user reads it."""
+    tensor = model.graph.tensors()[quantizer.tensor]
+    shared = bool(quantizer.widened_by) or any(q.grid_of == quantizer.tensor for q in model.quantizers.values())
+    return EVERYTHING if shared or model.is_output(tensor) else needed_interval(tensor)
 
 
 def _moments(model: Model, name: str) -> Moments | None:
