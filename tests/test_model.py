@@ -237,6 +237,17 @@ def test_names_are_unique_across_subgraphs() -> None:
     assert wrapper.unique_name("a1") == "a1_1"
 
 
+def test_the_middle_of_a_long_name_is_left_out() -> None:
+    wrapper = wrapped(model(IF))
+    stem = f"first;{'middle;' * 100}last_zero_point"
+    name = wrapper.unique_name(stem)
+    assert len(name) == 120
+    assert name.startswith("first;")
+    assert name.endswith("last_zero_point")
+    assert wrapper.unique_name(stem) == f"{name}_1"
+    assert wrapper.unique_name("n" * 120) == "n" * 120
+
+
 def test_consumers_are_found_in_subgraphs() -> None:
     wrapper = wrapped(model(IF))
     tensors = wrapper.graph.tensors()

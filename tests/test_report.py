@@ -87,6 +87,13 @@ def test_further_sections_stand_behind_the_summary():
     assert Elements(page("title", tag("h1", "head"), [own])).anchors() == ["own"]
 
 
+def test_a_model_that_has_grown_is_not_called_smaller():
+    grown = report(source=replace(report().source, bytes=1000), result=replace(report().result, bytes=1250))
+    for text in (Elements(grown.to_html()).text, grown.to_markdown(), grown.to_text()):
+        assert "1.25 times larger" in text
+        assert "times smaller" not in text
+
+
 def test_facts_are_on_the_page():
     text = Elements(report().to_html()).text
     for fact in ("net.onnx", "31.2 dB", "96.9 %", "58.4 %", "float 59.12 %", "18 of 20", "4.00 times smaller",

@@ -53,6 +53,10 @@ class Quantizer:
         return replace(self, params=params)
 
 
+LONGEST_NAME = 120
+"""Longer stems of derived names are shortened to this many letters."""
+
+
 def grid_root(quantizers: Mapping[str, Quantizer], name: str) -> str:
     """The tensor whose own quantizer decides the grid of `name`."""
     while (source := quantizers[name].grid_of) is not None:
@@ -185,7 +189,13 @@ class Model:
         self.tied = other.tied
 
     def unique_name(self, stem: str) -> str:
-        """A tensor name that nothing in the graph (subgraphs included) has: `stem`, or `stem_1`, ..."""
+        """A tensor name that nothing in the graph (subgraphs included) has: `stem`, or `stem_1`, ...
+
+        The middle of a long stem is left out: exporters join the names of all operators that became one, and derived
+        names of 500 letters made a small model larger than its float original.
+        """
+        if len(stem) > LONGEST_NAME:
+            stem = f"{stem[: LONGEST_NAME // 2]}...{stem[3 - LONGEST_NAME // 2 :]}"
         if not self._names:
             self._names.update(tensor_names(self.graph))
         candidates = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(1)))

@@ -14,6 +14,7 @@ from .text import (
     sample_counts,
     size,
     sqnr_text,
+    times_smaller,
     toolchain_lines,
     was_compared,
 )
@@ -38,9 +39,8 @@ def _summary(report: ReportData) -> str:
             where = f"{_code(q.compared_at)} (in front of {_text(str(q.in_front_of))})"
         worth = f"SQNR {sqnr_text(q)} against float{same}, {report.samples.origin}"
         facts.append(f"{where}: {'unknown' if q.is_unknown else worth}")
-    ratio = report.source.bytes / max(report.result.bytes, 1)
     facts += [
-        f"size {size(report.source.bytes)} → {size(report.result.bytes)}, {ratio:.2f} times smaller",
+        f"size {size(report.source.bytes)} → {size(report.result.bytes)}, {times_smaller(report)}",
         f"{node_counts(report)}; {len(report.tensors)} tensors quantized",
         f"{sample_counts(report.samples)}; {report.seconds:.1f} s;"
         f" onnxq {report.onnxq}, ONNX Runtime {report.onnxruntime}",

@@ -23,7 +23,7 @@ from .markup import (
 )
 from .records import Latency, LogEntry, Measure, ParetoFront, ReportData, SensitivityRanking, Step
 from .svg import dumbbell, pareto
-from .text import because, sample_counts, size, sqnr_text, toolchain_lines, was_compared
+from .text import because, sample_counts, size, sqnr_text, times_smaller, toolchain_lines, was_compared
 
 SHOWN = 1000
 """Rows of the longest tables: beyond, the JSON report has them all."""
@@ -95,7 +95,7 @@ def _summary(report: ReportData) -> Section:
         _card(
             "Size",
             size(report.result.bytes),
-            f"{ratio:.2f} times smaller than {size(report.source.bytes)}",
+            f"{times_smaller(report)} than {size(report.source.bytes)}",
             1 / max(ratio, 1),
         ),
         _card(

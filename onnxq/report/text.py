@@ -28,7 +28,7 @@ def to_text(report: ReportData, verbose: bool = False) -> str:
         f"{node_counts(report)}; {len(report.tensors)} tensors quantized; {sample_counts(report.samples)};"
         f" {report.seconds:.1f} s",
         f"size {size(report.source.bytes)} -> {size(report.result.bytes)}"
-        f" ({report.source.bytes / max(report.result.bytes, 1):.2f} times smaller), opset {report.result.opset}",
+        f" ({times_smaller(report)}), opset {report.result.opset}",
     ]
     lines += [printable(measure_text(measure)) for measure in report.measures]
     lines += [f"{'output ' * (q.compared_at is None)}{_quality(q, report.samples.origin)}" for q in report.quality]
@@ -201,6 +201,12 @@ def measure_text(measure: Measure) -> str:
 
 def db(value: float | None) -> str:
     return "identical" if value is None else f"{value:.1f} dB"
+
+
+def times_smaller(report: ReportData) -> str:
+    """The size of the quantized model against the float model's: `3.80 times smaller`, or `1.20 times larger`."""
+    source, result = max(report.source.bytes, 1), max(report.result.bytes, 1)
+    return f"{source / result:.2f} times smaller" if result <= source else f"{result / source:.2f} times larger"
 
 
 def size(count: int) -> str:
