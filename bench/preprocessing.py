@@ -56,7 +56,7 @@ NETWORKS = {
 
 
 def rows(network: Network) -> Iterator[str]:
-    proto, origin = open_model(cases.REAL / network.name / "model.onnx")
+    proto, origin, _ = open_model(cases.REAL / network.name / "model.onnx")
     prepared, _ = prepare(proto, origin, Options(), Context())
     right = FORMS[network.form]
     given = {"as trained": right, "blue and red swapped": replace(right, color="bgr")}

@@ -251,7 +251,7 @@ def _open_task(
     evaluation_samples: int | None,
 ) -> Task:
     """What `quantize` works on, opened and checked; arguments as there."""
-    proto, origin = open_model(model, freeze=options.freeze)
+    proto, origin, size = open_model(model, freeze=options.freeze)
     known = read_statistics(statistics)
     given = () if options.from_encodings is None else read_encodings(options.from_encodings)
     if calibration is None:
@@ -278,7 +278,7 @@ def _open_task(
         evaluation = open_data(eval_data, input_specs(proto), every, preprocess, input_keys, proto, transform)
     return Task(
         proto, origin, feeds, options, where, input_keys or {}, known, given, progress=progress,
-        evaluation=evaluation, evaluation_samples=None if evaluation is None else evaluation_samples,
+        evaluation=evaluation, evaluation_samples=None if evaluation is None else evaluation_samples, size=size,
     )  # fmt: skip
 
 
@@ -323,7 +323,7 @@ def calibrate(
         stack.enter_context(running_on(options.provider, scheduler, options.custom_ops))
         path = open_output(stack, model, output)
         assert path is not None
-        proto, origin = open_model(model, freeze=options.freeze)
+        proto, origin, _ = open_model(model, freeze=options.freeze)
         feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto, transform)
         workers = stack.enter_context(open_workers(scheduler))
         context = make_context(options, feeds, called(progress), workers=workers)
@@ -360,7 +360,7 @@ def inspect(
     """
     options = with_settings(options, settings)
     with running_on(options.provider, custom_ops=options.custom_ops):
-        proto, origin = open_model(model, freeze=options.freeze)
+        proto, origin, _ = open_model(model, freeze=options.freeze)
         data = None
         if calibration is not None:
             data = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto, transform)
@@ -395,7 +395,7 @@ def check(
     with ExitStack() as stack:
         stack.enter_context(large.storing())
         stack.enter_context(with_custom_ops(custom_ops))
-        proto, origin = open_model(model, quantized=True)
+        proto, origin, _ = open_model(model, quantized=True)
         result = check_rules(proto, target, origin)
         if vendors is None or toolchain is None:
             return result

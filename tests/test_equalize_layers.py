@@ -129,7 +129,7 @@ def test_random_networks_keep_their_function(network: tuple[str, int]) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.parent.name)
 @pytest.mark.parametrize("method", ["range", "noise"])
 def test_real_networks_keep_their_function(path: Path, method: Literal["range", "noise"]) -> None:
-    proto, origin = open_model(path)
+    proto, origin, _ = open_model(path)
     equal = load(proto, origin, Options())
     context = replace(data(proto, 2), services=Services(threads=2))
 

@@ -213,7 +213,7 @@ class CalibrationData:
             and len(spec.shape) == (3 if spec.dtype.kind == "f" else 2)
             and not isinstance(spec.shape[1], int)
         ]
-        if not sequences:
+        if not sequences or not samples:
             return samples
         lengths = [feed.arrays[sequences[0]].shape[1] for feed in self.few(LENGTHS)]
         return int(samples * np.mean(lengths))

@@ -83,8 +83,8 @@ def compare(
     """
     options = with_settings(options, settings)
     with running_on(options.provider, scheduler, options.custom_ops):
-        proto, name = open_model(reference, quantized=True)
-        other, other_name = open_model(quantized, quantized=True)
+        proto, name, _ = open_model(reference, quantized=True)
+        other, other_name, _ = open_model(quantized, quantized=True)
         inputs = common_inputs(proto, other, (name, other_name))
         feeds = open_data(calibration, inputs, options, preprocess, input_keys, proto, transform)
         readable = with_dequantizers(other)

@@ -112,8 +112,8 @@ def evaluate(
     """
     options = with_settings(options, settings)
     with running_on(options.provider, custom_ops=options.custom_ops):
-        proto, name = open_model(model, quantized=True)
-        other, other_name = (None, None) if reference is None else open_model(reference, quantized=True)
+        proto, name, _ = open_model(model, quantized=True)
+        other, other_name, _ = (None, None, 0) if reference is None else open_model(reference, quantized=True)
         inputs = input_specs(proto) if other is None else common_inputs(proto, other, (name, str(other_name)))
         feeds = open_data(data, inputs, options, preprocess, input_keys, other or proto, transform)
         known = None if labels is None else read_labels(labels, feeds)

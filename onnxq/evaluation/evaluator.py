@@ -123,7 +123,7 @@ def open_evaluator(
         raise UsageError("without calibration data nothing can be measured: leave out `data_free`")
     if options.from_encodings is not None:
         raise UsageError("grids that `from_encodings` gives are neither chosen nor ranked: leave it out")
-    proto, origin = open_model(model, freeze=options.freeze)
+    proto, origin, _ = open_model(model, freeze=options.freeze)
     calibration = replayable(calibration, options.max_memory * 2**20)
     feeds = open_data(calibration, input_specs(proto), options, preprocess, input_keys, proto, transform)
     where = os.fspath(calibration) if isinstance(calibration, (str, os.PathLike)) else None

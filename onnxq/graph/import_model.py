@@ -8,6 +8,7 @@
     types of optional values    not noted any more, for they can be inferred
     empty names behind inputs   gone: ONNX Runtime 1.32 dies of them as it fuses Add and LayerNormalization
     float16, bfloat16, double   float32 (`precision`)
+    weights as nodes of a body  initializers of the body (`inner_constants`)
 
 A model that has none of these stays as it is.
 """
@@ -26,6 +27,7 @@ from onnx import ModelProto, NodeProto, SparseTensorProto, TensorProto, numpy_he
 from ..errors import ModelError
 from ..operators.node import ONNX_DOMAINS
 from ..operators.registry import registered
+from .inner_constants import with_inner_constants
 from .model import nodes_of
 from .opset import OLDEST_OPSET, convert_opset, opset_of
 from .precision import as_float32
@@ -57,7 +59,7 @@ def import_model(proto: ModelProto, origin: str) -> ModelProto:
                 del node.input[-count:]
     if opset_of(proto) == OLDEST_OPSET:
         proto = convert_opset(proto, 13, origin)
-    return as_float32(proto, origin)
+    return with_inner_constants(as_float32(proto, origin))
 
 
 def _copy(proto: ModelProto) -> ModelProto:

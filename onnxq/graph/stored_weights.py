@@ -7,10 +7,11 @@
     W    integers -> DequantizeLinear [-> Reshape] -> the node, in the node's own graph
 
 Activations stay in float here. The library that edits graphs copies into each branch what it reads from outside, so
-that equal constants are put together first. Two branches that look up rows of the same table read the same integers,
-from the main graph. Integers of linear operators are stored in each branch: ONNX Runtime 1.32 fuses DequantizeLinear
-and MatMul in a branch as it does outside, and refuses the model where the integers lie further out ("Missing required
-weight"); without that fusion a decoder would dequantize all its weights for each token.
+that equal constants are put together first. Two branches that look up rows of the same table, or run an LSTM with the
+same weights, read the same integers, from the main graph. Integers of linear operators are stored in each branch: ONNX
+Runtime 1.32 fuses DequantizeLinear and MatMul in a branch as it does outside, and refuses the model where the integers
+lie further out ("Missing required weight"); without that fusion a decoder would dequantize all its weights for each
+token.
 """
 
 from __future__ import annotations
@@ -180,9 +181,10 @@ class _Writer:
         return True
 
     def _stored(self, use: _Use, kind: str, values: np.ndarray, spec: QuantSpec, axis: int) -> tuple[str, str, str]:
-        """Integers, scales and zero points; of a table, the scales as rows, and all of it in the main graph."""
+        """Integers, scales and zero points, in the main graph where no linear operator reads them; of a table, the
+        scales as rows."""
         name, rows = use.weight.name, kind == "rows"
-        graph = self.model.graph if rows else use.graph
+        graph = self.model.graph if rows or use.node.op_type in RECURRENT else use.graph
         key = (id(graph), name, kind)
         if key not in self.stored:
             along = axis if spec.per_channel or spec.block else None
@@ -223,7 +225,7 @@ class _Writer:
 
     def finish(self) -> None:
         """Put the nodes in, and drop the float weights that nobody reads any more."""
-        for graph in self.graphs:
+        for graph in reversed(self.graphs):  # bodies before what holds them, whose nodes are copied with them
             added = self.before.get(id(graph), [])
             nodes: list[NodeProto] = []
             for index, node in enumerate(graph.node):
@@ -236,7 +238,7 @@ class _Writer:
                 graph.node.extend(kept)
         read = {name for node in nodes_of(self.model.graph) for name in node.input}
         read |= {output.name for graph in graphs_of(self.model.graph) for output in graph.output}
-        for graph in self.graphs:
+        for graph in graphs_of(self.model.graph):
             unread = [i for i, tensor in enumerate(graph.initializer) if tensor.name not in read]
             for index in reversed(unread):
                 del graph.initializer[index]

@@ -94,7 +94,7 @@ def build_report(
             "input_keys": dict(task.input_keys),
             "calibration": task.source,
         },
-        source=_facts(task.proto, task.origin),
+        source=_facts(task.proto, task.origin, task.size),
         result=_facts(result or quantized.proto, None if output is None else str(output)),
         samples=sample_sets(task, reporting),
         steps=quantized.steps,
@@ -276,10 +276,10 @@ def _dynamic_shapes(task: Task, quantized: Quantized) -> str:
     return dynamic and f"{target.name} runs nothing of a model with dynamic shapes, and {dynamic}"
 
 
-def _facts(proto: ModelProto, path: str | None) -> ModelFacts:
+def _facts(proto: ModelProto, path: str | None, size: int | None = None) -> ModelFacts:
     opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     parameters = sum(int(np.prod(t.dims)) for t in proto.graph.initializer)
-    return ModelFacts(path, large.nbytes(proto), opset, len(proto.graph.node), parameters)
+    return ModelFacts(path, large.nbytes(proto) if size is None else size, opset, len(proto.graph.node), parameters)
 
 
 def _record(model: Model, quantizer: Quantizer) -> QuantizedTensor:

@@ -20,7 +20,7 @@ from ..data.inputs import shown
 from ..encodings import Encoding
 from ..errors import DataError, EngineError, ModelError, OutputError, UsageError
 from ..execution.session import Session
-from ..graph import storage
+from ..graph import large, storage
 from ..graph.freeze import frozen
 from ..graph.import_model import import_model
 from ..graph.storage import in_order
@@ -30,8 +30,10 @@ from ..thresholds import RANDOM_SAMPLES
 
 def open_model(
     model: str | os.PathLike[str] | ModelProto, *, quantized: bool = False, freeze: Sequence[str] = ()
-) -> tuple[ModelProto, str]:
-    """The model as a checked protobuf, and what messages call it. Raises ModelError, or UsageError of `freeze`.
+) -> tuple[ModelProto, str, int]:
+    """The model as a checked protobuf, what messages call it, and its bytes as it was given.
+
+    Raises ModelError, or UsageError of `freeze`.
 
     quantized: whether it may be; then it stays as it is, else `graph.import_model` brings it into one form.
     freeze: dynamic dimensions to make static, as in `Options`.
@@ -41,7 +43,8 @@ def open_model(
         storage.check(proto, origin, quantized=quantized)
     else:
         proto, origin = storage.read(model, quantized=quantized), str(model)
-    return (proto if quantized else frozen(import_model(proto, origin), freeze, origin)), origin
+    size = large.nbytes(proto)  # of what was given: what is float16 there takes twice as much in float32
+    return (proto if quantized else frozen(import_model(proto, origin), freeze, origin)), origin, size
 
 
 def input_specs(proto: ModelProto) -> list[InputSpec]:

@@ -32,6 +32,7 @@ class Task:
     proto: the checked float model, which messages call `origin`.
     feeds: calibration data, or random inputs where `source`, its path if it has one, says so.
     input_keys: input name -> key in .npz files, for the report.
+    size: bytes of the float model as it was given; None: those of `proto`.
     statistics: of activations, collected before.  encodings: grids that are given.
     evaluation: the user's data to choose and to report with, instead of parts of the feeds.  evaluation_samples: how
     many of it are reported on, at most; None: `thresholds.COUNTED_SAMPLES`.
@@ -50,6 +51,7 @@ class Task:
     progress: Progress | None = None
     evaluation: CalibrationData | None = None
     evaluation_samples: int | None = None
+    size: int | None = None
 
     @cached_property
     def samples(self) -> Division:

@@ -184,11 +184,11 @@ def _open_task(
     transform: Transform | None,
     progress: Progress | None,
 ) -> Task:
-    proto, origin = open_model(model, freeze=options.freeze)
+    proto, origin, size = open_model(model, freeze=options.freeze)
     fewer = replace(options, samples=min(options.samples or QAT_CALIBRATION_SAMPLES, QAT_CALIBRATION_SAMPLES))
     feeds = open_data(data, input_specs(proto), fewer, preprocess, input_keys, proto, transform)
     where = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
-    return Task(proto, origin, feeds, options, where, input_keys or {}, progress=progress)
+    return Task(proto, origin, feeds, options, where, input_keys or {}, progress=progress, size=size)
 
 
 def _read(
