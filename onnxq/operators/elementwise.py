@@ -24,6 +24,18 @@ def clip_bounds(node: gs.Node) -> tuple[float, float] | None:
     return None if np.isnan(bounds).any() else (bounds[0], bounds[1])
 
 
+def is_infinite_at_zero(node: gs.Node, tensor: gs.Tensor) -> bool:
+    """Whether a node computes infinity where `tensor`, one of its inputs, is zero, as every grid may make it."""
+    if is_op(node, "Log", "Reciprocal"):
+        return True
+    if is_op(node, "Div"):
+        return node.inputs[1] is tensor
+    if not is_op(node, "Pow"):
+        return False
+    exponent = constant_input(node, 1)
+    return node.inputs[0] is tensor and exponent is not None and bool((exponent < 0).any())
+
+
 add(
     Operator("Relu", "elementwise", scaling="same", statistics="clip"),
     Operator("Clip", "elementwise", scaling="clip", statistics="clip"),

@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 
 from ..graph.model import Model
 from ..graph.patterns import ACTIVATIONS, Composite, find_composites, residual_input
-from ..operators.elementwise import clip_bounds
+from ..operators.elementwise import clip_bounds, is_infinite_at_zero
 from ..operators.linear import LinearLayer, linear_layer, linear_layers
 from ..operators.node import is_float, is_op
 from ..operators.registry import operands, preserves_grid
@@ -131,7 +131,8 @@ class _Chooser:
                 return chosen
             idle = isinstance(data[0], gs.Constant) or all(map(self._ends_in_outputs, node.outputs))
             return chosen if self.target.joins == "everywhere" and not idle else None
-        return self._elementwise_reason(node, data) or chosen if rule.kind == "elementwise" else chosen
+        reason = self._elementwise_reason(node, data) if rule.kind == "elementwise" else None
+        return reason or self._infinity_reason(chosen) or chosen
 
     def _elementwise_reason(self, node: gs.Node, data: list[gs.Tensor]) -> Reason | None:
         """Why an elementwise operator that has an integer kernel stays in float here."""
@@ -152,6 +153,37 @@ class _Chooser:
         if self.target.outputs != "grid" and (parts or self.model.is_output(node.outputs[0])):
             return Reason("output", "it computes an output of the model, which keeps float precision")
         return None
+
+    def _infinity_reason(self, chosen: ChosenNode) -> Reason | None:
+        """Why a node stays in float in front of a logarithm, or as a divisor: a grid has a zero where the values are
+        only small. A kernel that writes float may run there, unless it adds a bias, the guard, that integers lose."""
+        layer = linear_layer(chosen.node) if chosen.rule.kind == "linear" else None
+        adds = isinstance(layer, LinearLayer) and layer.bias is not None
+        if not _writes_grid(chosen.rule) and not adds:
+            return None
+        output = self._output(chosen.node, chosen.rule)
+        activation = self._activation_behind(output)
+        reader = self._infinite_reader(activation[0].outputs[0] if activation else output)
+        if reader is None:
+            return None
+        return Reason("target", f"{reader.op} {reader.name!r} is infinite where a grid makes small values zero")
+
+    def _infinite_reader(self, tensor: gs.Tensor) -> gs.Node | None:
+        """A node in float that is infinite where `tensor`, moved at most, is zero."""
+        for reader in tensor.outputs:
+            if is_infinite_at_zero(reader, tensor):
+                if isinstance(self.target.rule(reader), str):
+                    return reader
+            elif preserves_grid(reader) and reader.inputs[0] is tensor:
+                for output in reader.outputs:
+                    if (found := self._infinite_reader(output)) is not None:
+                        return found
+        return None
+
+    def _output(self, node: gs.Node, rule: OpRule) -> gs.Tensor:
+        """What a node computes, its bias included."""
+        layer = linear_layer(node) if rule.kind == "linear" else None
+        return self.target.output_of(layer) if isinstance(layer, LinearLayer) else node.outputs[0]
 
     def _follows_float_layer(self, node: gs.Node) -> Reason | None:
         """The reason of an activation that would run as the end of the layer before it, which stays in float."""
@@ -180,18 +212,17 @@ class _Chooser:
         return any(id(t) in joined - self.inputs for t in data)
 
     def _mark(self, node: gs.Node, rule: OpRule) -> None:
-        outputs = list(node.outputs)
-        layer = linear_layer(node) if rule.kind == "linear" else None
-        if isinstance(layer, LinearLayer):
-            outputs = [self.target.output_of(layer)]
+        outputs = [self._output(node, rule), *node.outputs[1:]]
         self.integer.update(map(id, outputs))
         if rule.kind == "movement":
             self._hand_on(node)
             return
-        writes_grid = rule.output == "grid" or rule.followed
+        writes_grid = _writes_grid(rule)
         if writes_grid:
             self.gridded.update(map(id, outputs))
         activation = self._activation_behind(outputs[0])
+        if activation and not writes_grid and self._infinite_reader(activation[0].outputs[0]) is not None:
+            return  # what is computed in float stays above zero
         if activation:
             behind = activation[0].outputs[0]
             self.result.fused[id(outputs[0])] = behind
@@ -223,6 +254,10 @@ class _Chooser:
         kept = {name for name, reason in reasons.items() if reason.kind != "not included"}
         self.result.kept |= kept
         return () if kept else nodes
+
+
+def _writes_grid(rule: OpRule) -> bool:
+    return rule.output == "grid" or rule.followed
 
 
 def _computes_floats(node: gs.Node) -> bool:
