@@ -1,4 +1,4 @@
-"""Fit, choose, report: three sets of samples, no sample in two of them; where there are too few, the report says so."""
+"""What is reported on was not fitted to; where there are too few samples for that, the report says so."""
 
 from __future__ import annotations
 
@@ -40,13 +40,18 @@ def sets(division: Division) -> list[set[int]]:
 
 
 @pytest.mark.parametrize("count", [32, 33, 100, 256, 1000])
-def test_no_sample_is_in_two_sets_and_none_is_lost(count: int) -> None:
+def test_no_sample_that_is_fitted_is_reported_on_and_none_is_lost(count: int) -> None:
     division = divide(numbered(count))
     fitting, choosing, reporting = sets(division)
     assert division.is_divided
-    assert fitting | choosing | reporting == set(range(count))
-    assert len(fitting) + len(choosing) + len(reporting) == count
-    assert (len(choosing), len(reporting)) == (min(max(count // 8, 4), 32), min(count // 5, 64))
+    assert fitting | reporting == set(range(count))
+    assert len(fitting) + len(reporting) == count
+    assert choosing < reporting
+    assert (len(choosing), len(reporting - choosing)) == (min(max(count // 8, 4), 32), min(count // 5, 64))
+    assert division.limiting is not None
+    limiting = set(numbers(division.limiting))
+    assert limiting <= fitting
+    assert len(limiting) == min(128 - len(reporting), len(fitting))
     trial = set(numbers(division.trial))
     assert trial <= fitting
     assert len(trial) == min(len(fitting), 32)
@@ -94,10 +99,24 @@ def quantized(count: int, **settings: Any) -> onnxq.report.Report:
 def test_the_report_says_which_samples_its_figures_are_from() -> None:
     report = quantized(40)
     samples = report.samples
-    assert (samples.fitting, samples.choosing, samples.reporting, samples.are_unseen) == (27, 5, 8, True)
+    assert (samples.fitting, samples.choosing, samples.reporting, samples.are_unseen) == (27, 5, 13, True)
     for text in (report.to_text(), report.to_markdown(), report.to_html(), report.to_json()):
-        assert "on 8 samples held out" in text
-    assert "samples: 27 to calibrate, 5 to choose, 8 to report" in report.to_text()
+        assert "on 13 samples held out, or on all 40 where it is lower there" in text
+    assert "samples: 27 to calibrate, 13 to report, 5 of them to choose" in report.to_text()
+
+
+def test_samples_that_were_fitted_lower_the_figure_and_never_raise_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = model(NET)
+    x = np.concatenate([feeds(proto, seed=i, free=1)["x"] for i in range(40)])
+    settings = {"cle": "off", "absorb": False, "dead_channels": False, "rounding": "nearest", "bias_correction": "off"}
+    (plain,) = onnxq.quantize(proto, x, **settings, evaluation_samples=40).report.quality
+    (held_out,) = onnxq.quantize(proto, x, **settings, effort="high").report.quality
+    assert held_out.sqnr_db is not None
+    assert plain.sqnr_db is not None
+    monkeypatch.setattr("onnxq.pipeline.build_report._limiting", lambda task, reporting: None)
+    (alone,) = onnxq.quantize(proto, x, **settings).report.quality
+    assert alone.sqnr_db is not None
+    assert held_out.sqnr_db == pytest.approx(min(alone.sqnr_db, plain.sqnr_db))
 
 
 def test_of_few_samples_the_report_says_that_the_result_was_calibrated_with_them() -> None:

@@ -9,6 +9,7 @@ import onnxq
 from onnxq import api
 from onnxq.data import Feed
 from onnxq.errors import EngineError, VerificationError
+from onnxq.execution.services import Services
 from onnxq.execution.session import Session
 from onnxq.graph import storage
 from onnxq.pipeline import verify
@@ -40,7 +41,7 @@ def pair():
 
 def test_a_good_model_passes_with_its_figures(pair, tmp_path):
     proto, result = pair
-    verdict = verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+    verdict = verify.verify(written(result, tmp_path), proto, feeds(proto), Services(1))
     (quality,) = verdict.quality
     assert quality.output == "y"
     assert 25 < quality.sqnr_db < 70
@@ -51,14 +52,14 @@ def test_a_good_model_passes_with_its_figures(pair, tmp_path):
 
 def test_identical_outputs_have_no_figure(pair, tmp_path):
     proto, _ = pair
-    (quality,) = verify.verify(written(proto, tmp_path), proto, feeds(proto), 1).quality
+    (quality,) = verify.verify(written(proto, tmp_path), proto, feeds(proto), Services(1)).quality
     assert (quality.sqnr_db, quality.runtime_sqnr_db, quality.top1_agreement) == (None, quality.runtime_sqnr_db, 1)
 
 
 def test_figures_are_those_of_all_samples_together(pair, tmp_path):
     proto, result = pair
     path = written(result, tmp_path)
-    (quality,) = verify.verify(path, proto, feeds(proto), 2).quality
+    (quality,) = verify.verify(path, proto, feeds(proto), Services(2)).quality
     float_model, integer_model = Session(proto), Session(path)
     pairs = [(float_model.run(f)["y"], integer_model.run(f)["y"]) for f in (given.arrays for given in feeds(proto))]
     signal = sum(np.square(np.float64(x)).sum() for x, _ in pairs)
@@ -71,14 +72,14 @@ def test_an_invalid_model_is_refused(pair, tmp_path):
     proto, result = pair
     result.graph.node[-1].output[0] = "elsewhere"
     with pytest.raises(VerificationError, match="not valid ONNX"):
-        verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+        verify.verify(written(result, tmp_path), proto, feeds(proto), Services(1))
 
 
 def test_shapes_that_do_not_fit_are_refused(pair, tmp_path):
     proto, result = pair
     result.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 8
     with pytest.raises(VerificationError, match="shapes do not fit"):
-        verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+        verify.verify(written(result, tmp_path), proto, feeds(proto), Services(1))
 
 
 def test_wrong_shapes_that_the_float_model_declares_too_are_not_our_fault():
@@ -93,39 +94,39 @@ def test_a_model_that_does_not_load_is_refused(pair, tmp_path):
     node.domain = "unheard.of"
     result.opset_import.append(onnx.helper.make_opsetid("unheard.of", 1))
     with pytest.raises(VerificationError, match="does not run"):
-        verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+        verify.verify(written(result, tmp_path), proto, feeds(proto), Services(1))
 
 
 def test_a_float_model_that_does_not_load_is_not_a_fault_of_the_result(pair, tmp_path):
     proto, result = pair
     proto.graph.node[0].domain = "unheard.of"
     with pytest.raises(EngineError):
-        verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+        verify.verify(written(result, tmp_path), proto, feeds(proto), Services(1))
 
 
 def test_outputs_that_are_not_finite_are_refused(pair, tmp_path):
     proto, result = pair
     replace_weight(result, "v_scale", np.full_like(weights(result)["v_scale"], np.inf))
     with pytest.raises(VerificationError, match="'y' of the quantized model holds infinity or not-a-number"):
-        verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+        verify.verify(written(result, tmp_path), proto, feeds(proto), Services(1))
 
 
 def test_infinities_of_the_float_model_itself_are_accepted(tmp_path):
     proto = model("(float[N,3] x) => (float[N,?] y) <float[3,5] w> { a = MatMul(x, w) r = Relu(a) y = Log(r) }")
-    verdict = verify.verify(written(quantized(proto), tmp_path), proto, feeds(proto), 1)
+    verdict = verify.verify(written(quantized(proto), tmp_path), proto, feeds(proto), Services(1))
     assert verdict.quality[0].sqnr_db is not None
 
 
 def test_a_result_far_from_the_float_model_gets_a_warning(pair, tmp_path):
     proto, result = pair
     replace_weight(result, "v_scale", -weights(result)["v_scale"])
-    verdict = verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+    verdict = verify.verify(written(result, tmp_path), proto, feeds(proto), Services(1))
     assert verdict.warnings[0].startswith("output 'y' is far from the float model's (SQNR -6.0 dB)")
 
 
 def test_an_output_without_floats_is_compared_in_front_of_what_selects(tmp_path):
     proto = model("(float[N,3] x) => (int64[N] y) <float[3,5] w> { a = MatMul(x, w) y = ArgMax<keepdims=0,axis=1>(a) }")
-    verdict = verify.verify(written(quantized(proto), tmp_path), proto, feeds(proto), 1)
+    verdict = verify.verify(written(quantized(proto), tmp_path), proto, feeds(proto), Services(1))
     (quality,) = verdict.quality
     assert (quality.output, quality.compared_at, quality.in_front_of) == ("y", "a", "ArgMax")
     assert 25 < quality.sqnr_db < 70
@@ -137,7 +138,7 @@ def test_an_output_of_which_nothing_can_be_compared_is_unknown(tmp_path):
     proto = model(
         "(float[N,3] x) => (float[N,5] y, int64[N,3] i) <float[3,5] w> { y = MatMul(x, w) i = Cast<to=7>(x) }"
     )
-    verdict = verify.verify(written(quantized(proto), tmp_path), proto, feeds(proto), 1)
+    verdict = verify.verify(written(quantized(proto), tmp_path), proto, feeds(proto), Services(1))
     known, unknown = verdict.quality
     assert (known.output, known.is_unknown) == ("y", False)
     assert (unknown.output, unknown.is_unknown, unknown.sqnr_db) == ("i", True, None)
@@ -150,8 +151,8 @@ def test_rows_that_fill_up_a_batch_do_not_count_but_an_output_without_batch_coun
     proto = model("(float[4,3] x) => (float[4,?] y, float[?,4] z) <float[3,5] w> { y = MatMul(x, w) z = Transpose(y) }")
     result = quantized(proto, [{"x": np.ones((4, 3), np.float32)}])
     feed = {"x": np.float32([[1, 1, 1], [1, 0, 1], [9, 9, 9], [9, 9, 9]])}
-    one = verify.verify(written(result, tmp_path), proto, [Feed(feed, 2, "")], 1).quality
-    all_rows = verify.verify(written(result, tmp_path), proto, [Feed(feed, None, "")], 1).quality
+    one = verify.verify(written(result, tmp_path), proto, [Feed(feed, 2, "")], Services(1)).quality
+    all_rows = verify.verify(written(result, tmp_path), proto, [Feed(feed, None, "")], Services(1)).quality
     assert one[0].sqnr_db > all_rows[0].sqnr_db + 10  # 9 lies outside the calibrated range
     assert one[1].sqnr_db == all_rows[1].sqnr_db
 
@@ -178,13 +179,13 @@ def wrong_kernels(monkeypatch, request):
 def test_integer_kernels_that_compute_something_else_are_refused(pair, tmp_path, wrong_kernels):
     proto, result = pair
     with pytest.raises(VerificationError, match="optimised integer kernels do not agree"):
-        verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+        verify.verify(written(result, tmp_path), proto, feeds(proto), Services(1))
 
 
 @pytest.mark.parametrize("wrong_kernels", ["all"], indirect=True)
 def test_what_a_default_session_changes_of_the_float_model_too_is_a_warning(pair, tmp_path, wrong_kernels):
     proto, result = pair
-    verdict = verify.verify(written(result, tmp_path), proto, feeds(proto), 1)
+    verdict = verify.verify(written(result, tmp_path), proto, feeds(proto), Services(1))
     (said,) = (text for text in verdict.warnings if "float model, too" in text)
     assert "output 'y'" in said
     assert "graph_optimization_level = ORT_DISABLE_ALL" in said

@@ -10,7 +10,6 @@ from ..graph.model import Model
 from ..numeric.channel_statistics import ChannelFacts, ChannelStatistics
 from ..thresholds import LEAST_SEEN
 from .collect import collect_tensors
-from .statistics import graph_hash
 
 
 def channel_facts(
@@ -24,7 +23,7 @@ def channel_facts(
     if not has_data(context):
         known = propagate_batchnorm_statistics(model, deviations)
         return {name: known[name] for name in tensors if name in known}
-    measured = context.channel_facts.setdefault(graph_hash(model.to_proto()), {})
+    measured = context.channel_facts.setdefault(model.fingerprint(), {})
     missing = [name for name, axis in tensors.items() if (name, axis) not in measured]
     if missing:
         found = collect_tensors(model, missing, context, lambda name: ChannelStatistics(tensors[name]), label)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from ..data import Feed
 from ..execution.services import Services
@@ -24,8 +27,8 @@ class Context:
     statistics: of activations, where they were collected before.
     services: how work is run.
     ranged: called with (tensor, statistics, the parameters chosen for them), where a report shows them.
-    weight_ranges: found before, by spec and a hash of the values, on which alone they depend: steps are tried on
-        copies that share most weights.
+    weight_ranges: found before, by spec and the identity of the array, which nobody writes into: steps are tried on
+        copies that share most weights. Each with the array, which may be gone.
     channel_facts: measured before on these feeds, by graph, tensor and axis; `replace` makes a context without them.
     """
 
@@ -35,8 +38,12 @@ class Context:
     statistics: Statistics | None = None
     services: Services = field(default_factory=Services)
     ranged: Callable[[str, Samples, QuantParams], None] | None = None
-    weight_ranges: dict[tuple[str, bytes], Range] = field(default_factory=dict, repr=False)
-    channel_facts: dict[str, dict[tuple[str, int], ChannelFacts]] = field(init=False, default_factory=dict, repr=False)
+    weight_ranges: dict[tuple[str, int], tuple[weakref.ref[np.ndarray], Range]] = field(
+        default_factory=dict, repr=False
+    )
+    channel_facts: dict[bytes, dict[tuple[str, int], ChannelFacts]] = field(
+        init=False, default_factory=dict, repr=False
+    )
 
     def with_progress(self, label: str) -> Iterator[Feed]:
         """The feeds, with progress reported under `label`."""

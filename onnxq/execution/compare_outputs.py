@@ -8,7 +8,7 @@ up are left out of everything that is compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -64,44 +64,78 @@ def reference_outputs(model: Source | Session, feeds: Iterable[Feed], threads: i
     return [outputs for _, (outputs,) in run_models((model,), feeds, threads)]
 
 
+@dataclass(frozen=True)
+class KeptSample:
+    """A feed, its arrays left out, that models run on one after another. number: its place among all.
+
+    kept: of the models so far, what was kept of their outputs for this feed, all of floats."""
+
+    number: int
+    feed: Feed
+    arrays: Held
+    kept: list[Held]
+
+    def outputs(self, model: int) -> dict[str, np.ndarray]:
+        """What was kept of a model, the first being 0."""
+        return {name: handle.array() for name, handle in self.kept[model].items()}
+
+
+class KeptOutputs:
+    """Feeds for several models, one after another, so that one session is in memory at a time. The feeds are read once;
+    they and what is kept of outputs lie in files beyond `services.max_memory`."""
+
+    def __init__(self, first: Session, feeds: Iterable[Feed], services: Services) -> None:
+        """first: a model whose outputs are kept."""
+        self._services, self._cache = services, SpillCache(services.max_memory)
+        self.all: list[KeptSample] = []
+        self.extend(first, feeds)
+
+    def extend(self, first: Session, feeds: Iterable[Feed]) -> None:
+        """Further feeds, of which the first model's outputs are kept."""
+        for feed, outputs in self._run(first, feeds):
+            arrays = {name: self._cache.put(array) for name, array in feed.arrays.items()}
+            self.all.append(KeptSample(len(self.all), replace(feed, arrays={}), arrays, [self._held(outputs)]))
+
+    def beside(
+        self, session: Session, count: int | None = None, *, keep: bool = False
+    ) -> Iterator[tuple[KeptSample, Outputs]]:
+        """Each feed, or the first `count`, in order, with what a model computes of it. keep: for models behind it.
+        Raises EngineError where the model fails."""
+        some = self.all[:count]
+        feeds = (replace(s.feed, arrays={name: held.array() for name, held in s.arrays.items()}) for s in some)
+        for sample, (_, outputs) in zip(some, self._run(session, feeds), strict=True):
+            yield sample, outputs
+            if keep:
+                sample.kept.append(self._held(outputs))
+
+    def _held(self, outputs: Outputs) -> Held:
+        arrays = ((name, y) for name, y in outputs.items() if isinstance(y, np.ndarray))
+        return {name: self._cache.put(y) for name, y in arrays if y.dtype.kind == "f"}
+
+    def _run(self, session: Session, feeds: Iterable[Feed]) -> Iterator[tuple[Feed, Outputs]]:
+        runs = run_models((session,), feeds, self._services.threads, self._services.in_flight)
+        return ((feed, outputs) for feed, (outputs,) in runs)
+
+
 class Reference:
     """A model's float outputs for some feeds, for one model after another to be compared with. They are computed once,
-    beside the first of these, and kept with their feeds, in files beyond `services.max_memory`.
+    and kept with their feeds (`KeptOutputs`).
 
     optimize: whether ONNX Runtime's optimisations are on in all of them.
     """
 
     def __init__(self, model: Source, feeds: Iterable[Feed], services: Services, *, optimize: bool = False) -> None:
         self._model, self._feeds, self._services, self._optimize = model, feeds, services, optimize
-        self._cache = SpillCache(services.max_memory)
-        self._kept: list[tuple[Feed, Held, Held]] | None = None
+        self._samples: KeptOutputs | None = None
 
     def beside(self, other: Source) -> Iterator[tuple[Outputs, Outputs]]:
         """(reference, other) of each feed, in order. Raises EngineError where one of them does not load or run."""
-        session = Session(other, optimize=self._optimize)
-        if self._kept is None:
-            yield from self._first(session)
-            return
-        runs = self._run((session,), self._again(self._kept))
-        for (_, _, outputs), (_, (found,)) in zip(self._kept, runs, strict=True):
-            yield {name: handle.array() for name, handle in outputs.items()}, found
-
-    def _first(self, session: Session) -> Iterator[tuple[Outputs, Outputs]]:
-        kept: list[tuple[Feed, Held, Held]] = []
-        reference = Session(self._model, optimize=self._optimize)
-        for feed, (outputs, found) in self._run((reference, session), self._feeds):
-            floats = {n: x for n, x in outputs.items() if isinstance(x, np.ndarray) and x.dtype.kind == "f"}
-            fed, held = ({n: self._cache.put(x) for n, x in arrays.items()} for arrays in (feed.arrays, floats))
-            kept.append((replace(feed, arrays={}), fed, held))
-            yield outputs, found
-        self._kept = kept
-
-    def _again(self, kept: Iterable[tuple[Feed, Held, Held]]) -> Iterator[Feed]:
-        for feed, arrays, _ in kept:
-            yield replace(feed, arrays={name: handle.array() for name, handle in arrays.items()})
-
-    def _run(self, sessions: Sequence[Session], feeds: Iterable[Feed]) -> Iterator[tuple[Feed, list[dict[str, Any]]]]:
-        return run_models(sessions, feeds, self._services.threads, self._services.in_flight)
+        if self._samples is None:
+            reference = Session(self._model, optimize=self._optimize)
+            self._samples = KeptOutputs(reference, self._feeds, self._services)
+            del reference
+        for sample, outputs in self._samples.beside(Session(other, optimize=self._optimize)):
+            yield sample.outputs(0), outputs
 
 
 def output_sqnr(pairs: Iterable[tuple[Outputs, Outputs]]) -> float | None:

@@ -68,20 +68,22 @@ def propagate_batchnorm_statistics(
 def _behind_layer(model: Model, layer: LinearLayer, known: Known, alpha: float) -> ChannelFacts:
     bias = layer.bias_values
     moments = model.moments.get(layer.output.name)
+    still = ~channels.pairs(layer).any(axis=(2, 3)).reshape(-1)
     if moments is not None:
         mean, std = moments.mean, moments.std
+    elif (x := known.get(layer.input.name)) is None:
+        mean = std = np.full(still.size, np.nan)
     else:
-        mean, std = _through(layer, known.get(layer.input.name), bias)
-    still = ~channels.pairs(layer).any(axis=(2, 3)).reshape(-1)
+        mean, std = _through(layer, x, bias)
     mean, std = np.where(still, bias, mean), np.where(still, 0.0, std)
     return ChannelFacts(mean, std, mean - alpha * std, mean + alpha * std)
 
 
-def _through(layer: LinearLayer, x: ChannelFacts | None, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _through(layer: LinearLayer, x: ChannelFacts, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of W x + b; not-a-number in outputs that see an input of which nothing is known."""
     size = layer.input_channels
-    blind = np.ones(size, bool) if x is None or x.mean.size != size else np.isnan(x.mean) | np.isnan(x.std)
-    mean, std = (np.zeros(size), np.zeros(size)) if x is None or blind.all() else (x.mean, x.std)
+    blind = np.ones(size, bool) if x.mean.size != size else np.isnan(x.mean) | np.isnan(x.std)
+    mean, std = (np.zeros(size), np.zeros(size)) if blind.all() else (x.mean, x.std)
     unseen = propagate_mean(layer, np.asarray(blind, np.float64), of=np.abs) > 0
     out = bias + propagate_mean(layer, np.where(blind, 0.0, mean))
     variance = channels.sum_over_inputs(layer, np.where(blind, 0.0, std) ** 2, of=np.square)

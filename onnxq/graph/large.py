@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import mmap
 import threading
 import weakref
@@ -39,6 +40,9 @@ LARGE = 1 << 30
 
 SMALLEST = 1 << 20
 """Bytes: smaller tensors are kept in the protobuf all the same."""
+
+_ASIDE = 1 << 12
+"""Bytes from which on copying a tensor takes longer than replacing it."""
 
 _PREFIX = "onnxq:"
 _CHUNK = 1 << 24
@@ -110,8 +114,84 @@ def place(tensor: TensorProto) -> Place:
 
 
 def nbytes(proto: ModelProto) -> int:
-    """Size of a model, with what it refers to."""
-    return int(proto.ByteSize()) + sum(place(t).length for t in references(proto))
+    """Size of a model, with what it refers to. Large values are counted, not serialized, as protobuf does for it."""
+    bare, grown = without_values(proto), 0
+    for whole, tensor in zip(proto.graph.initializer, bare.graph.initializer, strict=True):
+        before, length = tensor.ByteSize(), len(whole.raw_data)
+        if length < SMALLEST:
+            after = whole.ByteSize()
+        else:
+            rest = TensorProto()
+            _copy_fields(whole, rest, but="raw_data")
+            after = rest.ByteSize() + 1 + _varint(length) + length  # tag, length, bytes
+        grown += after - before + _varint(after) - _varint(before)
+    graph = bare.graph.ByteSize()
+    in_memory = bare.ByteSize() + grown + _varint(graph + grown) - _varint(graph)
+    return int(in_memory) + sum(place(t).length for t in references(proto))
+
+
+def _varint(value: int) -> int:
+    """Bytes in which protobuf writes a length."""
+    return max(-(-value.bit_length() // 7), 1)
+
+
+def without_values(proto: ModelProto) -> ModelProto:
+    """A copy whose weights have names, types and shapes alone."""
+    copy = ModelProto()
+    _copy_fields(proto, copy, but="graph")
+    _copy_fields(proto.graph, copy.graph, but="initializer")
+    for tensor in proto.graph.initializer:
+        if tensor.data_type in _WEIGHT_TYPES and math.prod(tensor.dims) > _SHAPE:
+            copy.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        else:
+            copy.graph.initializer.append(tensor)
+    return copy
+
+
+_SHAPE = 1024
+"""Elements of a tensor from on which no shape depends on its values: they are weights."""
+
+_WEIGHT_TYPES = {
+    TensorProto.FLOAT,
+    TensorProto.FLOAT16,
+    TensorProto.BFLOAT16,
+    TensorProto.DOUBLE,
+    TensorProto.INT8,
+    TensorProto.UINT8,
+}
+
+
+def listed_as_inputs(proto: ModelProto) -> ModelProto:
+    """The model with its large tensors as inputs, for tools that serialize what they look at and need no values."""
+    large = [t for t in proto.graph.initializer if is_reference(t) or _is_plain_and_large(t)]
+    if not large:
+        return proto
+    inputs, names = {v.name for v in proto.graph.input}, {t.name for t in large}
+    copy = ModelProto()
+    _copy_fields(proto, copy, but="graph")
+    _copy_fields(proto.graph, copy.graph, but="initializer")
+    copy.graph.initializer.extend(t for t in proto.graph.initializer if t.name not in names)
+    for tensor in large:
+        if tensor.name not in inputs:
+            copy.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return copy
+
+
+def _is_plain_and_large(tensor: TensorProto) -> bool:
+    """Whether nothing is to be said against a tensor but the length of its bytes, which `sanitize` looks at."""
+    fields = {field.name for field, _ in tensor.ListFields()}
+    return len(tensor.raw_data) >= SMALLEST and fields <= {"dims", "data_type", "name", "raw_data", "doc_string"}
+
+
+def _copy_fields(source: Any, target: Any, but: str) -> None:
+    """All fields of a message that are set, except for one."""
+    for field, value in source.ListFields():
+        if field.name == but:
+            continue
+        if hasattr(value, "MergeFrom"):  # messages, and repeated fields
+            getattr(target, field.name).MergeFrom(value)
+        else:
+            setattr(target, field.name, value)
 
 
 def array(tensor: TensorProto) -> Array:
@@ -185,6 +265,29 @@ def spill(constants: Iterable[gs.Constant]) -> None:
                 constant._values = StoredValues(stored)
         elif type(values) is LazyValues and is_reference(values.tensor):
             constant._values, constant.data_location = StoredValues(values.tensor), None
+
+
+def stands_aside(constant: gs.Constant) -> bool:
+    """Whether a constant is large enough to be kept out of a protobuf that is but looked at (`Model.outline`)."""
+    values = constant._values
+    if getattr(constant, "_export_dtype", None) is not None:
+        return False
+    if isinstance(values, np.ndarray):
+        return bool(values.dtype == np.float32 and values.nbytes >= _ASIDE)
+    return type(values) is LazyValues and values.tensor.data_type == TensorProto.FLOAT and values.nbytes >= _ASIDE
+
+
+def stand_in(name: str, values: Array | LazyValues) -> LazyValues:
+    """A reference that leads nowhere, for float values that its maker keeps."""
+    result = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=values.shape)
+    _set_location(result, f"{_PREFIX}aside")
+    return LazyValues(result)
+
+
+def digest(values: Array | LazyValues) -> bytes:
+    """BLAKE2b of the values of a constant."""
+    found = values if isinstance(values, np.ndarray) else array(values.tensor)
+    return hashlib.blake2b(np.ascontiguousarray(found).reshape(-1).view(np.uint8).data).digest()
 
 
 def _known(values: Array) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -172,15 +174,55 @@ class Model:
 
     def convert(self, conversion: Callable[[ModelProto], ModelProto]) -> None:
         """Replace the graph by another one of the same function, and of the same names of tensors that stay."""
-        other = Model.from_proto(conversion(self.to_proto()), self.origin)
+        other = self.converted(conversion)
         self.graph, self.header, self.is_large = other.graph, other.header, other.is_large
         self._names.clear()
 
     def clone(self) -> Model:
         """An independent model; weight arrays are shared until either side replaces one."""
-        copy = Model.from_proto(self.to_proto(), self.origin)
-        copy.take_plan(self)
-        return copy
+        return self.converted(lambda proto: proto)
+
+    def converted(self, conversion: Callable[[ModelProto], ModelProto]) -> Model:
+        """The model, with this one's plan, that `conversion` makes of this one's outline: values of large constants
+        pass by it, uncopied. What it makes must have the names of tensors that the plan speaks of."""
+        aside = {c.name: (c.values, c.data_location) for c in self._large_constants()}  # read once for all copies
+        other = Model.from_proto(conversion(self.outline()), self.origin)
+        for constant in other.initializers():
+            if constant.name in aside:
+                constant._values, constant.data_location = aside[constant.name]
+        other.is_large = self.is_large
+        other.take_plan(self)
+        return other
+
+    def outline(self) -> ModelProto:
+        """The protobuf of `to_proto` with references (`graph.large`) in place of the values of large constants: what
+        the graph looks like, at no cost of its weights."""
+        with self._values_aside():
+            return self.to_proto()
+
+    def fingerprint(self) -> bytes:
+        """SHA-256 of what the model computes: equal for equal graphs with equal weights, in this process."""
+        part = self.outline()
+        part.graph.ClearField("doc_string")
+        digest = hashlib.sha256(ModelProto(graph=part.graph).SerializeToString(deterministic=True))
+        for constant in self._large_constants():
+            digest.update(constant.name.encode() + large.digest(constant._values))
+        return digest.digest()
+
+    def _large_constants(self) -> list[gs.Constant]:
+        """Those whose values are worth keeping out of a protobuf; those of a large model are out of it anyway."""
+        return [] if self.is_large else [c for c in self.initializers() if large.stands_aside(c)]
+
+    @contextlib.contextmanager
+    def _values_aside(self) -> Iterator[None]:
+        constants = [(c, c._values, c.data_location) for c in self._large_constants()]
+        for constant, values, _ in constants:
+            constant._values = large.stand_in(constant.name, values)
+        try:
+            yield
+        finally:
+            for constant, values, location in constants:
+                constant._values, constant.data_location = values, location
 
     def take_plan(self, other: Model) -> None:
         """Adopt what is planned and known of another model of the same tensors."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import google.protobuf.message
 import numpy as np
@@ -13,6 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from ..operators.node import is_op
+from . import large
 from .model import graphs_of
 
 
@@ -24,46 +24,9 @@ def infer_shapes(proto: ModelProto) -> ModelProto:
         return proto
 
 
-_LARGE = 1024
-"""Elements of a tensor from on which no shape depends on its values: they are weights."""
-
-_WEIGHT_TYPES = {
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-    onnx.TensorProto.DOUBLE,
-    onnx.TensorProto.INT8,
-    onnx.TensorProto.UINT8,
-}
-
-
 def inferred_types(proto: ModelProto) -> ModelProto:
     """What `infer_shapes` gives, but without the values of weights: inference would copy them four times."""
-    return infer_shapes(_without_weights(proto))
-
-
-def _without_weights(proto: ModelProto) -> ModelProto:
-    """A copy whose weights have names, types and shapes alone."""
-    copy = ModelProto()
-    _copy_fields(proto, copy, but="graph")
-    _copy_fields(proto.graph, copy.graph, but="initializer")
-    for tensor in proto.graph.initializer:
-        if tensor.data_type in _WEIGHT_TYPES and math.prod(tensor.dims) > _LARGE:
-            copy.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-        else:
-            copy.graph.initializer.append(tensor)
-    return copy
-
-
-def _copy_fields(source: Any, target: Any, but: str) -> None:
-    """All fields of a message that are set, except for one."""
-    for field, value in source.ListFields():
-        if field.name == but:
-            continue
-        if hasattr(value, "MergeFrom"):  # messages, and repeated fields
-            getattr(target, field.name).MergeFrom(value)
-        else:
-            setattr(target, field.name, value)
+    return infer_shapes(large.without_values(proto))
 
 
 def odd_values(proto: ModelProto) -> bool:
@@ -114,7 +77,7 @@ def tensor_bytes(proto: ModelProto, names: Iterable[str], feed: Mapping[str, np.
 
     Where inference leaves a dimension open, the largest tensor that is known stands in.
     """
-    fixed = _without_weights(proto)
+    fixed = large.without_values(proto)
     for value in fixed.graph.input:
         if value.name in feed:
             shape = value.type.tensor_type.shape

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import google.protobuf.message
 import onnx
-from onnx import GraphProto, ModelProto
+from onnx import ModelProto
 
 from ..errors import AlreadyQuantizedError, ModelError, OutputError
 from . import external_data, large
@@ -64,8 +64,7 @@ def read(path: str | os.PathLike[str], *, quantized: bool = False) -> ModelProto
 def check(proto: ModelProto, origin: str, *, quantized: bool = False) -> None:
     """Raise ModelError where the ONNX checker rejects the model, or where it is quantized but must not be."""
     try:
-        whole = proto.ByteSize() < LARGEST_PROTOBUF and not large.references(proto)
-        onnx.checker.check_model(proto if whole else _without_weights(proto))
+        onnx.checker.check_model(large.listed_as_inputs(proto))
     except (onnx.checker.ValidationError, UnicodeDecodeError) as error:  # the latter for damaged names
         raise ModelError(f"{origin}: not a valid ONNX model: {first_line(error)}") from None
     refuse_unsound(proto, origin)
@@ -75,18 +74,6 @@ def check(proto: ModelProto, origin: str, *, quantized: bool = False) -> None:
                 f"{origin}: already quantized: node {node.name or node.output[0]!r} is {node.op_type};"
                 " start from the float model"
             )
-
-
-def _without_weights(proto: ModelProto) -> ModelProto:
-    """The model with initializers as inputs: what the checker, which serializes it, can look at in one piece."""
-    inputs = {v.name: v for v in proto.graph.input}
-    for tensor in proto.graph.initializer:
-        value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-        inputs.setdefault(tensor.name, value)
-    graph = GraphProto(name=proto.graph.name, node=proto.graph.node, input=inputs.values(), output=proto.graph.output)
-    return ModelProto(
-        ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions, graph=graph
-    )
 
 
 def first_line(error: BaseException) -> str:
@@ -170,7 +157,7 @@ def write(proto: ModelProto, path: Path) -> None:
     Raises OutputError.
     """
     try:
-        if proto.ByteSize() >= LARGEST_PROTOBUF or large.references(proto):
+        if large.nbytes(proto) >= LARGEST_PROTOBUF or large.references(proto):
             proto = external_data.moved_out(proto, path)
         data = proto.SerializeToString(deterministic=True)
         with open(path, "wb") as file:

@@ -6,7 +6,7 @@ KL(p, q)    sum_c p_c ln(p_c / q_c), in nats; p, q over classes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,17 +56,27 @@ def sqnr(reference: FloatArray, other: FloatArray) -> float:
     return total.db
 
 
-def standard_error(single: Sequence[Sqnr]) -> float | None:
-    """How far the SQNR of R samples together is from that of all data, one standard deviation in dB; None where that
-    cannot be said: of one sample, or where the SQNR is infinite.
+def total(single: Iterable[Sqnr]) -> Sqnr:
+    """The SQNR of several samples together."""
+    result = Sqnr()
+    for one in single:
+        result.merge(one)
+    return result
+
+
+def standard_error(single: Sequence[Sqnr], count: int | None = None) -> float | None:
+    """How far the SQNR of R of some samples together is from that of all data, one standard deviation in dB; None where
+    that cannot be said: of one sample, or where the SQNR is infinite.
 
         SQNR = 10 log10(S / N), S and N the means of s_i and n_i:   10 / ln 10 * sqrt(var(s_i / S - n_i / N) / R)
+
+    single: samples that show how much s_i and n_i vary. count: R; None: all of them.
     """
     signal, noise = (np.array([getattr(one, name) for one in single]) for name in ("signal", "noise"))
-    if len(single) < 2 or not (0 < signal.sum() < np.inf and 0 < noise.sum() < np.inf):
+    if len(single) < 2 or count == 0 or not (0 < signal.sum() < np.inf and 0 < noise.sum() < np.inf):
         return None
     relative = signal / signal.mean() - noise / noise.mean()
-    return float(10 / np.log(10) * np.sqrt(relative.var(ddof=1) / len(single)))
+    return float(10 / np.log(10) * np.sqrt(relative.var(ddof=1) / (count or len(single))))
 
 
 @dataclass

@@ -40,7 +40,7 @@ class CorrectBiasEmpirically:
         feed = next((feed.arrays for feed in context.feeds), {})
         outputs = [layer.node.outputs[0].name for layer in planned_layers(model)]
         samples = len(context.feeds) if isinstance(context.feeds, Sized) else 1
-        corrector = _Corrector(model, samples, tensor_bytes(model.to_proto(), outputs, feed))
+        corrector = _Corrector(model, samples, tensor_bytes(model.outline(), outputs, feed))
         traffic = visit_layers(model, context.feeds, context.services, corrector, "correcting biases")
         return Outcome(len(corrector.notes), notes=(*corrector.notes, str(traffic)))
 

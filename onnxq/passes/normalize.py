@@ -117,7 +117,7 @@ def _is_false(tensor: gs.Tensor) -> bool:
 
 def _infer(model: Model) -> None:
     """Write what shape inference finds into the graph's tensors, but over nothing that inputs and outputs declare."""
-    proto = inferred_types(model.to_proto())
+    proto = inferred_types(model.outline())
     inferred = {t.name: t for t in gs.import_onnx(proto).tensors().values() if isinstance(t, gs.Variable)}
     declared = {t.name for t in (*model.graph.inputs, *model.graph.outputs) if t.shape is not None}
     for name, tensor in model.graph.tensors().items():

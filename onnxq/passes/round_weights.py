@@ -81,7 +81,7 @@ class RoundWeights:
         samples = len(context.feeds) if isinstance(context.feeds, Sized) else HELD_OUT_EVERY
         memory = context.services.max_memory
         feed = next((feed.arrays for feed in context.feeds), {})
-        sizes = tensor_bytes(model.to_proto(), (layer.node.outputs[0].name for layer in layers), feed)
+        sizes = tensor_bytes(model.outline(), (layer.node.outputs[0].name for layer in layers), feed)
         checkpoint = None if self.checkpoint is None else Checkpoint(self.checkpoint, self._key(model, context))
         rounder = _Rounder(model, self, samples, sizes, memory, checkpoint)
         for layer in layers:

@@ -124,7 +124,7 @@ class SetActivationRanges:
         parts = {name: each.parts for name, each in found.items() if isinstance(each, Together)}
         known = {(n, axes[n]): p[-1].facts() for n, p in parts.items() if isinstance(p[-1], ChannelStatistics)}
         if known:
-            context.channel_facts.setdefault(graph_hash(model.to_proto()), {}).update(known)
+            context.channel_facts.setdefault(model.fingerprint(), {}).update(known)
         return {name: parts[name][0] for name in names}
 
     def _params(

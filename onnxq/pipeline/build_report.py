@@ -22,7 +22,7 @@ from ..graph.precision import WIDENED_FROM
 from ..graph.shapes import dynamic_inputs
 from ..options import Options
 from ..report import FloatNode, ModelFacts, QuantizedTensor, Reason, Report, SampleSets
-from ..thresholds import DETAIL_SAMPLES, FEW_SAMPLES
+from ..thresholds import DETAIL_SAMPLES, FEW_SAMPLES, QUALITY_SAMPLES
 from .collect_report import ReportCollector
 from .keep_if_better import UNKNOWN, WORSE
 from .measure_latency import measure_latency
@@ -76,9 +76,11 @@ def build_report(
         reporting = task.feeds.drawn(evaluation_samples)
     target, planned = task.context.target, quantized.planned
     requirements = check_target(task, quantized)
+    limiting = _limiting(task, reporting)
     verdict = verify(
-        written, task.proto, reporting, task.context.services.threads, runs_here=target.runs_here, proto=quantized.proto
-    )
+        written, task.proto, reporting, task.context.services, fitted=limiting or (), runs_here=target.runs_here,
+        proto=quantized.proto,
+    )  # fmt: skip
     states = node_states(planned, verdict.runtime if target.runs_here else None)
     states = tuple(replace(s, state="weights only") if s.node in quantized.stored else s for s in states)
     if tuned is not None:
@@ -122,6 +124,16 @@ def build_report(
     return replace(report, layers=layers, distributions=collector.distributions(planned))
 
 
+def _limiting(task: Task, reporting: CalibrationData) -> CalibrationData | None:
+    """Samples beside the held-out ones that the quality is no better than; none where all were asked for, and where
+    `effort` fast leaves out what takes time."""
+    sets = task.samples
+    if reporting is not sets.reporting or sets.limiting is None or task.statistics is not None:
+        return None
+    rest = QUALITY_SAMPLES - len(reporting) if task.options.effort == "fast" else len(sets.limiting)
+    return sets.limiting.few(rest) if rest > 0 and len(sets.limiting) else None
+
+
 def sample_sets(task: Task, reporting: CalibrationData) -> SampleSets:
     """How many samples were for what. reporting: those that the quality was measured on."""
     sets, statistics = task.samples, task.statistics
@@ -144,6 +156,8 @@ def sample_sets(task: Task, reporting: CalibrationData) -> SampleSets:
         origin = f"{some} that the statistics were collected on"
     elif sets.is_divided:
         origin, unseen = f"{some} held out", True
+        if limiting := _limiting(task, reporting):
+            origin += f", or on all {compared + len(limiting.numbers())} where it is lower there"
     elif compared < fitting:
         origin = f"on {compared} of the {fitting} samples it was calibrated with"
     else:
@@ -290,8 +304,8 @@ def _record(model: Model, quantizer: Quantizer) -> QuantizedTensor:
         quantizer.tensor,
         "constant" if isinstance(tensor, gs.Constant) else "activation",
         str(params.grid),
-        tuple(float(s) for s in np.ravel(params.scale)),
-        tuple(int(z) for z in np.ravel(params.zero_point)),
+        tuple(np.ravel(np.asarray(params.scale, np.float64)).tolist()),
+        tuple(np.ravel(params.zero_point).tolist()),
         params.axis,
         quantizer.grid_of,
     )

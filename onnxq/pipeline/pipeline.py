@@ -38,7 +38,7 @@ from ..encodings import Encoding, encoding_of
 from ..errors import DataError, NothingToQuantizeError, UsageError
 from ..execution.services import no_progress
 from ..graph.model import Model
-from ..graph.opset import convert_opset
+from ..graph.opset import convert_opset, opset_of
 from ..graph.precision import stored_as_given
 from ..graph.stored_weights import StoredWeights
 from ..numeric.quant import QuantSpec
@@ -375,18 +375,15 @@ def given_encodings(task: Task) -> tuple[Pass, ...]:
 
 
 def at_sufficient_opset(model: Model, options: Options) -> Model:
-    """The planned model at an operator set that has its grids."""
-    proto, target = model.to_proto(), find_target(options.target)
+    """The planned model at an operator set that has its grids; itself where its own has them."""
+    proto, target = model.outline(), find_target(options.target)
     needed = max([target.min_opset, *(quantizer.spec.min_opset for quantizer in model.quantizers.values())])
     inner = stored_weights(options)
     if inner.weight is not None and inner.applies(proto):
         needed = max(needed, inner.weight.min_opset)
-    converted = convert_opset(proto, needed, model.origin, target.max_opset)
-    if converted is proto:
+    if opset_of(proto) == opset_of(convert_opset(proto, needed, model.origin, target.max_opset)):
         return model
-    copy = Model.from_proto(converted, model.origin)
-    copy.take_plan(model)
-    return copy
+    return model.converted(lambda outline: convert_opset(outline, needed, model.origin, target.max_opset))
 
 
 def _reasons(model: Model) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..calibration.context import Context
 from ..errors import EngineError
 from ..execution.observe import observed
 from ..execution.session import Session
-from ..graph.comparable import comparables
+from ..graph.comparable import Comparable, comparables
 from ..graph.model import Model
 from ..numeric.metrics import Sqnr, comparable
 from ..passes.base import Outcome, Pass
@@ -41,24 +42,38 @@ def run_passes(
     """
     steps: list[Step] = []
     feed = next((f.arrays for f in context.feeds), None) if any(p.preserves for p in passes) else None
-    float_model = None if feed is None else original or model.to_proto()
-    compared = () if float_model is None else comparables(float_model)
-    expected: dict[str, Any] = {}
-    if float_model is not None and feed is not None:
-        found = Session(observed(float_model, compared, keep_outputs=True)).run(feed)
-        expected = {each.label: found[each.label] for each in compared}
+    function = None if feed is None else _Function(model.clone() if original is None else original, feed)
     for index, step in enumerate(passes):
         context.services.progress(step.title, index, len(passes))
         start = time.perf_counter()
-        untouched = model.clone() if step.preserves and feed is not None else None
+        untouched = model.clone() if step.preserves and function is not None else None
         outcome = step.apply(model, context)
         record = step_record(step, outcome, 0.0)
-        if untouched is not None and feed is not None and outcome.changed:
-            fault = _difference(observed(model.to_proto(), compared, keep_outputs=True), feed, expected)
+        if untouched is not None and function is not None and outcome.changed:
+            fault = function.difference(model)
             if fault is not None:
                 model, record = untouched, _undone(step, f"{fault}; the model may be numerically unstable")
         steps.append(replace(record, seconds=time.perf_counter() - start))
     return model, tuple(steps)
+
+
+class _Function:
+    """What a float model computes of one feed; it is run when something is first compared with it."""
+
+    def __init__(self, model: Model | ModelProto, feed: Mapping[str, np.ndarray]) -> None:
+        self._model, self._feed = model, feed
+
+    @cached_property
+    def _expected(self) -> tuple[tuple[Comparable, ...], dict[str, Any]]:
+        proto = self._model if isinstance(self._model, ModelProto) else self._model.to_proto()
+        compared = comparables(proto)
+        found = Session(observed(proto, compared, keep_outputs=True)).run(self._feed)
+        return compared, {each.label: found[each.label] for each in compared}
+
+    def difference(self, model: Model) -> str | None:
+        """How a model's outputs differ from the expected ones by more than rounding; None where they do not."""
+        compared, expected = self._expected
+        return _difference(observed(model.to_proto(), compared, keep_outputs=True), self._feed, expected)
 
 
 def _difference(proto: ModelProto, feed: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> str | None:

@@ -11,14 +11,15 @@ front of it is compared (`graph.comparable`). Then
 
 A default session that fails on its own rewriting of the model, or changes the float model as much by it, is a warning,
 which names the option that avoids it.
+
+One session is in memory at a time; what it computes is kept for those that follow, in files beyond `max_memory`.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +28,19 @@ from onnx import GraphProto, ModelProto
 
 from ..data import Feed
 from ..errors import EngineError, VerificationError
-from ..execution.compare_outputs import run_models
+from ..execution.compare_outputs import KeptOutputs
 from ..execution.memory import return_freed_memory
 from ..execution.observe import observed
+from ..execution.services import Services
 from ..execution.session import CPU, EXACT_PRODUCTS, Session, optimized_graph, runtime_version
 from ..graph import large
 from ..graph.class_scores import class_score_outputs
 from ..graph.comparable import Comparable, comparables
 from ..graph.storage import first_line
-from ..numeric.metrics import Sqnr, class_scores, comparable, finite, same_class, standard_error
+from ..numeric.metrics import Sqnr, comparable, total
 from ..report import OutputQuality
-from ..thresholds import FEWEST_OF_ONE_CLASS, LOW_SQNR_DB, RUNTIME_ENOUGH_DB, RUNTIME_MARGIN_DB
+from ..thresholds import FEWEST_OF_ONE_CLASS, LOW_SQNR_DB, RUNTIME_MARGIN_DB
+from .session_comparison import SessionComparison, TensorComparison
 
 _ROUNDS_ACTIVATIONS = "MatMulNBits"
 """ONNX Runtime's product with weights of 4 or 8 bits; a default session has it round activations (accuracy level 4)."""
@@ -61,92 +64,19 @@ class Verdict:
         return dict(Counter(node.op_type for node in nodes).most_common())
 
 
-@dataclass(frozen=True)
-class _Sessions:
-    """The float model; the written one with optimisations off; in a default session; and in one that multiplies as
-    written where the default one does not. None: not asked."""
-
-    reference: Session
-    plain: Session
-    default: Session | None = None
-    exact: Session | None = None
-
-    @property
-    def present(self) -> tuple[Session, ...]:
-        return tuple(s for s in (self.reference, self.plain, self.default, self.exact) if s is not None)
-
-
-@dataclass
-class _Comparison:
-    """One tensor, streamed: float against what will run (`quality`), of each sample alone (`single`), as written
-    (`written`), and in a session that multiplies as written (`with_option`); and as written against a default session
-    (`runtime`) and against one that multiplies as written (`exact`)."""
-
-    place: Comparable
-    has_classes: bool
-    quality: Sqnr = field(default_factory=Sqnr)
-    single: list[Sqnr] = field(default_factory=list)
-    written: Sqnr = field(default_factory=Sqnr)
-    runtime: Sqnr = field(default_factory=Sqnr)
-    exact: Sqnr = field(default_factory=Sqnr)
-    with_option: Sqnr = field(default_factory=Sqnr)
-    same_class: int = 0
-    rows: int = 0
-    samples: int = 0
-    is_finite: bool = True
-    classes: set[int] = field(default_factory=set)
-
-    def update(self, feed: Feed, reference: np.ndarray, plain: np.ndarray, others: Sequence[np.ndarray]) -> None:
-        """others: of the default session, and of the exact one, where there are any."""
-        self.samples += 1
-        self.is_finite &= bool(np.isfinite(reference).all())
-        runs, one = others[0] if others else plain, Sqnr()
-        one.update(reference, runs)
-        self.single.append(one)
-        self.quality.merge(one)
-        self.written.update(reference, plain)
-        for distance, other in zip((self.runtime, self.exact), others, strict=False):
-            distance.update(plain, other)
-        for exact in others[1:]:
-            self.with_option.update(reference, exact)
-        same = same_class(reference, runs, feed.rows or feed.batch) if self.has_classes else None
-        if same is not None:
-            self.same_class += int(same.sum())
-            self.rows += same.size
-            scores = class_scores(reference)
-            assert scores is not None
-            self.classes.update(np.argmax(scores, axis=1).tolist())
-
-    def agrees(self, distance: Sqnr) -> bool:
-        """Whether a session differs from the model as written by no more than quantization did."""
-        return distance.db >= min(self.written.db, RUNTIME_ENOUGH_DB) - RUNTIME_MARGIN_DB
-
-    def record(self, *, has_runtime: bool, has_exact: bool) -> OutputQuality:
-        agreement = self.same_class / self.rows if self.rows else None
-        runtime = finite(self.runtime.db) if has_runtime else None
-        record = OutputQuality(
-            self.place.output, finite(self.quality.db), runtime, agreement, runs_in_default_session=has_runtime,
-            standard_error_db=standard_error(self.single),
-        )  # fmt: skip
-        if self.place.selection is not None:
-            record = replace(record, compared_at=self.place.tensor, in_front_of=self.place.selection)
-        if has_exact and round(self.with_option.db, 1) != round(self.quality.db, 1):
-            record = replace(record, option=f"{EXACT_PRODUCTS} = 1", option_sqnr_db=finite(self.with_option.db))
-        return replace(record, more_outputs=self.place.more, classes=len(self.classes) or None)
-
-
 def verify(
     written: Path,
     original: ModelProto,
     feeds: Iterable[Feed],
-    threads: int,
+    services: Services,
     *,
+    fitted: Iterable[Feed] = (),
     runs_here: bool = True,
     proto: ModelProto | None = None,
 ) -> Verdict:
-    """Check the model file `written` against the float model on some feeds, which are gone through twice, and once more
-    where a default session computes something else.
+    """Check the model file `written` against the float model on some feeds, which are gone through once.
 
+    fitted: further feeds, which something was fitted to: they may lower the quality, not raise it.
     proto: what was written, if it is in memory: the weights that it maps can be freed between runs.
     runs_here: whether ONNX Runtime's integer kernels are what will run the model, so that they must agree with it.
     Raises VerificationError where the model is invalid, does not load or run as written, gives infinity or not-a-number
@@ -156,31 +86,36 @@ def verify(
     return_freed_memory()
     _check(written, original)
     places, scores = comparables(original), class_score_outputs(original)
-    comparisons = {place.label: _Comparison(place, place.output in scores) for place in places}
-    reference = Session(observed(original, places), provider=CPU)
+    comparisons = {place.label: TensorComparison(place, place.output in scores) for place in places}
     large_proto = proto if proto is not None and large.references(proto) else None
+    reference = Session(observed(original, places), provider=CPU)
+    samples = KeptOutputs(reference, feeds, services)
+    runs = SessionComparison(samples, len(samples.all), comparisons)
+    samples.extend(reference, fitted)
+    del reference  # one session at a time
     try:
-        plain = _session(written, large_proto, places, optimize=False)
-        default, runtime, troubles = _default(written, large_proto, places, feeds)
-        sessions = _Sessions(reference, plain)
-        if runs_here and runtime is not None:
-            sessions = replace(sessions, default=default, exact=_exact(written, large_proto, places, runtime))
-        del default
-        _compare(sessions, feeds, threads, comparisons)
+        runs.as_written(_session(written, large_proto, places, optimize=False), is_last=not runs_here)
     except EngineError as error:
         raise VerificationError(f"the quantized model does not run, and was not written: {error}") from None
-    known = {label: comparison for label, comparison in comparisons.items() if comparison.samples}
+    runtime, troubles = _default(runs, written, large_proto, places, compare=runs_here)
+    nodes = () if runtime is None or not runs_here else runtime.node
+    has_default, has_exact = bool(nodes), any(node.op_type == _ROUNDS_ACTIVATIONS for node in nodes)
+    if has_exact:
+        runs.exactly(_session(written, large_proto, places, optimize=True, exact=True))
+    known = {label: comparison for label, comparison in comparisons.items() if comparison.is_known(default=has_default)}
     for name, comparison in known.items():
         _refuse_infinities(name, comparison)
-    disputed = {name: comparison for name, comparison in known.items() if not _kernels_agree(comparison, sessions)}
+    kernels = {
+        name: comparison.exact_kernels if has_exact else comparison.runtime for name, comparison in known.items()
+    }
+    disputed = {name: known[name] for name, found in kernels.items() if has_default and not known[name].agrees(found)}
     if disputed:
-        troubles += tuple(_rewritten(disputed, sessions, observed(original, places), feeds, threads))
-    for name, comparison in known.items():
-        costs = comparison.quality.db < comparison.written.db and not comparison.agrees(comparison.runtime)
-        if sessions.exact is not None and costs:
-            troubles += (_rounded_products(name, comparison, sessions, runtime),)
-    has = {"has_runtime": sessions.default is not None, "has_exact": sessions.exact is not None}
-    quality = [comparison.record(**has) for comparison in known.values()]
+        troubles += tuple(_rewritten(disputed, kernels, runs, observed(original, places)))
+    for name, comparison in known.items() if has_exact else ():
+        costs = total(comparison.default.held_out).db < total(comparison.written.held_out).db
+        if costs and not comparison.agrees(comparison.runtime):
+            troubles += (_rounded_products(name, comparison, runtime),)
+    quality = [comparison.record(has_runtime=has_default, has_exact=has_exact) for comparison in known.values()]
     compared_outputs = {name for q in quality for name in (q.output, *q.more_outputs)}
     unknown = [value.name for value in original.graph.output if value.name not in compared_outputs]
     quality += [OutputQuality(name, None, None, None, is_unknown=True) for name in unknown]
@@ -190,7 +125,7 @@ def verify(
     return Verdict(tuple(quality), runtime if runs_here else None, warnings)
 
 
-def _one_class(comparison: _Comparison) -> str:
+def _one_class(comparison: TensorComparison) -> str:
     """What is to be said where the float model sees the same thing in all samples."""
     if len(comparison.classes) != 1 or comparison.rows < FEWEST_OF_ONE_CLASS:
         return ""
@@ -214,38 +149,33 @@ def _session(
 
 
 def _default(
-    written: Path, proto: ModelProto | None, places: Sequence[Comparable], feeds: Iterable[Feed]
-) -> tuple[Session | None, GraphProto | None, tuple[str, ...]]:
-    """A default session, the graph that it runs, and what is to be said of it: None where ONNX Runtime fails on its own
-    rewriting. 1.32 does on data movement between signed grids at operator set 21 and up, for one."""
+    runs: SessionComparison, written: Path, proto: ModelProto | None, places: Sequence[Comparable], *, compare: bool
+) -> tuple[GraphProto | None, tuple[str, ...]]:
+    """The graph that a default session runs, which is compared, or only tried once, and what is to be said of it: None
+    where ONNX Runtime fails on its own rewriting. 1.32 does on data movement between signed grids at operator
+    set 21 and up, for one."""
     try:
         runtime = optimized_graph(written)  # first: it holds the model, too
         session = _session(written, proto, places, optimize=True)
-        for feed in itertools.islice(feeds, 1):
-            session.run(feed.arrays)
+        if compare:
+            runs.default(session)
+        else:
+            runs.attempt(session)
     except EngineError as error:
         trouble = (
             "ONNX Runtime fails on its own rewriting of the model in a default session, and runs it with"
             f" SessionOptions.graph_optimization_level = ORT_DISABLE_ALL only ({error})"
         )
-        return None, None, (trouble,)
-    return session, runtime, ()
+        return None, (trouble,)
+    return runtime, ()
 
 
-def _exact(
-    written: Path, proto: ModelProto | None, places: Sequence[Comparable], runtime: GraphProto
-) -> Session | None:
-    """A session that multiplies as written, where the default one rounds activations to int8 blocks of its own."""
-    if not any(node.op_type == _ROUNDS_ACTIVATIONS for node in runtime.node):
-        return None
-    return _session(written, proto, places, optimize=True, exact=True)
-
-
-def _rounded_products(output: str, comparison: _Comparison, sessions: _Sessions, runtime: GraphProto | None) -> str:
+def _rounded_products(output: str, comparison: TensorComparison, runtime: GraphProto | None) -> str:
+    as_written = comparison.exact.db
     count = sum(node.op_type == _ROUNDS_ACTIVATIONS for node in (() if runtime is None else runtime.node))
     return (
         f"output {output!r}: ONNX Runtime rounds the activations of {count} products to 8 bits in blocks of its own"
-        f" ({_ROUNDS_ACTIVATIONS}), which leaves {comparison.quality.db:.1f} dB of the {comparison.written.db:.1f} dB"
+        f" ({_ROUNDS_ACTIVATIONS}), which leaves {comparison.default.db:.1f} dB of the {as_written:.1f} dB"
         f" that the model has as written; the session option {EXACT_PRODUCTS} = 1 computes as written, and slower"
     )
 
@@ -272,15 +202,6 @@ def _infers(proto: ModelProto) -> bool:
     return True
 
 
-def _compare(sessions: _Sessions, feeds: Iterable[Feed], threads: int, comparisons: Mapping[str, _Comparison]) -> None:
-    for feed, outputs in run_models(sessions.present, feeds, threads):
-        for label, comparison in comparisons.items():
-            reference, plain, *others = (each.get(label) for each in outputs)
-            found = [y for y in (plain, *others) if y is not None and comparable(reference, y)]
-            if reference is not None and len(found) == len(outputs) - 1:
-                comparison.update(feed, reference, found[0], found[1:])
-
-
 def _warnings(quality: Iterable[OutputQuality]) -> Iterable[str]:
     for each in quality:
         if each.is_unknown:
@@ -296,25 +217,17 @@ def _warnings(quality: Iterable[OutputQuality]) -> Iterable[str]:
             )
 
 
-def _refuse_infinities(output: str, comparison: _Comparison) -> None:
-    if not (np.isfinite(comparison.quality.noise) and np.isfinite(comparison.written.noise)):
+def _refuse_infinities(output: str, comparison: TensorComparison) -> None:
+    compared = (*comparison.default.all, *comparison.written.all)
+    if not all(np.isfinite(one.noise) for one in compared):
         raise VerificationError(
             f"output {output!r} of the quantized model holds infinity or not-a-number where the float model's does"
             " not, so the model was not written"
         )
 
 
-def _kernels_agree(comparison: _Comparison, sessions: _Sessions) -> bool:
-    return sessions.default is None or comparison.agrees(_kernels(comparison, sessions))
-
-
-def _kernels(comparison: _Comparison, sessions: _Sessions) -> Sqnr:
-    """How far a default session is from the model as written, apart from the activations that it rounds by itself."""
-    return comparison.runtime if sessions.exact is None else comparison.exact
-
-
 def _rewritten(
-    disputed: Mapping[str, _Comparison], sessions: _Sessions, original: ModelProto, feeds: Iterable[Feed], threads: int
+    disputed: Mapping[str, TensorComparison], kernels: Mapping[str, Sqnr], runs: SessionComparison, original: ModelProto
 ) -> Iterator[str]:
     """What is to be said of outputs that a default session computes otherwise than they are written, where the float
     model's differ as much: ONNX Runtime's rewriting of graphs does that, and no kernel for integers.
@@ -323,19 +236,19 @@ def _rewritten(
     """
     own = {name: Sqnr() for name in disputed}
     try:
-        optimized = Session(original, optimize=True, provider=CPU)
-        for _, (as_written, runs) in run_models((sessions.reference, optimized), feeds, threads):
+        for as_written, rewritten in runs.of_float_model(Session(original, optimize=True, provider=CPU)):
             for name, distance in own.items():
-                if comparable(as_written.get(name), runs.get(name)):
-                    distance.update(as_written[name], runs[name])
+                if comparable(as_written.get(name), rewritten.get(name)):
+                    distance.update(as_written[name], rewritten[name])
     except EngineError:
         own = {}  # a float model that does not run there says nothing
     for name, comparison in disputed.items():
-        kernels, distance = _kernels(comparison, sessions), own.get(name, Sqnr())
-        if kernels.db < distance.db - RUNTIME_MARGIN_DB:
+        apart, distance = kernels[name], own.get(name, Sqnr())
+        written = total(comparison.written.held_out).db
+        if apart.db < distance.db - RUNTIME_MARGIN_DB:
             raise VerificationError(
                 f"output {name!r}: ONNX Runtime's optimised integer kernels do not agree with the model as"
-                f" written (SQNR {kernels.db:.1f} dB between them, {comparison.written.db:.1f} dB against float), so"
+                f" written (SQNR {apart.db:.1f} dB between them, {written:.1f} dB against float), so"
                 " the model was not written; some versions of ONNX Runtime have faulty kernels (this is"
                 f" {runtime_version()}), and on CPUs without VNNI products of 8-bit integers saturate: quantize for"
                 " `target` ort-no-vnni there"
@@ -343,5 +256,5 @@ def _rewritten(
         yield (
             f"output {name!r}: ONNX Runtime {runtime_version()} computes it otherwise in a default session than as"
             f" written, that of the float model, too (SQNR {distance.db:.1f} dB, of the quantized one"
-            f" {kernels.db:.1f} dB); SessionOptions.graph_optimization_level = ORT_DISABLE_ALL computes as written"
+            f" {apart.db:.1f} dB); SessionOptions.graph_optimization_level = ORT_DISABLE_ALL computes as written"
         )

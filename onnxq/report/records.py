@@ -136,7 +136,8 @@ class QuantizedTensor:
 class OutputQuality:
     """One output of the quantized model beside the float model's, over the samples compared.
 
-    sqnr_db: signal to quantization noise, in dB; None where the two are identical, or where it `is_unknown`.
+    sqnr_db: signal to quantization noise, in dB; None where the two are identical, or where it `is_unknown`. Of samples
+    held out, or of all where it is lower there (`SampleSets.origin`).
     runtime_sqnr_db: the quantized model with ONNX Runtime's optimisations off against on, likewise; None, too, where it
     does not run in a default session, or another tool-chain will run it (`runs_in_default_session`).
     top1_agreement: share of samples with the same best class, where the output holds class scores.
@@ -184,7 +185,7 @@ class SampleSets:
     reporting: what the quality was measured on.
 
     origin: which samples the last ones are, as the end of a sentence: `on 25 samples held out`.
-    are_unseen: whether nothing was fitted to them or chosen by them: then the quality is to be expected of other data.
+    are_unseen: whether nothing was fitted to them: then the quality is to be expected of other data.
     """
 
     fitting: int

@@ -62,7 +62,8 @@ def sample_counts(samples: SampleSets) -> str:
         return f"no calibration data, {samples.reporting} samples to compare"
     if not samples.are_unseen:
         return f"{samples.fitting} calibration samples, none of them held out"
-    return f"samples: {samples.fitting} to calibrate, {samples.choosing} to choose, {samples.reporting} to report"
+    fitting, choosing, reporting = samples.fitting, samples.choosing, samples.reporting
+    return f"samples: {fitting} to calibrate, {reporting} to report, {choosing} of them to choose"
 
 
 def node_counts(report: ReportData) -> str:
