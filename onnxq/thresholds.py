@@ -169,9 +169,12 @@ DETAIL_SAMPLES = 32
 """Samples over which a detailed report measures the noise of single layers, at most. Chosen: one pass of some
 seconds."""
 
-RANDOM_SAMPLES = 2
-"""Random inputs to verify a model on where there is no calibration data. Chosen: they show faults, not quality, and
-each is run by four sessions; of 75 million 4-bit weights 8 took 3.6 CPU seconds, longer than quantizing them."""
+RANDOM_SAMPLES = 8
+"""Random inputs to verify a model on where there is no calibration data. Chosen: they show faults, not quality."""
+
+RANDOM_SAMPLES_OF_WEIGHTS = 2
+"""The same where only weights are quantized. Chosen: each is run by four sessions, one of which dequantizes all
+weights each time; of 75 million 4-bit weights 8 took 3.6 CPU seconds, longer than quantizing them."""
 
 EVALUATION_SAMPLES = 64
 """Samples that a distance (SQNR, KL) is measured on in `sensitivity`, `debug` and mixed precision. Chosen: a figure

@@ -25,7 +25,7 @@ from ..graph.freeze import frozen
 from ..graph.import_model import import_model
 from ..graph.storage import in_order
 from ..options import Options
-from ..thresholds import RANDOM_SAMPLES
+from ..thresholds import RANDOM_SAMPLES, RANDOM_SAMPLES_OF_WEIGHTS
 
 
 def open_model(
@@ -199,9 +199,10 @@ def random_inputs(
     if any(spec.shape is None or spec.is_text for spec in specs):
         return []
     session, trouble = Session(proto), None
+    count = RANDOM_SAMPLES_OF_WEIGHTS if weights_only else RANDOM_SAMPLES
     for length in RANDOM_LENGTHS:
         random = np.random.default_rng(options.seed)
-        feeds = [_random_feed(specs, ranges, length, random) for _ in range(RANDOM_SAMPLES)]
+        feeds = [_random_feed(specs, ranges, length, random) for _ in range(count)]
         try:
             session.run(feeds[0])
             return feeds
