@@ -288,7 +288,7 @@ def quantizer_arguments(options: Options) -> dict[str, Any]:
     return {
         "activation_bitwidth": activation_bits or 32,
         "dtype": "int",
-        "is_symmetric": not options.asymmetric_weights,
+        "is_symmetric": options.weight is None or options.weight.symmetric,
         "param_bitwidth": weight_bits or 32,
         "per_channel_quantization": options.per_channel,
         "quant_scheme": "post_training_tf" if options.activation_range == "minmax" else "post_training_tf_enhanced",

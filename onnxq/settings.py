@@ -26,7 +26,7 @@ class Settings(TypedDict, total=False):
     per_channel: bool
     force_int_kernels: bool
     symmetric_activations: bool
-    asymmetric_weights: bool
+    asymmetric_weights: bool | None
     power_of_two: bool
     block_size: int | None
     embeddings: Literal["8", "4", "float"]

@@ -164,3 +164,18 @@ def test_other_presets_use_every_kernel(preset):
     assert "QuantizeLinear" in ops(onnxq.quantize(proto, samples(proto), preset=preset).model)
     with pytest.raises(onnxq.OnnxqError, match="faster in float"):
         onnxq.quantize(proto, samples(proto))
+
+
+def test_blocks_of_4_bits_have_zero_points_where_the_target_takes_them():
+    def symmetric(**settings):
+        return onnxq.Options(**settings).weight.symmetric
+
+    blocks = {"preset": "w4", "block_size": 32}
+    assert not symmetric(**blocks)
+    assert symmetric(**blocks, asymmetric_weights=False)
+    assert symmetric(**blocks, power_of_two=True)
+    assert symmetric(**blocks, target="tensorrt")
+    assert symmetric(preset="w4")
+    assert symmetric(preset="w8", block_size=32)
+    assert symmetric(preset="w4a8", block_size=32)
+    assert not symmetric(preset="w8", asymmetric_weights=True)

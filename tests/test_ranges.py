@@ -7,7 +7,8 @@ import pytest
 
 from onnxq.numeric.histogram import Histogram
 from onnxq.numeric.quant import Grid, QuantParams, QuantSpec
-from onnxq.numeric.quantization_error import squared_error
+from onnxq.numeric.quantization_error import squared_error, squared_error_of
+from onnxq.numeric.range_search import search as range_search
 from onnxq.numeric.ranges import Moments, batchnorm, cross_entropy, minmax, mse, percentile, set_range
 from onnxq.numeric.samples import Samples
 
@@ -229,3 +230,34 @@ def test_weights_with_the_scale_of_blocks_are_independent_of_what_is_searched_wi
     together = mse(Samples.of_weights(rows, 0), spec)
     alone = [mse(Samples.of_weights(row[None], 0), spec) for row in rows]
     np.testing.assert_allclose(together[0], [lo[0] for lo, _ in alone], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", ["normal", "heavy-tailed", "one sign", "constant"])
+def test_blocks_with_zero_points_are_as_good_as_a_search_of_both_ends(kind: str, bits: int) -> None:
+    random = np.random.default_rng(bits)
+    rows = {
+        "normal": random.standard_normal((60, 32)), "heavy-tailed": random.standard_t(3, (60, 32)),
+        "one sign": random.uniform(1, 2, (60, 32)), "constant": np.full((60, 32), 0.7),
+    }[kind]  # fmt: skip
+    rows = np.float32(rows * 10.0 ** random.integers(-3, 3, (60, 1)))
+    spec = QuantSpec(Grid(bits, True), symmetric=False, per_channel=True)
+    samples = Samples.of_weights(rows, 0)
+    power = np.square(rows, dtype=np.float64).sum(axis=1)
+
+    def noise(lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
+        return squared_error(samples, QuantParams.from_range(lo, hi, spec, 0)) / power
+
+    found, whole = noise(*mse(samples, spec)), noise(*minmax(samples, spec))
+    assert (found <= 1.001 * whole + 1e-12).all()
+    share = 1.1 if kind == "one sign" else 1.01
+    assert found.mean() <= share * noise(*range_search(squared_error_of(samples, 1.0), samples, spec)).mean() + 1e-12
+
+
+@pytest.mark.parametrize("factor", [1e-44, 1e-30, 1e30, 3e38, 0])
+def test_zero_points_of_tiny_and_huge_weights_are_found_without_overflow(factor: float) -> None:
+    rows = np.float32(np.clip(np.random.default_rng(0).standard_normal((5, 32)), -1, 1) * factor)
+    lo, hi = mse(Samples.of_weights(rows, 0), QuantSpec(Grid(4, True), symmetric=False, per_channel=True))
+    assert np.isfinite([*lo, *hi]).all()
+    assert (lo <= 0).all()
+    assert (hi >= 0).all()

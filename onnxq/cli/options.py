@@ -63,7 +63,7 @@ def _decorators(option: Option, flags: dict[str, str]) -> list[Callable[[F], F]]
     attributes: dict[str, Any] = {"help": _help(option, flags)}
     if option.kind == "flag":
         off = option.opposite or f"no-{option.long_name}"
-        flag = f"{flag}/--{off}" if option.default else flag
+        flag = f"{flag}/--{off}" if option.default or option.optional else flag
         attributes |= {"is_flag": True, "default": option.default}
     else:
         many = option.kind == "texts" or option.name in MULTIPLE

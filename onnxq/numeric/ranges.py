@@ -14,7 +14,8 @@ values x_i and Q the quantizer of the grid that spans [lo, hi]:
 
 To add a method, write its function here and enter it in `RANGE_METHODS` at the end of this file: options, `--help` and
 the statistics that are collected follow from the entry. `range_search.search` minimises any objective,
-`scale_search.best_shares` the squared error of symmetric grids, for weights by the million.
+`scale_search.best_shares` the squared error of symmetric grids, `affine_search.best_ranges` that of others, for weights
+by the million.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from . import scale_search
+from . import affine_search, scale_search
 from .histogram import compress
 from .quant import QuantParams, QuantSpec
 from .quantization_error import squared_error_of
@@ -70,6 +71,8 @@ def mse(samples: Samples, spec: QuantSpec) -> Range:
     if samples.are_weights and scale_search.serves(spec):
         shares = scale_search.best_shares(samples.values, spec)
         return shares * samples.lo, shares * samples.hi
+    if samples.are_weights and affine_search.serves(spec, samples.values.shape[1]):
+        return affine_search.best_ranges(samples.values, spec)
     clipping = 1.0 if samples.seen is None else 1 + (CLIPPING_SAMPLES / max(samples.seen, 1)) ** 2
     at_once = max(_CACHED // max(samples.values.shape[1], 1), 1)
     parts = [samples.channels(slice(i, i + at_once)) for i in range(0, max(samples.lo.size, 1), at_once)]

@@ -149,6 +149,7 @@ ORT = Target(
     dynamic_activations=True,
     rounds_activations=(4, 8),
     stores_int4="weights only",
+    zero_points_in_blocks=True,
     max_opset=27,
     requirements={
         "opset": _ONNX,
@@ -175,6 +176,7 @@ ELSEWHERE = replace(
     rules={op: replace(rule, slow=never) for op, rule in ORT.rules.items()},
     quantizes_float_weights=False,
     runs_here=False,
+    zero_points_in_blocks=False,
     dynamic_activations=False,
     rounds_activations=(),
     activation_types=("uint8", "int8"),

@@ -135,6 +135,8 @@ class Target:
     weights_only: types of weights that it takes only where activations stay in float.
     blocks: types of weights that may have one scale for each block; none: no blocks.
     simulates_widths: whether activations of other widths than its types are taken, rounded to fewer integers by a Clip.
+    zero_points_in_blocks: whether weights of up to 4 bits in blocks get zero points, beside activations in float, if
+    nothing else is asked for: they are more accurate, and must be as fast.
     """
 
     name: str
@@ -175,6 +177,7 @@ class Target:
     weights_only: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ("int4", "uint4", "int8", "uint8", "int16", "uint16")
     simulates_widths: bool = True
+    zero_points_in_blocks: bool = False
 
     def rule(self, node: gs.Node) -> OpRule | str:
         """The rule for a node, or the reason why it stays in float."""
