@@ -348,7 +348,7 @@ def set_ranges(model: Model, task: Task, collector: ReportCollector | None = Non
 
 def refuse_empty(model: Model, task: Task) -> None:
     """Raise NothingToQuantizeError where the plan quantizes nothing."""
-    if not model.quantizers and not stored_weights(task.options).applies(model.to_proto()):
+    if not model.quantizers and not stored_weights(task.options).applies(model.outline()):
         raise NothingToQuantizeError(f"{task.origin}: nothing to quantize: {_reasons(model)}")
 
 
