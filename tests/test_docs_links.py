@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 PAGES = sorted([
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "models/README.md")),
-    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "docs").rglob("*.md"),
     *(ROOT / "bench" / "results").glob("*.md"),
 ])  # fmt: skip
 
