@@ -88,7 +88,9 @@ class MakeExceptions:
             activations = self._widened(model, [name for unit in others for name in unit], context)
             touched = {name for unit in others for name in layers[unit]}
             share = sum(products[name] for name in touched) / max(sum(products.values()), 1)
-            parts.append(f"{_count(activations, 'activation')} wider (in layers of {share:.1%} of the multiplications)")
+            parts.append(
+                f"{_count(activations, 'activation')} changed (in layers of {share:.1%} of the multiplications)"
+            )
             made |= activations
         dbs = {name: db for unit, db in alone.items() for name in unit}
         details = (f"{name}: outputs at {dbs[name]:.1f} dB with it alone; {text}" for name, text in made.items())
