@@ -200,7 +200,7 @@ def page(found: Mapping[str, Row], notes: Sequence[str]) -> Iterator[str]:
     for title, cell in (
         ("SQNR of the worst output on the same samples, dB", _sqnr),
         ("CPU time of a run over the float model's, one thread, with quartiles", _latency),
-        ("CPU seconds, and MiB, of quantizing", _cost),
+        ("CPU seconds and MiB of quantizing, and the commit that was measured", _cost),
     ):
         yield f"\n{title}:\n"
         others = [c for c in CONFIGURATIONS if c != FLOAT]
@@ -239,7 +239,7 @@ def _latency(row: Row) -> str:
 
 
 def _cost(row: Row) -> str:
-    return f"{row.cpu_seconds:.1f} s, {row.mebibytes:.0f} MiB"
+    return f"{row.cpu_seconds:.1f} s, {row.mebibytes:.0f} MiB, {row.commit}"
 
 
 def write_pages(found: Mapping[str, Row], notes: Sequence[str], command: str) -> None:

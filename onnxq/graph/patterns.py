@@ -26,7 +26,8 @@ import onnx_graphsurgeon as gs
 from ..operators.linear import LinearLayer, linear_layer
 from ..operators.node import is_op
 from ..operators.registry import preserves_grid
-from .model import Model
+from ..operators.saturation import EVERYTHING, Interval, needed_interval
+from .model import Model, Quantizer
 
 _CENTRED = "Sub(x, ReduceMean(x))"
 _DEVIATION = f"Sqrt(Add(ReduceMean(Pow({_CENTRED}, 2) | Mul({_CENTRED}, {_CENTRED})), epsilon))"
@@ -149,6 +150,13 @@ def feeds_softmax(tensor: gs.Tensor, within: int = 8) -> bool:
 
 
 _ON_SCORES = ("Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Cast", "QuantizeLinear", "DequantizeLinear")
+
+
+def needed_range(model: Model, quantizer: Quantizer) -> Interval:
+    """What the readers of a grid tell apart; everything where other tensors have it, too, or the user reads it."""
+    tensor = model.graph.tensors()[quantizer.tensor]
+    shared = bool(quantizer.widened_by) or any(q.grid_of == quantizer.tensor for q in model.quantizers.values())
+    return EVERYTHING if shared or model.is_output(tensor) else needed_interval(tensor)
 
 
 def class_logits(model: Model) -> set[str]:

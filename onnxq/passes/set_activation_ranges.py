@@ -19,7 +19,7 @@ from ..calibration.statistics import graph_hash
 from ..data import CalibrationData
 from ..errors import DataError, UsageError
 from ..graph.model import Model, Quantizer, drop_quantizer, grid_root
-from ..graph.patterns import class_logits, feeds_softmax
+from ..graph.patterns import class_logits, feeds_softmax, needed_range
 from ..numeric.channel_statistics import ChannelStatistics
 from ..numeric.histogram import Histogram
 from ..numeric.logits import Logits
@@ -27,7 +27,6 @@ from ..numeric.quant import QuantParams
 from ..numeric.ranges import MASKED, Moments, parse_method, set_range, unmasked_range
 from ..numeric.samples import MinMax, Statistic, Together
 from ..operators.elementwise import clip_bounds
-from ..operators.saturation import EVERYTHING, needed_interval
 from ..report import Reason
 from .base import Context, Outcome, Skip
 
@@ -140,7 +139,7 @@ class SetActivationRanges:
         if quantizer.fixed is not None:
             lo, hi = quantizer.fixed
             return QuantParams.from_range(np.asarray(lo), np.asarray(hi), quantizer.spec)
-        needed = _needed(model, quantizer)
+        needed = needed_range(model, quantizer)
         if _needs_moments(method):
             moments = [known for tensor in _members(quantizer) if (known := _moments(model, tensor)) is not None]
             low, high = (np.clip(end[0], *needed) for end in set_range(method, moments, quantizer.spec))
@@ -192,13 +191,6 @@ def _needs_moments(method: str) -> bool:
 def _members(quantizer: Quantizer) -> tuple[str, ...]:
     """All tensors whose values its range must hold."""
     return (quantizer.tensor, *quantizer.widened_by)
-
-
-def _needed(model: Model, quantizer: Quantizer) -> tuple[float, float]:
-    """What the readers of a grid tell apart; everything where other tensors have it, too, or the user reads it."""
-    tensor = model.graph.tensors()[quantizer.tensor]
-    shared = bool(quantizer.widened_by) or any(q.grid_of == quantizer.tensor for q in model.quantizers.values())
-    return EVERYTHING if shared or model.is_output(tensor) else needed_interval(tensor)
 
 
 def _moments(model: Model, name: str) -> Moments | None:

@@ -17,8 +17,10 @@ import onnx_graphsurgeon as gs
 
 from ..graph.batchnorm_statistics import propagate_batchnorm_statistics
 from ..graph.model import Model, drop_quantizer, grid_root
+from ..graph.patterns import needed_range
 from ..numeric.channel_statistics import ChannelFacts
 from ..numeric.quant import QuantParams
+from ..operators.saturation import EVERYTHING
 from ..report import Reason
 from .base import Context, Outcome, Skip
 
@@ -62,7 +64,8 @@ class SetDataFreeRanges:
                     reason = Reason("range", _unknown(model, root, known.get(root)))
                     drop_quantizer(model, root if root in model.quantizers else name, reason)
             else:
-                params = QuantParams.from_range(np.float64(span[0]), np.float64(span[1]), activations[root].spec)
+                low, high = np.clip(span, *(EVERYTHING if root in given else needed_range(model, planned[root])))
+                params = QuantParams.from_range(low, high, activations[root].spec)
                 model.quantizers[name] = quantizer.with_params(params)
         return Outcome(len(activations) - len(skips), tuple(skips))
 
