@@ -133,3 +133,31 @@ def test_weights_in_loops() -> None:
     assert db(proto, result.model, arrays) > 25
     assert db(proto, result.model, arrays, optimized=True) > 25
     assert result.model.ByteSize() < 0.45 * proto.ByteSize()
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("settings", [{"preset": "w8"}, {}, {"preset": "w4"}, {"preset": "w4", "block_size": 4}])
+def test_layers_without_an_integer_kernel(settings: dict[str, object], groups: int) -> None:
+    proto = model(
+        f"(float[N,16,5,5] x) => (float[N,?,?,?] y) <float[16,{32 // groups},3,3] w, float[8,32,3,3] v>"
+        f" {{ a = ConvTranspose<group={groups}, strides=[2,2]>(x, w) y = Conv(a, v) }}"
+    )
+    arrays = feeds(proto, free=1)
+    result = onnxq.quantize(proto, [arrays] * 8, threads=1, rounding="nearest", **settings)
+    kinds = {t.name: t.data_type for t in result.model.graph.initializer}
+    assert kinds["w_quantized"] == onnx.TensorProto.INT8  # 8 bits in any case: they are rounded to nearest
+    assert "w" not in kinds
+    scales = next(t for t in result.model.graph.initializer if t.name == "w_scale")
+    assert list(scales.dims) == [32 // groups]
+    assert db(proto, result.model, arrays, optimized=True) > (12 if "w4" in str(settings) else 28)
+    assert not [n for n in result.report.float_nodes if n.op == "ConvTranspose"]
+
+
+def test_layers_that_another_target_computes_in_float_keep_their_weights() -> None:
+    proto = model(
+        "(float[1,16,5,5] x) => (float[1,?,?,?] y) <float[16,32,3,3] w, float[8,32,3,3] v>"
+        " { a = ConvTranspose<strides=[2,2]>(x, w) y = Conv(a, v) }"
+    )
+    for settings in ({"target": "tract"}, {"exclude": ("ConvTranspose",)}):
+        result = onnxq.quantize(proto, [feeds(proto)] * 8, threads=1, **settings)
+        assert "w" in {t.name for t in result.model.graph.initializer}

@@ -2,6 +2,7 @@
 
     LSTM, GRU, RNN     W (D, G H, I), R (D, G H, H)    one scale for each direction and row of a gate: (D G H,)
     inside If, Loop and Scan: linear operators         as in the main graph
+    linear operators that the target has no rule for   8 bits at least, one scale for each channel
     inside If, Loop and Scan: Gather                   as tables in the main graph
 
     W    integers -> DequantizeLinear [-> Reshape] -> the node, in the node's own graph
@@ -41,12 +42,16 @@ RECURRENT = ("LSTM", "GRU", "RNN")
 @dataclass(frozen=True)
 class StoredWeights:
     """weight: the grids; None: all stays as it is.  table: those of what Gather looks up, 8 bits.
-    method: how ranges are set.  keeps_float: nodes that the user keeps in float."""
+    method: how ranges are set.  keeps_float: nodes that the user keeps in float.  computed: the grids of weights of the
+    main graph's linear operators for which the target has no integer kernel; None: they stay as they are.  has_kernel:
+    which have one."""
 
     weight: QuantSpec | None
     table: QuantSpec | None
     method: str
     keeps_float: Callable[[NodeProto], bool]
+    computed: QuantSpec | None = None
+    has_kernel: Callable[[NodeProto], bool] = lambda node: True
 
     def applies(self, proto: ModelProto) -> bool:
         """Whether the model has such weights."""
@@ -70,12 +75,24 @@ class StoredWeights:
             for node in graph.node:
                 if self.keeps_float(node):
                     continue
-                for index in _places(node, inside=graph is not proto.graph):
+                for index in self._places(node, inside=graph is not proto.graph):
                     weight = initializers.get(node.input[index])
                     if weight is None or weight.data_type != TensorProto.FLOAT:
                         continue
                     if math.prod(weight.dims) >= SMALLEST_STORED and len(weight.dims) >= 2:
                         yield _Use(graph, node, index, weight)
+
+    def _places(self, node: NodeProto, inside: bool) -> Sequence[int]:
+        """Which inputs of a node are weights that are stored here. inside: whether it stands in a branch or a loop."""
+        if node.domain in ONNX_DOMAINS and node.op_type in RECURRENT:
+            return [i for i in (1, 2) if len(node.input) > i]
+        form = linear_form(node.op_type, node.domain)
+        if not inside and (form is None or self.computed is None or self.has_kernel(node)):
+            return []
+        if form is not None and len(node.input) > form.weight:
+            return [form.weight]
+        is_table = node.op_type == "Gather" and node.domain in ONNX_DOMAINS and _attributes(node).get("axis", 0) == 0
+        return [0] if is_table else []
 
 
 @dataclass(frozen=True)
@@ -86,19 +103,6 @@ class _Use:
     node: NodeProto
     index: int
     weight: TensorProto
-
-
-def _places(node: NodeProto, inside: bool) -> Sequence[int]:
-    """Which inputs of a node are weights that are stored here. inside: whether it stands in a branch or a loop."""
-    if node.domain in ONNX_DOMAINS and node.op_type in RECURRENT:
-        return [i for i in (1, 2) if len(node.input) > i]
-    if not inside:
-        return []
-    form = linear_form(node.op_type, node.domain)
-    if form is not None and len(node.input) > form.weight:
-        return [form.weight]
-    is_table = node.op_type == "Gather" and node.domain in ONNX_DOMAINS and _attributes(node).get("axis", 0) == 0
-    return [0] if is_table else []
 
 
 def _attributes(node: NodeProto) -> dict[str, object]:
@@ -131,7 +135,7 @@ class _Writer:
             return False
         if node.op_type == "Gather" and node.domain in ONNX_DOMAINS:
             return self._table(use, values)
-        spec, axis, shape = self._layout(node, tuple(values.shape))
+        spec, axis, shape = self._layout(use, tuple(values.shape))
         kind = f"{axis} {spec.block} {shape}"
         place = (id(use.graph), name, kind)
         if place not in self.read:
@@ -149,17 +153,19 @@ class _Writer:
         node.input[use.index] = self.read[place]
         return True
 
-    def _layout(self, node: NodeProto, shape: tuple[int, ...]) -> tuple[QuantSpec, int, tuple[int, ...]]:
+    def _layout(self, use: _Use, shape: tuple[int, ...]) -> tuple[QuantSpec, int, tuple[int, ...]]:
         """The grids, the axis of their scales, and the shape in which the weight is stored."""
-        spec = self.options.weight
-        assert spec is not None
+        node = use.node
         form = linear_form(node.op_type, node.domain)
+        spec = self.options.weight if form is None or use.graph is not self.model.graph else self.options.computed
+        assert spec is not None
         if form is None:  # recurrent: rows of all directions below one another
             shape = (math.prod(shape[:-1]), shape[-1])
             rows, columns = 0, 1
         else:
             rows, columns = form.axes(_attributes(node), len(shape))
-        if spec.block is not None and shape[columns] % spec.block == 0:
+        is_matrix = form is None or not form.is_convolution
+        if spec.block is not None and is_matrix and shape[columns] % spec.block == 0:
             return spec, columns, shape
         whole = form is not None and not spec.per_channel and spec.block is None
         return replace(spec, per_channel=not whole, block=None), rows, shape

@@ -559,7 +559,9 @@ def lower(model: Model, context: Context) -> tuple[ModelProto, Steps]:
 
 
 def stored_weights(options: Options) -> StoredWeights:
-    """What is stored of weights that passes do not reach: those of recurrent operators, branches and loops."""
+    """What is stored of weights that passes do not reach: those of recurrent operators, branches and loops, and of
+    layers that the target computes in float only. These have 8 bits at least, since they are rounded to nearest.
+    """
 
     def keeps_float(node: NodeProto) -> bool:
         def matches(pattern: str) -> bool:
@@ -570,16 +572,22 @@ def stored_weights(options: Options) -> StoredWeights:
 
     weight = None if options.from_encodings is not None else options.weight
     table = options.table if options.embeddings == "8" else None
-    return StoredWeights(weight, table, options.weight_method, keeps_float)
+    target, computed = find_target(options.target), None
+    if weight is not None and target.runs_here:  # elsewhere nobody has seen that such layers read integers
+        grid = target.weight_of(max(weight.grid.bits, 8)).grid
+        computed = replace(weight, grid=grid, symmetric=True, per_channel=options.per_channel, block=None)
+    return StoredWeights(
+        weight, table, options.weight_method, keeps_float, computed, lambda node: node.op_type in target.rules
+    )
 
 
 def store_inner_weights(proto: ModelProto, options: Options) -> tuple[ModelProto, Steps, tuple[str, ...]]:
-    """The model with what is stored of weights inside of recurrent operators, branches and loops."""
+    """The model with what is stored of weights that passes do not reach."""
     start = time.perf_counter()
     proto, nodes = stored_weights(options).store(proto)
     if not nodes:
         return proto, (), ()
-    title = "Store weights of recurrent operators, branches and loops"
+    title = "Store weights of recurrent operators, branches, loops and layers without integer kernels"
     return proto, (Step("StoredWeights", title, "", len(nodes), time.perf_counter() - start),), nodes
 
 
