@@ -14,6 +14,7 @@ A message names an option as Python does, in backquotes: `block_size`. The comma
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -182,3 +183,22 @@ def documented(cls: type[T]) -> type[T]:
 def _details(option: Option) -> str:
     accepted = f" ({option.bounds_text}{f' {option.unit}' if option.unit else ''})" if option.bounds_text else ""
     return f"{option.help}{accepted}" + (f" [{option.default_text}]" if option.default_text else "")
+
+
+def toml(value: Any) -> str:
+    """A value of an option in TOML; strings as JSON writes them, which TOML reads, but for what cannot be seen."""
+    if isinstance(value, tuple) and len(value) == 3 and isinstance(value[0], str) and isinstance(value[1], float):
+        return toml(f"{value[0]}={value[1]},{value[2]}")  # the range of an input
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(value, ensure_ascii=False))
+    return repr(value)
+
+
+def toml_table(name: str, values: Any) -> str:
+    """A record, an entry of the list of tables `name`: what differs from the defaults of its fields."""
+    given = {f.name: value for f in fields(values) if (value := getattr(values, f.name)) != f.default}
+    return "\n".join([f"[[{name}]]", *(f"{key} = {toml(value)}" for key, value in given.items())])

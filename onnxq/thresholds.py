@@ -317,6 +317,15 @@ MOST_ROUNDS = 300
 LATENCY_SAMPLES = 4
 """Calibration samples that the latency is measured on. Chosen: samples may differ in size, those of texts do."""
 
+TUNED_SETS = 6
+"""Sets of operators that `latency` tune tries to leave in float, at most. Chosen: bounds the time. Option: latency."""
+
+WORST_LAYERS = 10
+"""Layers that a report shows at once, those with the lowest SQNR; others are folded. Chosen: a list that is read."""
+
+ADVISED = 3
+"""Units of a ranking, and layers, that the lines to paste leave in float. Chosen: measure again after a few."""
+
 SLOW_OPERATORS = 4
 """Operators that the report names where the quantized model is not faster, and nodes of each. Chosen: a list that is
 read."""
@@ -343,6 +352,3 @@ COST_FACTORS: dict[str, tuple[float, float]] = {
 """Least and most of a run's CPU time over the forecast, by the options: `rounding` is coordinate descent or GPTQ where
 the options ask for it, or the bits are below 8. Measured: fast 0.7 to 1.2 and default 1.2 to 5.6 on the nine networks
 of bench/results/cost.md; high 1.8, w4a8 4.2, gptq 2.3 and adaround over 24 on models/resnet_digits."""
-
-TUNED_SETS = 6
-"""Sets of operators that `latency` tune tries to leave in float, at most. Chosen: bounds the time. Option: latency."""

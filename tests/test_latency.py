@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ from quantized import samples
 from reports import report as made_by_hand
 
 import onnxq
-from onnxq.errors import UsageError
+from onnxq.errors import EngineError, UsageError
 from onnxq.execution import latency
 from onnxq.execution.latency import NodeTime, compare_times, node_times
-from onnxq.execution.session import CPU
+from onnxq.execution.session import CPU, Session
 from onnxq.pipeline import measure_latency, tune_latency
 from onnxq.report import Latency, OperatorTime, Timing
 from onnxq.report.text import timing_text
@@ -80,7 +81,7 @@ def test_a_report_has_the_time() -> None:
     written = json.loads(found.to_json())["latency"]["timings"][0]
     assert written["ratio"] > 0
     assert written["rounds"] >= latency.FEWEST_ROUNDS
-    assert "of float's" in found.to_html()
+    assert "× float" in found.to_html()
     assert "of float's" in found.to_markdown()
 
 
@@ -122,6 +123,28 @@ def test_what_costs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     conv, conversions = found.slow  # a hundredth of the time is not worth a word
     assert conv == OperatorTime("Conv", 2, 3.5, 2.0, ("node_0",))
     assert (conversions.op, conversions.nodes) == (measure_latency.CONVERSIONS, 1)
+
+
+def test_a_profile_that_cannot_be_read_costs_no_more_than_the_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A full disk cuts it off."""
+    (tmp_path / "profile").write_text('{"cut": ')
+    session = Session(SMALL)
+    session._session = SimpleNamespace(end_profiling=lambda: str(tmp_path / "profile"))
+    with pytest.raises(EngineError, match="profile cannot be read"):
+        session.end_profile()
+
+    def cut(*_: object) -> list[NodeTime]:
+        raise EngineError("cut off")
+
+    monkeypatch.setattr(measure_latency, "compare_times", lambda *_: Timing(1, 2.0, 1.0, 2.0, 1.9, 2.1, 5))
+    monkeypatch.setattr(measure_latency, "node_times", cut)
+    found = quantize().report.latency
+    assert found is not None
+    assert found.is_slower
+    assert not found.slow
+    assert found.notes == ("what costs is unknown: cut off",)
 
 
 def test_what_is_said() -> None:

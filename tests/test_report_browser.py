@@ -52,34 +52,43 @@ def test_hostile_names_run_nothing(browser, tmp_path):
     assert page.evaluate("document.querySelectorAll('img').length") == 0
 
 
+OPEN = "document.querySelectorAll('details').forEach(d => d.open = true)"
+ALL_LAYERS = "layers details"
+
+
 def test_tables_sort_up_and_down_with_what_has_no_number_last(shown):
-    before, click = column(shown, "layers", "MACs")
+    shown.evaluate(OPEN)
+    before, click = column(shown, ALL_LAYERS, "MACs")
     shown.evaluate(click)
-    up, _ = column(shown, "layers", "MACs")
+    up, _ = column(shown, ALL_LAYERS, "MACs")
     assert up == before[::-1]  # 1 G, 500 M, 333 M, ...: as text they would be in another order
     shown.evaluate(click)
-    assert column(shown, "layers", "MACs")[0] == before
-    sorting = "document.querySelector('#layers th[aria-sort]').ariaSort"
+    assert column(shown, ALL_LAYERS, "MACs")[0] == before
+    sorting = "document.querySelector('#layers details th[aria-sort]').ariaSort"
     assert shown.evaluate(sorting) == "descending"
     for direction in ("ascending", "descending"):
-        shown.evaluate(column(shown, "layers", "Scale")[1])
+        shown.evaluate(column(shown, ALL_LAYERS, "Scale")[1])
         assert shown.evaluate(sorting) == direction
-        assert column(shown, "layers", "Scale")[0][-1] == "–"
-    shown.evaluate(column(shown, "layers", "Layer")[1])
-    assert column(shown, "layers", "Layer")[0][:3] == ["conv0", "conv1", "conv2"]
+        assert column(shown, ALL_LAYERS, "Scale")[0][-1] == "–"
+    shown.evaluate(column(shown, ALL_LAYERS, "Layer")[1])
+    assert column(shown, ALL_LAYERS, "Layer")[0][:3] == ["conv0", "conv1", "conv2"]
 
 
 def test_tables_sort_from_the_keyboard(shown):
-    shown.evaluate("[...document.querySelectorAll('#layers th button')].at(-1).focus()")
+    shown.evaluate(OPEN)
+    shown.evaluate("[...document.querySelectorAll('#layers details th button')].at(-1).focus()")
     for kind in ("keyDown", "keyUp"):
         shown.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
-    assert shown.evaluate("document.querySelector('#layers th:last-child').ariaSort") == "ascending"
+    assert shown.evaluate("document.querySelector('#layers details th:last-child').ariaSort") == "ascending"
 
 
 def test_a_filter_hides_rows(shown):
-    field = "document.querySelector('#layers input')"
+    shown.evaluate(OPEN)
+    field = "document.querySelector('#layers details input')"
     shown.evaluate(f"{field}.value = 'CONV1'; {field}.dispatchEvent(new Event('input'))")
-    rows = shown.evaluate("[...document.querySelectorAll('#layers tbody tr')].filter(r => r.offsetHeight).length")
+    rows = shown.evaluate(
+        "[...document.querySelectorAll('#layers details tbody tr')].filter(r => r.offsetHeight).length"
+    )
     assert rows == 11  # conv1, conv10 to conv19
 
 
@@ -87,11 +96,33 @@ def test_charts_are_there_and_have_a_size(shown):
     kinds = ("dumbbell", "lines", "boxes", "histogram", "pareto")
     wide = "s => s.checkVisibility() && s.getBoundingClientRect().width > 100"
     count = f"[...document.querySelectorAll('svg.{{}}')].filter({wide}).length"
-    assert [shown.evaluate(count.format(kind)) for kind in kinds] == [2, 1, 22, 12, 1]
+    assert [shown.evaluate(count.format(kind)) for kind in kinds] == [2, 1, 2, 6, 1]
     shown.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert shown.evaluate(count.format("histogram")) == 20
     unnamed = "[...document.querySelectorAll('svg')].filter(s => !s.getAttribute('aria-label')).length"
     assert shown.evaluate(unnamed) == 0
+
+
+def test_the_noisiest_layers_come_first_and_all_are_a_click_away(shown):
+    rows, _ = column(shown, "layers", "Layer")
+    assert rows == [f"conv{place}" for place in range(19, 9, -1)]
+    shown.evaluate(OPEN)
+    assert len(column(shown, ALL_LAYERS, "Layer")[0]) == 20
+
+
+@pytest.mark.parametrize("count", [20, 300])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_names_on_the_axis_can_be_read(browser, tmp_path, count, width):
+    page = opened(browser, tmp_path, report(layers=count, name="/backbone/features/conv"))
+    page.size(width, mobile=width < 500)
+    labels = "[...document.querySelectorAll('svg.lines text[transform]')]"
+    names = page.evaluate(f"{labels}.map(t => t.textContent)")
+    assert 12 <= len(names) <= 24
+    assert names[0].startswith("…")
+    assert names[0].endswith("conv0 1")
+    inside = "(t => { const s = t.closest('svg').getBoundingClientRect(), b = t.getBoundingClientRect();"
+    inside += " return b.left >= s.left - 2 && b.bottom <= s.bottom + 2 && b.height > 8 })"
+    assert page.evaluate(f"{labels}.every({inside})")
 
 
 def test_marks_stay_inside_their_charts(shown):

@@ -139,7 +139,9 @@ def test_the_command_prints_a_table_or_json(tmp_path: Any) -> None:
     table = CliRunner().invoke(cli.main, [*command, "--top", "2"])
     assert table.exit_code == 0, table.output
     assert table.output.splitlines()[2].endswith("weights     d")
-    assert len(table.output.splitlines()) == 5
+    head, pasted = table.output.split("\n\n", 1)
+    assert len(head.splitlines()) == 5
+    assert pasted.count("[[override]]") == 2
     found = json.loads(CliRunner().invoke(cli.main, [*command, "--json"]).output)
     assert found["measured"][0]["unit"] == "d"
     assert found["float_score"] is None

@@ -7,7 +7,6 @@ A file serves all commands: keys that only another command has are passed over. 
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
@@ -17,6 +16,7 @@ import click
 
 from ..errors import UsageError
 from ..options import Options, Override
+from ..schema import toml, toml_table
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -131,9 +131,9 @@ def config_text(command: click.Command, given: Mapping[str, Any], options: Optio
             continue
         value = values[option.name]
         if value is not None and value != defaults[option.name]:
-            lines.append(f"{_long_name(option)} = {_toml(value)}")
+            lines.append(f"{_long_name(option)} = {toml(value)}")
     for override in options.overrides:
-        lines += ["", "[[override]]", *_override(override)]
+        lines += ["", toml_table("override", override)]
     return "\n".join(lines) + "\n"
 
 
@@ -144,21 +144,3 @@ def _is_short(name: str, chosen: Mapping[str, Any]) -> bool:
 
 def _long_name(option: click.Option) -> str:
     return next(name for name in option.opts if name.startswith("--")).removeprefix("--")
-
-
-def _override(override: Override) -> list[str]:
-    values = {f.name: getattr(override, f.name) for f in fields(override) if getattr(override, f.name) != f.default}
-    return [f"{name} = {_toml(value)}" for name, value in values.items()]
-
-
-def _toml(value: Any) -> str:
-    """A value of an option; strings as JSON writes them, which TOML reads, but for one character."""
-    if isinstance(value, tuple) and len(value) == 3 and isinstance(value[0], str) and isinstance(value[1], float):
-        return _toml(f"{value[0]}={value[1]},{value[2]}")  # the range of an input
-    if isinstance(value, (tuple, list)):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)

@@ -173,6 +173,9 @@ def debug_command(
         )
     elif as_json:
         echo_result(found.to_text(), found.to_json(), as_json, quiet)
+    if found.changes and not quiet:
+        text = "The same again: paste this into the file of onnxq quantize --config, over which flags win"
+        _say(LogEntry(text, found.changes), err=prints_json(reports, as_json))
 
 
 def _say(entry: LogEntry, err: bool) -> None:
@@ -185,4 +188,4 @@ def _say(entry: LogEntry, err: bool) -> None:
 
 
 def _with_log(report: Report, found: DebugResult) -> Report:
-    return replace(report, log=found.log, measures=found.measures, sensitivity=found.ranking)
+    return replace(report, log=found.log, measures=found.measures, sensitivity=found.ranking, changes=found.changes)

@@ -37,6 +37,7 @@ from ..options import Options, with_settings
 from ..report import LogEntry, Measure, SensitivityRanking
 from ..report.json_format import plain
 from ..report.notebook import InNotebook
+from ..schema import options_of, toml, toml_table
 from ..settings import Settings, Unpack
 from ..thresholds import LEAST_DB, LEAST_GAIN_DB
 from .candidate import Candidate, Goal, HeldOutCheck, quantized_with
@@ -70,6 +71,7 @@ class DebugResult(InNotebook):
     reached: whether that is within the target, also on held-out data.  sensitive_quantizers: with their causes.
     samples: that the scores are measured on, of the calibration data.
     ranking: of the model as it was quantized at first; None where there was no need for one.  text: the verdict.
+    changes: the options that differ from those given, as lines of TOML for `onnxq quantize --config`.
     """
 
     options: Options
@@ -83,6 +85,7 @@ class DebugResult(InNotebook):
     measures: tuple[Measure, ...]
     ranking: SensitivityRanking | None
     text: str
+    changes: str = ""
 
     def to_text(self) -> str:
         """The verdict."""
@@ -151,6 +154,7 @@ def debug(
             )  # fmt: skip
         log = Log(evaluator.metric, on_entry)
         found = _Workflow(evaluator, goal or AccuracyTarget(), frozenset(without), budget, held_out, log).run()
+    found = replace(found, changes=changed_lines(options, found.options))
     if not found.reached and not closest:
         raise VerificationError(f"{found.text} `closest` takes it all the same")
     return found
@@ -279,6 +283,17 @@ def _held_out_measure(check: HeldOutCheck, candidate: Candidate) -> tuple[Measur
         independence = f"{count} models were measured on them, so that they had some influence on the choice."
     line = f"On {samples_of(check.evaluator)} held-out samples: {metric.name} {', float '.join(scores)}; {independence}"
     return Measure(f"{metric.name}, held-out data", metric.unit, reference, candidate.held_out_score), line
+
+
+def changed_lines(before: Options, after: Options) -> str:
+    """What differs between two choices of options, in TOML: keys, then tables."""
+    keys = [
+        f"{each.long_name} = {toml(getattr(after, each.name))}"
+        for each in options_of(Options)
+        if getattr(after, each.name) != getattr(before, each.name)
+    ]
+    tables = [toml_table("override", override) for override in after.overrides[len(before.overrides) :]]
+    return "\n\n".join(part for part in ("\n".join(keys), *tables) if part)
 
 
 def changes(before: Options, after: Options) -> str:

@@ -39,6 +39,7 @@ from ..operators.elementwise import clip_bounds
 from ..operators.linear import LinearLayer
 from ..options import Options, with_settings
 from ..report import Sensitivity, SensitivityRanking, printable
+from ..report.advice import sensitive_kept_float
 from ..report.json_format import plain
 from ..report.notebook import InNotebook
 from ..settings import Settings, Unpack
@@ -132,6 +133,9 @@ class SensitivityAnalysis(InNotebook):
             f"{self.evaluations} evaluations for the work of {self.passes:.1f} passes through the network,"
             f" {self.seconds:.1f} s"
         )
+        if self.measured:
+            lines += ["", "the most sensitive in float, to paste into the file of `onnxq quantize --config`:"]
+            lines += sensitive_kept_float(self.ranking.ranking[:top]).splitlines()
         return "\n".join(printable(line) for line in lines)
 
     def _score(self, value: float | None) -> str:

@@ -267,8 +267,14 @@ class Session:
             self._lock = _ONE_AT_A_TIME
 
     def end_profile(self) -> list[tuple[str, str, float]]:
-        """(node, operator, seconds) of each time that a node ran, in the graph that ONNX Runtime made of the model."""
-        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        """(node, operator, seconds) of each time that a node ran, in the graph that ONNX Runtime made of the model.
+
+        Raises EngineError where ONNX Runtime could not write it down, on a full disk, say.
+        """
+        try:
+            events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise EngineError(f"ONNX Runtime's profile cannot be read: {error}") from None
         suffix = "_kernel_time"
         return [
             (event["name"].removesuffix(suffix), event["args"]["op_name"], event["dur"] / 1e6)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_graphsurgeon as gs
@@ -58,12 +59,15 @@ def measure_latency(task: Task, written: Path, planned: Model, seconds: float) -
     budget = min(LATENCY_SECONDS, LATENCY_SHARE * seconds) / len(threads)
     try:
         timings = tuple(compare_times((task.proto, written), feeds, count, budget) for count in threads)
-        found = Latency(provider, len(feeds), timings)
-        if not found.is_slower:
-            return found
-        return Latency(provider, len(feeds), timings, slow=_slow_operators(task, written, planned, feeds[0]))
     except EngineError as error:
         return Latency(provider, not_measured=str(error))
+    found = Latency(provider, len(feeds), timings)
+    if not found.is_slower:
+        return found
+    try:
+        return replace(found, slow=_slow_operators(task, written, planned, feeds[0]))
+    except EngineError as error:
+        return replace(found, notes=(f"what costs is unknown: {error}",))
 
 
 def _slow_operators(task: Task, written: Path, planned: Model, feed: Arrays) -> tuple[OperatorTime, ...]:

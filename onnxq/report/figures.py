@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
+from .advice import worst_layers
 from .markup import (
     Cell,
     Column,
@@ -13,18 +14,23 @@ from .markup import (
     Section,
     count,
     decibels,
+    folded,
     join,
     name,
     number,
     percent,
-    table,
     tag,
+    worst_first,
 )
 from .records import Box, Distribution, Layer, ReportData
 from .svg import Series, boxplots, histogram, lines
 
-OPEN = 12
+OPEN = 6
 """Figures that are shown at once; the others are folded away."""
+
+UNEVEN_DRAWN = 2.0
+"""Widest channel's range over the median one's from which on a layer's channels are drawn: below, all boxes look
+alike."""
 
 MOST = 120
 """Figures of one kind, so that the file of a huge model stays small; the JSON report has them all."""
@@ -42,7 +48,8 @@ def scrolled(chart: Markup) -> Markup:
 
 def layers(report: ReportData) -> list[Section]:
     """SQNR along the network, the table of layers, the ranges of their weights."""
-    return [_along(report.layers), _table(report.layers), _weights(report)]
+    uneven = _weights(report)
+    return [_along(report.layers), _table(report), *([uneven] if uneven else [])]
 
 
 def activations(report: ReportData) -> Section:
@@ -73,7 +80,8 @@ def _along(found: Sequence[Layer]) -> Section:
     return Section("sqnr", "Noise along the network", lead, join(tag("p", *keys, class_="legend"), scrolled(chart)))
 
 
-def _table(found: Sequence[Layer]) -> Section:
+def _table(report: ReportData) -> Section:
+    found = report.layers
     columns = [
         Column("#", True, "position in the network"),
         Column("Layer"),
@@ -88,11 +96,13 @@ def _table(found: Sequence[Layer]) -> Section:
         Column("Clipped", True, "share of the input's values beyond its grid"),
         Column("MACs", True, "multiply-accumulates a sample"),
     ]
-    rows = [
-        _row(index, layer, max(x.sqnr_db or 0.0 for x in found) or 1.0) for index, layer in enumerate(found[:ROWS], 1)
-    ]
-    lead = "Linear layers in the order of the network. A click on a column's head sorts."
-    return Section("layers", "Layers", lead, table("Layers", columns, rows))
+    most = max(x.sqnr_db or 0.0 for x in found) or 1.0
+    rows = [_row(index, layer, most) for index, layer in enumerate(found[:ROWS], 1)]
+    worst = [_row(index, layer, most) for index, layer in worst_layers(report)]
+    lead = "Linear layers, the noisiest first. A click on a column's head sorts."
+    return Section(
+        "layers", "Layers", lead, worst_first("Layers", columns, worst, rows, "layers, in the order of the network")
+    )
 
 
 def _row(index: int, layer: Layer, most: float) -> list[Cell]:
@@ -121,15 +131,22 @@ def _shape(layer: Layer) -> str:
     return "×".join(map(str, layer.shape))
 
 
-def _weights(report: ReportData) -> Section:
+def _weights(report: ReportData) -> Section | None:
+    """Layers that equalization changed, or whose channels are uneven; of those that look alike one is drawn."""
     adjusted = any(x.ranges.after for x in report.layers)
-    ordered = sorted(report.layers, key=lambda x: (not x.ranges.after, -_spread(x.ranges.before)))
+    distinct = {(x.ranges.before, x.ranges.after): x for x in reversed(report.layers)}.values()
+    drawn = [x for x in distinct if x.ranges.after or _spread(x.ranges.before) >= UNEVEN_DRAWN]
+    if not drawn:
+        return None
+    ordered = sorted(drawn, key=lambda x: (not x.ranges.after, -_spread(x.ranges.before)))
     lead = (
         "Ranges of the weights, one box for each output channel: whiskers from the smallest to the largest weight, the"
         " box over the middle half. Channels far narrower than the widest suffer where the whole tensor shares one"
         " scale. The figure is the widest channel's range over the median one's, and the most uneven layers come first."
     )
     lead += "" if adjusted else " Equalization changed none of them, or was dropped."
+    if len(drawn) < len(report.layers):
+        lead += f" {len(report.layers) - len(drawn)} layers whose channels are even, or as in another, are not drawn."
     kind = "gallery pairs" if adjusted else "gallery"
     return Section("weights", "Weight ranges", lead, _gallery(ordered, _boxes, "layers", kind))
 
@@ -171,4 +188,4 @@ def _gallery(items: Sequence[T], draw: Callable[[T], Markup], what: str, kind: s
     rest = tag("div", *map(draw, items[OPEN:MOST]), class_=kind)
     left_out = f" (of {len(items)}; the JSON report has them all)" if len(items) > MOST else ""
     text = f"{len(items[OPEN:MOST])} more {what}{left_out}"
-    return join(first, tag("details", tag("summary", text), rest, class_="fold"))
+    return join(first, folded(text, rest))

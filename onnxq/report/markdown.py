@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from .advice import next_steps, not_verified, sensitive_kept_float, verified, worst_layers
 from .markup import count, decibels, name, number, percent
 from .records import ReportData, Step
 from .text import (
@@ -50,10 +51,35 @@ def _summary(report: ReportData) -> str:
     facts += [_text(line) for line in latency_lines(report.latency)]
     if report.toolchain is not None:
         facts.append("; ".join(_text(line.strip()) for line in toolchain_lines(report.toolchain)))
-    facts += [f"**warning**: {_text(warning)}" for warning in report.warnings]
-    return f"# Quantization of {_code(str(report.source.path or 'model'))}\n\n" + "\n".join(
-        f"- {fact}" for fact in facts
-    )
+    warnings = [f"**warning**: {_text(warning)}" for warning in report.warnings]
+    left = f" Not verified: {not_verified(report)}." if not_verified(report) else ""
+    head = [
+        f"# Quantization of {_code(str(report.source.path or 'model'))}",
+        f"Verified: {_text('; '.join(verified(report)))}.{left}",
+        "\n".join(f"- {fact}" for fact in (*warnings, *facts)),
+    ]
+    return "\n\n".join([*head, *_next_steps(report)])
+
+
+def _next_steps(report: ReportData) -> list[str]:
+    found = next_steps(report)
+    if not found:
+        return []
+    steps = [f"{place}. {_with_code(each.text)}{_pasted(each.lines, '   ')}" for place, each in enumerate(found, 1)]
+    return ["## What to do next", "\n".join(steps)]
+
+
+def _with_code(text: str) -> str:
+    """Text with what stands in backquotes as code."""
+    parts = text.split("`")
+    return "".join(_code(part) if place % 2 else _text(part) for place, part in enumerate(parts))
+
+
+def _pasted(lines: str, indent: str = "") -> str:
+    """Lines of TOML to copy, behind a text; nothing where there are none."""
+    if not lines:
+        return ""
+    return "\n\n" + "\n".join(f"{indent}{line}".rstrip() for line in ("```toml", *lines.splitlines(), "```"))
 
 
 def _steps(report: ReportData) -> str:
@@ -78,6 +104,7 @@ def _effect(step: Step) -> str:
 
 def _layers(report: ReportData) -> str:
     head = ("#", "layer", "shape", "weight grid", "input grid", "weight dB", "output dB", "clipped", "MACs")
+    ordered = worst_layers(report)
     rows = [
         [
             str(index),
@@ -90,9 +117,9 @@ def _layers(report: ReportData) -> str:
             percent(x.clipped),
             count(x.macs),
         ]
-        for index, x in enumerate(report.layers, 1)
+        for index, x in ordered
     ]
-    return _table("Layers", head, "rllllrrrr", rows)
+    return _table("Layers, the noisiest first", head, "rllllrrrr", rows)
 
 
 def _activations(report: ReportData) -> str:
@@ -117,7 +144,9 @@ def _sensitivity(report: ReportData) -> str:
         return ""
     head = ("unit", "kind", f"only it quantized, {found.unit}", f"all but it, {found.unit}")
     rows = [[_code(s.unit), s.kind, number(s.only, 4), number(s.all_but, 4)] for s in found.ranking]
-    return _table(f"Sensitivity by {found.metric}", head, "llrr", rows)
+    ranking = _table(f"Sensitivity by {found.metric}", head, "llrr", rows)
+    text = "The most sensitive in float, for the file of `onnxq quantize --config`:"
+    return f"{ranking}\n\n{text}{_pasted(sensitive_kept_float(found.ranking))}" if ranking else ""
 
 
 def _pareto(report: ReportData) -> str:
@@ -132,7 +161,8 @@ def _pareto(report: ReportData) -> str:
 
 def _log(report: ReportData) -> str:
     entries = [f"{i}. **{_text(entry.title)}** {_text(entry.text)}" for i, entry in enumerate(report.log, 1)]
-    return "## Log\n\n" + "\n".join(entries) if entries else ""
+    again = "\n\nThe same again, for the file of `onnxq quantize --config`:" + _pasted(report.changes)
+    return "## Log\n\n" + "\n".join(entries) + again * bool(report.changes) if entries else ""
 
 
 def _in_float(report: ReportData) -> str:

@@ -10,6 +10,7 @@ import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ..thresholds import WORST_LAYERS
 from .text import printable
 
 LONGEST_NAME = 120
@@ -129,6 +130,32 @@ def table(caption: str, columns: Sequence[Column], rows: Iterable[Sequence[Cell]
     style = "wide tall" if len(body) > 40 else "wide"
     inner = tag("table", tag("caption", caption), tag("thead", tag("tr", *head)), tag("tbody", *body))
     return join(Markup(search), tag("div", inner, class_=style, tabindex="0", role="region", aria_label=caption))
+
+
+def worst_first(
+    caption: str, columns: Sequence[Column], worst: Sequence[Sequence[Cell]], every: Sequence[Sequence[Cell]], all: str
+) -> Markup:
+    """A table of the first `WORST_LAYERS` rows, and `every` row folded away. all: what those are called."""
+    if len(worst) <= WORST_LAYERS:
+        return table(caption, columns, worst)
+    first = table(f"{caption}, the worst", columns, worst[:WORST_LAYERS])
+    return join(first, folded(f"All {len(every)} {all}", table(caption, columns, every)))
+
+
+def folded(summary: str, body: Markup) -> Markup:
+    """What is shown on a click."""
+    return tag("details", tag("summary", summary), body, class_="fold")
+
+
+def with_code(text: str) -> Markup:
+    """Text with what stands in backquotes as code."""
+    parts = text.split("`")
+    return join(*(tag("code", part, class_="whole") if place % 2 else part for place, part in enumerate(parts)))
+
+
+def pasted(lines: str) -> Markup:
+    """Lines to copy, as they are; nothing where there are none."""
+    return tag("pre", tag("code", Markup(html.escape(lines, quote=False)))) if lines else Markup("")
 
 
 def _cell(column: Column, cell: Cell) -> Markup:

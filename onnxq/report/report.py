@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import html, json_format, markdown, text
+from . import advice, html, json_format, markdown, text
 from .notebook import page
 from .records import ReportData
 
@@ -22,7 +22,7 @@ class Report(ReportData):
 
     def to_text(self, verbose: bool = False) -> str:
         """The summary for a terminal, a few lines; with `verbose` each step and each node left in float."""
-        return text.to_text(self, verbose)
+        return "\n".join([text.to_text(self, verbose), *advice.to_lines(self, verbose)])
 
     def to_markdown(self) -> str:
         """The same facts in short, as Markdown."""

@@ -6,8 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from ..thresholds import DRAWN_DB
+from ..thresholds import ADVISED, DRAWN_DB
 from . import figures
+from .advice import next_steps, not_verified, sensitive_kept_float, verified, worst_layers
 from .markup import (
     Cell,
     Column,
@@ -15,11 +16,15 @@ from .markup import (
     Section,
     count,
     decibels,
+    folded,
     join,
     name,
     number,
+    pasted,
     table,
     tag,
+    with_code,
+    worst_first,
 )
 from .records import Latency, LogEntry, Measure, ParetoFront, ReportData, SensitivityRanking, Step
 from .svg import dumbbell, pareto
@@ -36,9 +41,7 @@ def sections(report: ReportData) -> list[Section]:
     """All that the report has something for, the summary first."""
     found = [_summary(report)]
     if report.log:
-        found.append(
-            Section("log", "Log", "What was done, and why.", tag("ol", *map(_entry, report.log), class_="log"))
-        )
+        found.append(_log(report))
     found.append(_steps(report))
     if report.layers:
         found += figures.layers(report)
@@ -58,9 +61,9 @@ def heading(report: ReportData) -> Markup:
     options = report.options
     granularity = "per-channel" if options.get("per_channel") else "per-tensor"
     words = f"{str(options.get('preset', '')).upper()}, {granularity} weights, target {options.get('target', '?')}"
-    state, text = "good", "Verified"
+    state, text = "good", "Valid, and it runs"
     if report.warnings:
-        state, text = "warn", f"Verified, {len(report.warnings)} warning{'s' * (len(report.warnings) > 1)}"
+        state, text = "warn", f"Valid, and it runs: {len(report.warnings)} warning{'s' * (len(report.warnings) > 1)}"
     return join(
         tag("p", "onnxq quantization report", class_="eyebrow"),
         tag("h1", name(str(report.source.path or "model").rsplit("/", 1)[-1])),
@@ -89,13 +92,16 @@ def _summary(report: ReportData) -> Section:
                 )
             )
     in_float = report.simulated_nodes + report.weights_only_nodes + len(report.float_nodes)
+    in_float_bytes = sum(constant.bytes for constant in report.float_constants)
     integers = report.integer_nodes + len(report.dynamic_nodes)
     nodes = integers + in_float
     cards += [
+        *_latency_cards(report.latency),
+        *_noisiest(report),
         _card(
             "Size",
             size(report.result.bytes),
-            f"{times_smaller(report)} than {size(report.source.bytes)}",
+            f"{times_smaller(report)} than {size(report.source.bytes)}; {size(in_float_bytes)} of it in float",
             1 / max(ratio, 1),
         ),
         _card(
@@ -110,13 +116,30 @@ def _summary(report: ReportData) -> Section:
             f"{sample_counts(report.samples)}; {len(report.tensors)} tensors quantized, {report.seconds:.1f} s",
         ),
     ]
-    cards += _latency_cards(report.latency)
     warnings = [tag("p", warning, class_="warning") for warning in report.warnings]
-    lead = (
-        f"The quantized model is valid ONNX and runs in ONNX Runtime {report.onnxruntime}; it was compared with the"
-        f" float model {report.samples.origin}."
-    )
-    return Section("summary", "Summary", lead, join(*warnings, tag("div", *cards, class_="cards")))
+    lead = f"Verified: {'; '.join(verified(report))}."
+    if left := not_verified(report):
+        lead += f" Not verified: {left}."
+    body = join(*warnings, tag("div", *cards, class_="cards"), _next_steps(report))
+    return Section("summary", "Summary", lead, body)
+
+
+def _next_steps(report: ReportData) -> Markup:
+    found = next_steps(report)
+    if not found:
+        return Markup("")
+    items = (tag("li", with_code(each.text), pasted(each.lines)) for each in found)
+    return join(tag("h3", "What to do next", class_="next"), tag("ol", *items, class_="next"))
+
+
+def _noisiest(report: ReportData) -> list[Markup]:
+    """The layers with the lowest SQNR, where the report looks inside."""
+    worst = worst_layers(report)[:ADVISED]
+    if not worst:
+        return []
+    others = ", ".join(f"{name(layer.node)} {decibels(layer.sqnr_db)}" for _, layer in worst[1:])
+    note = name(worst[0][1].node) + f"; then {others}" * bool(others)
+    return [_card("Noisiest layer", f"{decibels(worst[0][1].sqnr_db)} dB", note)]
 
 
 def _latency_cards(latency: Latency | None) -> list[Markup]:
@@ -127,7 +150,7 @@ def _latency_cards(latency: Latency | None) -> list[Markup]:
     return [
         _card(
             f"Latency, {timing.threads} thread{'s' * (timing.threads > 1)}",
-            f"{timing.ratio:.2f} of float's",
+            f"{timing.ratio:.2f} × float",
             f"{timing.float_milliseconds:.3g} → {timing.milliseconds:.3g} ms; half of {timing.rounds} rounds:"
             f" {timing.low:.2f} to {timing.high:.2f}{'; the machine was too busy to tell' * timing.is_unsure}",
             min(timing.ratio, 1.0),
@@ -165,6 +188,18 @@ def _card(title: str, value: str, note: str, share: float | None = None) -> Mark
         Markup(bar),
         class_="card",
     )
+
+
+def _log(report: ReportData) -> Section:
+    entries = tag("ol", *map(_entry, report.log), class_="log")
+    if not report.changes:
+        return Section("log", "Log", "What was done, and why.", entries)
+    text = tag(
+        "p",
+        "The same again: paste this into the file of onnxq quantize --config, over which flags win.",
+        class_="paste",
+    )
+    return Section("log", "Log", "What was done, and why.", join(entries, text, pasted(report.changes)))
 
 
 def _entry(entry: LogEntry) -> Markup:
@@ -243,7 +278,13 @@ def _sensitivity(found: SensitivityRanking) -> Section:
         Column(f"All but it quantized ({unit})", True),
     ]
     lead = "The most sensitive first: with it alone on its grid, and with everything else on its grid but it."
-    return Section("sensitivity", "Sensitivity", lead, table("Sensitivity ranking", columns, rows))
+    text = tag("p", "The most sensitive in float: paste this into the file of onnxq quantize --config.", class_="paste")
+    body = join(
+        worst_first("Sensitivity ranking", columns, rows, rows, "units"),
+        text,
+        pasted(sensitive_kept_float(found.ranking)),
+    )
+    return Section("sensitivity", "Sensitivity", lead, body)
 
 
 def _measured(value: float | None, lo: float, hi: float) -> Cell:
@@ -273,7 +314,7 @@ def _pareto(front: ParetoFront) -> Section:
     lead = "Each point is one choice of bit-widths; on the line are those that no other one beats."
     drawn = any(math.isfinite(p.score) for p in front.points)
     chart = figures.scrolled(pareto(front)) if drawn else Markup("")
-    body = join(chart, _folded(f"All {len(rows)} choices", table("Choices", columns, rows)))
+    body = join(chart, folded(f"All {len(rows)} choices", table("Choices", columns, rows)))
     return Section("pareto", "Accuracy against size", lead, body)
 
 
@@ -283,7 +324,7 @@ def _in_float(report: ReportData) -> Section:
     nodes = [[Cell(tag("code", name(n.node))), Cell(n.op), Cell(because(n))] for n in report.float_nodes[:SHOWN]]
     every = table("Every node in float", [Column("Node"), Column("Operator"), Column("Reason")], nodes)
     summary = table("Nodes in float, by reason", [Column("Operator"), Column("Nodes", True), Column("Reason")], rows)
-    body = join(summary, _folded(f"All {len(report.float_nodes)} nodes", every))
+    body = join(summary, folded(f"All {len(report.float_nodes)} nodes", every))
     constants = [
         [Cell(tag("code", name(c.tensor))), Cell(size(c.bytes), c.bytes), Cell(c.op), Cell(c.reason)]
         for c in report.float_constants[:SHOWN]
@@ -320,7 +361,7 @@ def _grids(report: ReportData) -> Section:
     ]
     lead = f"{len(report.tensors)} tensors are quantized: real value = scale × (integer − zero point)."
     return Section(
-        "grids", "Grids", lead, _folded(f"All {len(rows)} tensors", table("Quantized tensors", columns, rows))
+        "grids", "Grids", lead, folded(f"All {len(rows)} tensors", table("Quantized tensors", columns, rows))
     )
 
 
@@ -357,13 +398,9 @@ def _run(report: ReportData) -> Section:
         facts += [("Tool-chain", name(line.strip())) for line in toolchain_lines(report.toolchain)]
     listed = tag("dl", *(join(tag("dt", key), tag("dd", value)) for key, value in facts))
     options = [[Cell(tag("code", key)), Cell(name(str(value)))] for key, value in report.options.items()]
-    every = _folded("All options", table("Options", [Column("Option"), Column("Value")], options))
+    every = folded("All options", table("Options", [Column("Option"), Column("Value")], options))
     kept = Markup("")
     if report.requirements:
         text = f"{len(report.requirements)} requirements of the target that the model was checked to keep to"
-        kept = _folded(text, tag("ul", *(tag("li", each) for each in report.requirements), class_="plain"))
+        kept = folded(text, tag("ul", *(tag("li", each) for each in report.requirements), class_="plain"))
     return Section("run", "Run", "What it takes to do the same again.", join(listed, kept, every))
-
-
-def _folded(summary: str, body: Markup) -> Markup:
-    return tag("details", tag("summary", summary), body, class_="fold")

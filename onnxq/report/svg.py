@@ -103,13 +103,13 @@ class Series:
     joined: bool = True
 
 
-def lines(series: Sequence[Series], names: Sequence[str], unit: str, width: int = 1040, height: int = 280) -> Markup:
-    """Series along the network, one point a layer; points can be hovered over."""
+def lines(series: Sequence[Series], names: Sequence[str], unit: str, width: int = 1040, height: int = 390) -> Markup:
+    """Series along the network, one point a layer; points can be hovered over, and names are on the axis."""
     found = [v for s in series for v in s.values if v is not None]
-    left, base = 40, height - 24
+    left, base = 108, height - 124
     y = Scale(min((*found, 0.0)), max((*found, 10.0)) * 1.05, base, 20)
     x = Scale(-0.5, len(names) - 0.5, left, width - 8)
-    marks = [*_y_axis(y, left, width, 6), *_x_axis(Scale(0.5, len(names) + 0.5, left, width - 8), base, 12, whole=True)]
+    marks = [*_y_axis(y, left, width, 6), *_names(x, names, base)]
     for one in series:
         points = [(x(i), y(v), i, v) for i, v in enumerate(one.values) if v is not None]
         if not points:
@@ -166,6 +166,20 @@ def pareto(front: ParetoFront, width: int = 1040, height: int = 340) -> Markup:
     return chart(width, height, f"{front.score} of {len(points)} choices by size", *marks, kind="pareto")
 
 
+def _names(x: Scale, names: Sequence[str], base: float, most: int = 24, longest: int = 16) -> list[Markup]:
+    """The ends of names below the axis, askew, behind them their places; of many every n-th."""
+    every = math.ceil(len(names) / most) or 1
+    labels = []
+    for index in range(0, len(names), every):
+        short = names[index] if len(names[index]) <= longest else f"…{names[index][1 - longest :]}"
+        place = f"rotate(-38 {x(index):g} {base + 12:g})"
+        text = f"{short} {index + 1}"
+        labels.append(tag("text", text, x=x(index), y=base + 12, transform=place, class_="tick end"))
+    ticks = "".join(f"M{x(index):g} {base:g}v4" for index in range(0, len(names), every))
+    axis = tag("line", x1=x.p0, x2=x.p1, y1=base, y2=base, class_="axis")
+    return [axis, tag("path", d=ticks, class_="axis"), *labels]
+
+
 def _y_axis(y: Scale, left: float, width: float, most: int) -> list[Markup]:
     ticks = y.ticks(most)
     grid = "".join(f"M{left:g} {y(t):g}H{width - 4:g}" for t in ticks)
@@ -173,7 +187,7 @@ def _y_axis(y: Scale, left: float, width: float, most: int) -> list[Markup]:
     return [tag("path", d=grid, class_="grid"), *labels]
 
 
-def _x_axis(x: Scale, base: float, most: int, whole: bool = False) -> list[Markup]:
-    ticks = [t for t in x.ticks(most) if not whole or t == int(t)]
+def _x_axis(x: Scale, base: float, most: int) -> list[Markup]:
+    ticks = x.ticks(most)
     labels = [tag("text", number(t), x=x(t), y=base + 14, class_="tick middle") for t in ticks]
     return [tag("line", x1=x.p0, x2=x.p1, y1=base, y2=base, class_="axis"), *labels]
