@@ -50,6 +50,28 @@ def test_other_starts_run_in_integers(body):
     assert not any("depthwise-separable" in n.reason for n in report.float_nodes)
 
 
+DEPTHWISE = """(float[1,4,8,8] x) => (float[?,?,?,?] y) <float[8,4,1,1] w, float[8,1,3,3] v, float[8,8,1,1] u> {{
+    a = Conv(x, w) b = {0}(a) d = Conv<group={2}>(b, v) e = {1}(d) y = Conv(e, u) }}"""
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "stays"),
+    [("HardSwish", "HardSwish", True), ("HardSigmoid", "Erf", True), ("HardSwish", "Relu", False),
+     ("Relu", "HardSwish", False), ("Sigmoid", "Sigmoid", False)],
+)  # fmt: skip
+def test_a_depthwise_conv_between_activations_in_float(before, behind, stays):
+    proto = model(DEPTHWISE.format(before, behind, 8), check=False)
+    reason = "a depthwise Conv between activations in float is no faster in integers"
+    assert [n.node for n in of_default(proto).report.float_nodes if n.reason == reason] == ["Conv_d"] * stays
+    every = of_default(proto, force_int_kernels=True)
+    assert "Conv_d" not in {n.node for n in every.report.float_nodes}
+
+
+def test_any_other_conv_between_activations_in_float_runs_in_integers():
+    proto = model(DEPTHWISE.format("HardSwish", "HardSwish", 1).replace("[8,1,3,3]", "[8,8,3,3]"), check=False)
+    assert "Conv_d" not in {n.node for n in of_default(proto).report.float_nodes}
+
+
 def test_products_of_activations_stay_in_float_but_for_every_kernel():
     proto = model(ATTENTION, c=0.4)
     result = of_default(proto)
