@@ -9,7 +9,7 @@ import pytest
 from quantized import context, with_ranges
 
 from onnxq.errors import UsageError
-from onnxq.execution.layerwise import planned_layers
+from onnxq.execution.layerwise import isolate, planned_layers
 from onnxq.graph.model import Quantizer
 from onnxq.graph.simulate import simulated
 from onnxq.numeric import blas
@@ -22,6 +22,7 @@ from onnxq.passes.set_bias_scales import SetBiasScales
 from onnxq.passes.set_weight_ranges import SetWeightRanges
 from onnxq.rounding import choice
 from onnxq.rounding.choice import EFFORTS, WeightChooser
+from onnxq.rounding.layer_statistics import LayerStatistics
 from onnxq.rounding.methods import ROUNDINGS, Nearest
 from onnxq.rounding.objective import Gram
 
@@ -322,6 +323,34 @@ def test_few_columns_are_not_overfitted():
     model = prepared(proto, feeds, bits=4)
     RoundWeights().apply(model, context(proto, feeds))
     assert quality(proto, model, unseen) > quality(proto, nearest, unseen) - 0.3
+
+
+def test_lambda_grows_as_long_as_the_largest_is_the_best(monkeypatch):
+    """30 columns of 64 inputs with noise, as of a classifier: a regression on them learns the noise."""
+    proto = graphs.model("(float[N,64] x) => (float[N,20] y) <float[20,64] w> { y = Gemm<transB=1>(x, w) }")
+    rng = np.random.default_rng(0)
+    model = prepared(proto, graphs.feeds(proto, seed=0, free=4), bits=4)
+    isolate(model)
+    layer, quantizer = planned_layers(model)[0], model.quantizers["w"]
+    W = layer.weight.values
+
+    def drawn(count):
+        x = np.maximum(rng.standard_normal((64, count)), 0)
+        return x + 0.05 * rng.standard_normal(x.shape), W @ x
+
+    statistics = LayerStatistics()
+    for _ in range(30):
+        x, y = drawn(1)
+        statistics.add(x[None], y[None], 1)
+    statistics.finish()
+    unseen, wanted = drawn(500)
+    method, effort, errors = ROUNDINGS["coordinate-descent"].of_effort("default", 0), EFFORTS["default"], {}
+    for most in (1.0, choice.MOST_DAMPING):
+        monkeypatch.setattr(choice, "MOST_DAMPING", most)
+        made = WeightChooser([layer], [statistics], [None], 8, quantizer.params, quantizer.spec, method, effort)
+        chosen = made.choose()
+        errors[most] = np.square(chosen.weight @ unseen + chosen.biases[0][:, None] - wanted).mean()
+    assert errors[100.0] < 0.9 * errors[1.0]
 
 
 @pytest.mark.parametrize("samples", [1, 2, 4])

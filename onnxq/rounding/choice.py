@@ -13,9 +13,10 @@
        bits differ so much from the float ones that the weights must make up for it: two candidates are too few there.
     3. Bias: the one that takes the mean error (27, 28), exactly, whatever the rounding.
     4. Steps 1 to 3 for several weights lambda of the term lambda |W~ - W|^2 (damping), which keeps weights where the
-       data says nothing; with two candidates, for one. Step 1 is taken once, at lambda = `DAMPING`, but with effort
-       high. The best on the samples held out wins, is compared there with
-       rounding to nearest, and then steps 1 to 3 are taken once more on all samples. Where nearest is better, or where
+       data says nothing; with two candidates, for one. Where the largest is the best, ten times as much is tried, too
+       (`MOST_DAMPING`). Step 1 is taken once, at lambda = `DAMPING`, but with effort high. The best on the samples held
+       out wins, is compared there with rounding to nearest, and then steps 1 to 3 are taken once more on all samples.
+       Where nearest is better, or where
        there are too few columns to hold any out, nearest stays: with the best biases, where those are better. With
        fewer columns than half a row's weights, n of them held out, fitted integers must win by the share 1 / sqrt(n).
 
@@ -71,6 +72,11 @@ MARGIN = 1.001
 
 DAMPING = 0.01
 """lambda over the mean diagonal of G where weights have two candidates, and where a scale serves all lambdas."""
+
+MOST_DAMPING = 100.0
+"""lambda over the mean diagonal of G up to which tenfold values are tried, as long as the largest so far is the best: a
+classifier has one column a sample. MobileNetV1 with 4-bit weights, 135 columns of 256 inputs: error of its 1000 classes
+on unseen images 7.2 % with float weights, 8.14 % with lambda = 1, 7.72 % with 10, 7.96 % with 100."""
 
 EXACT = 1e-12
 """Relative errors that are closer than this are the same."""
@@ -186,11 +192,16 @@ class WeightChooser:
         if columns and noise >= WEIGHT_NOISE:
             total = _total(self.fit)
             common = None if self.effort.scale_each else self._factor(self._objective(total, DAMPING))
-            for tried in tried_dampings(self.method, self.effort.dampings, self.two_candidates):
+            waiting = list(tried_dampings(self.method, self.effort.dampings, self.two_candidates))
+            goes_on = len(waiting) > 1
+            while waiting:  # in increasing order
+                tried = waiting.pop(0)
                 factor, q, biases = self._rounded(self.fit, total, tried, common)
                 error = self._error(self.grid.scaled(factor).scale * q, biases)
                 if error < found:
                     found, damping = error, tried
+                    if goes_on and not waiting and tried < MOST_DAMPING:
+                        waiting.append(10 * tried)
         every = [each.all for each in self.statistics if each.fit is not None]
         factor, q = np.ones(self.W.shape[:2]), self.grid.nearest(self.W)
         if damping is None:
