@@ -222,7 +222,7 @@ def test_a_weight_that_is_read_in_two_ways_keeps_nearest():
 
 @pytest.mark.parametrize("field", ["rounding", "effort"])
 def test_unknown_options(field):
-    with pytest.raises(UsageError, match=f"--{field} 'best' is unknown"):
+    with pytest.raises(UsageError, match=f"`{field}` 'best' is unknown"):
         RoundWeights(**{field: "best"})
 
 
