@@ -13,8 +13,7 @@ A comment in front of a block changes that:
     <!-- without: NAME -->   lines of this program, a vendor's, are left out
     <!-- exit code: N -->    the last command ends with this code, and what it writes on standard error is shown
 
-The scratch folder holds `models/` of this repository, and what a user would have: `model.onnx` (the bundled MobileNet),
-`images/` and `eval/` (folders of its digits as PNG files) and `labels.csv`, `eval.csv` (their classes).
+The scratch folder holds what docs/prepare.py puts there: a model, images to calibrate and to judge on, labels.
 
 What is shown and what is printed are the same where their words are, and their numbers nearly: other processors, and
 other versions of ONNX Runtime, round otherwise. Times are not compared. `--write` puts what was printed into the pages.
@@ -36,21 +35,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+from prepare import prepare
 
 from onnxq import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-
-SAMPLES = 100
-"""Images in each of the folders `images` and `eval` of the scratch folder."""
 
 FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```[ ]*$", re.MULTILINE | re.DOTALL)
 
 COMMENT = re.compile(r"<!-- (not run|without|exit code): ([^\n]*?) -->\s*\Z")
 
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+MEASURED = re.compile(r"(latency|slower than float): ")
+"""Lines that depend on the machine and on what else it does: they are shown where it was idle, and not compared."""
 
 TIME = re.compile(r"\d+(?:\.\d+)? (?:s|ms|min|seconds|minutes)\b")
 
@@ -112,17 +110,7 @@ def scratch() -> Iterator[Path]:
     before = Path.cwd()
     with tempfile.TemporaryDirectory(prefix="onnxq-docs-") as name:
         folder = Path(name)
-        (folder / "models").symlink_to(ROOT / "models")
-        network = ROOT / "models" / "mobilenet_digits"
-        (folder / "model.onnx").symlink_to(network / "model.onnx")
-        with np.load(network / "eval.npz") as data:
-            for number, part in enumerate(("images", "eval")):
-                (folder / part).mkdir()
-                chosen = range(number * SAMPLES, (number + 1) * SAMPLES)
-                for n in chosen:
-                    Image.fromarray(data["images"][n]).save(folder / part / f"{n:03}.png")
-                labels = "".join(f"{n:03}.png,{data['labels'][n]}\n" for n in chosen)
-                (folder / ("labels.csv" if part == "images" else "eval.csv")).write_text(labels, encoding="utf-8")
+        prepare(folder)
         (folder / "bin").mkdir()
         command = folder / "bin" / "onnxq"
         command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m onnxq "$@"\n', encoding="utf-8")
@@ -179,9 +167,11 @@ def commands(text: str) -> list[list[str]]:
 
 def difference(shown: str, printed: str) -> str:
     """What the page shows and the command did not print: the first such line; empty: none."""
-    lines, at = printed.splitlines(), 0
+    lines, at = [line for line in printed.splitlines() if not MEASURED.match(line)], 0
     anywhere = False
     for line in shown.splitlines():
+        if MEASURED.match(line):
+            continue
         if line.strip() == "...":
             anywhere = True
             continue
@@ -209,6 +199,7 @@ def _words(line: str) -> str:
 
 def renewed(shown: str, printed: str) -> str:
     """What the page is to show: all that was printed, or, of a text with lines `...`, the shown lines, renewed."""
+    printed = "\n".join(line for line in printed.splitlines() if "too busy to tell" not in line)
     if not any(line.strip() == "..." for line in shown.splitlines()):
         return printed.rstrip() + "\n"
     lines, at, new = printed.splitlines(), 0, []

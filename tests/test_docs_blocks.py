@@ -95,6 +95,7 @@ def test_an_unexpected_exit_code_is_an_error(page: Path) -> None:
         ("a\n...\nd", "a\nb\nc\nd", True),
         ("a\n...\nd", "a\nb\nc", False),
         ("a", "a\nb", False),
+        ("a\nlatency: 0.5 of float's", "a\nlatency: 0.9 of float's (busy)\nslower than float: 2 Conv: 1 ms", True),
     ],
 )
 def test_outputs_are_compared_by_words_and_roughly_by_numbers(shown: str, printed: str, fine: bool) -> None:
@@ -104,3 +105,4 @@ def test_outputs_are_compared_by_words_and_roughly_by_numbers(shown: str, printe
 def test_shown_lines_are_renewed_and_left_out_ones_stay_out() -> None:
     assert run_blocks.renewed("a 1\n...\nd 4\n", "a 2\nb\nd 5\ne\n") == "a 2\n...\nd 5\n"
     assert run_blocks.renewed("old\n", "new\n\n") == "new\n"
+    assert run_blocks.renewed("a\n", "a\nlatency: 2 (the machine is too busy to tell)\n") == "a\n"
