@@ -2,8 +2,8 @@
 
 Pages outside docs/ get an address in the site (`ELSEWHERE`); links between pages, which are relative to files of the
 repository so that they work there, too, lead to the same page of the site. Links to files that are no pages, such as
-sources, become their names. The reference is written from the code by docs/make_reference.py; every table of
-bench/results/ has to stand in the navigation.
+sources, become their names. The reference is written from the code by docs/make_reference.py. Tables of bench/results/
+that mkdocs.yml does not name stand at the end of its section on benchmarks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,19 @@ ELSEWHERE = {
 REFERENCE = {"reference/cli.md": cli_page, "reference/api.md": api_page}
 """Pages made from the code."""
 
+BENCHMARKS = "Reliability and benchmarks"
+"""The section of the navigation that has the tables of bench/results/."""
+
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+
+
+def on_config(config: Any) -> Any:
+    """Put tables that the navigation does not name at the end of their section."""
+    section = next(entry[BENCHMARKS] for entry in config.nav if BENCHMARKS in entry)
+    named = {page for entry in section for page in entry.values()}
+    found = sorted(page for page in ELSEWHERE.values() if page.startswith("results/"))
+    section += [page for page in found if page not in named]
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
