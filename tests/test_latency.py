@@ -264,6 +264,26 @@ def test_what_makes_outputs_worse_stays_in_integers(monkeypatch: pytest.MonkeyPa
     assert "outputs worse, not kept" in found.report.to_text()
 
 
+def test_layers_beside_operators_in_float_are_tried_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversions on both sides of a HardSwish cost more than its layers gain; the last layer is not beside it."""
+    proto = model(
+        "(float[1,8,6,6] x) => (float[?,?,?,?] y) <float[8,8,1,1] w, float[8,8,3,3] v, float[8,8,1,1] u>"
+        " { a = Conv(x, w) h = HardSwish(a) b = Conv(h, v) r = Relu(b) y = Conv(r, u) }"
+    )
+    for name, node in zip(("first", "swish", "second", "relu", "third"), proto.graph.node, strict=True):
+        node.name = name
+    lost = dict.fromkeys(("first", "second", "third"), -1e-4)
+    monkeypatch.setattr(tune_latency, "lost_seconds", lambda *_: lost)
+    times = [NodeTime("q", "QuantizeLinear", 1e-3), NodeTime("n", "QLinearConv", 1e-3)]
+    monkeypatch.setattr(tune_latency, "node_times", lambda *_: times)
+    monkeypatch.setattr(tune_latency, "compare_times", lambda *_: Timing(1, 0.5, 1.0, 0.5, 0.4, 0.6, 9))
+    found = onnxq.quantize(proto, samples(proto), latency="tune").report
+    assert found.latency is not None
+    assert found.latency.left_in_float == ("first", "second")
+    assert found.latency.notes[0].startswith("2 layers beside operators in float: 0.50 of the time")
+    assert found.latency.notes[-1].endswith("nothing would be left in integers, not kept")  # the third is beside it now
+
+
 def test_tuning_needs_data_and_a_target_that_runs_here() -> None:
     with pytest.raises(UsageError, match="`latency` tune, `target` qnn: another tool-chain runs it"):
         onnxq.Options(latency="tune", target="qnn")
