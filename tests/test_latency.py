@@ -293,3 +293,19 @@ def test_tuning_needs_data_and_a_target_that_runs_here() -> None:
         onnxq.Options(latency="tune", from_encodings="e.json")
     with pytest.raises(UsageError, match="`latency` tune needs calibration data"):
         onnxq.quantize(model(NET), preset="w8", latency="tune")
+
+
+@pytest.mark.parametrize("preset", ["w8", "w8a8"])
+def test_recurrent_weights_are_timed_with_the_option_that_dequantizes_them_once(preset: str) -> None:
+    """At w8a8 the option would take the integers of the layer behind."""
+    proto = model(
+        "(float[20,1,32] x) => (float[20,1,1,7] y) <float[1,192,32] w, float[1,192,48] r, float[48,7] v>"
+        " { h = LSTM<hidden_size=48>(x, w, r) y = MatMul(h, v) }"
+    )
+    report = onnxq.quantize(proto, samples(proto), preset=preset).report
+    assert report.latency is not None
+    options = [timing.option for timing in report.latency.timings]
+    assert options.count("session.disable_quant_qdq = 1") == (preset == "w8")
+    assert options[0] == ""
+    assert ("with the session option session.disable_quant_qdq = 1" in report.to_text()) == (preset == "w8")
+    json.loads(report.to_json())

@@ -19,7 +19,7 @@ import numpy as np
 from ..graph.scratch import scratch_folder
 from ..report import Timing
 from ..thresholds import FEWEST_ROUNDS, MOST_ROUNDS
-from .session import CPU, Arrays, Session, Source, session_provider
+from .session import CPU, FOLDED_WEIGHTS, Arrays, Session, Source, session_provider
 
 _ROUND = 1e-3
 """Seconds that a model runs for in a round, at least: far above what reading the clock costs."""
@@ -37,10 +37,16 @@ class NodeTime:
     seconds: float
 
 
-def compare_times(models: tuple[Source, Source], feeds: Sequence[Arrays], threads: int, seconds: float) -> Timing:
+def compare_times(
+    models: tuple[Source, Source], feeds: Sequence[Arrays], threads: int, seconds: float, *, folded: bool = False
+) -> Timing:
     """The second beside the first, both in default sessions, by turns for so many seconds, but for `FEWEST_ROUNDS` at
-    least. Raises EngineError."""
-    sessions = [Session(model, optimize=True, threads=threads, lean=False) for model in models]
+    least. folded: the second with its weights dequantized when it is loaded. Raises EngineError."""
+    first_model, second_model = models
+    sessions = [
+        Session(first_model, optimize=True, threads=threads, lean=False),
+        Session(second_model, optimize=True, threads=threads, lean=False, folded_weights=folded),
+    ]
     is_ours = threads == 1 and session_provider() == CPU and time.get_clock_info("thread_time").resolution < 1e-6
     clock = time.thread_time if is_ours else time.perf_counter
     repeats = []
@@ -61,7 +67,7 @@ def compare_times(models: tuple[Source, Source], feeds: Sequence[Arrays], thread
     first, second = np.median(table, axis=0)
     return Timing(
         threads, 1e3 * float(second), 1e3 * float(first), float(ratio), float(low), float(high), len(rounds),
-        "processor" if is_ours else "wall",
+        "processor" if is_ours else "wall", f"{FOLDED_WEIGHTS} = 1" if folded else "",
     )  # fmt: skip
 
 

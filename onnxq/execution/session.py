@@ -37,6 +37,10 @@ Source: TypeAlias = ModelProto | str | os.PathLike[str]
 LEAN_WEIGHTS = 1 << 27
 """Models of more weights run one sample at a time, one model at a time, and free memory after each operator."""
 
+FOLDED_WEIGHTS = "session.disable_quant_qdq"
+"""A session option of ONNX Runtime: 1 leaves QuantizeLinear and DequantizeLinear as they are, so that weights are
+dequantized once, when the model is loaded, and everything computes in float."""
+
 EXACT_PRODUCTS = "session.qdq_matmulnbits_accuracy_level"
 """A session option of ONNX Runtime: 1 computes MatMulNBits in float32; 4, the default behind DequantizeLinear, rounds
 activations to 8 bits in blocks."""
@@ -180,6 +184,7 @@ class Session:
         *,
         optimize: bool = False,
         exact_products: bool = False,
+        folded_weights: bool = False,
         optimized_path: Path | None = None,
         provider: str | None = None,
         threads: int = 1,
@@ -197,6 +202,8 @@ class Session:
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         if exact_products:
             options.add_session_config_entry(EXACT_PRODUCTS, "1")
+        if folded_weights:
+            options.add_session_config_entry(FOLDED_WEIGHTS, "1")
         for path in custom_ops():
             _register(options, path)
         if profile is not None:

@@ -114,7 +114,7 @@ def build_report(
         seconds=seconds,
     )
     if task.options.latency != "off":
-        latency = measure_latency(task, written, planned, seconds)
+        latency = measure_latency(task, written, quantized.proto, planned, seconds)
         if tuned is not None:
             latency = replace(latency, left_in_float=tuned.nodes, notes=tuned.notes)
         report = replace(report, latency=latency)

@@ -16,12 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnx_graphsurgeon as gs
+from onnx import ModelProto
 
 from ..errors import EngineError
 from ..execution.latency import NodeTime, compare_times, node_times
 from ..execution.session import Arrays, session_provider
 from ..graph import large
-from ..graph.model import Model
+from ..graph.model import Model, nodes_of
+from ..graph.stored_weights import RECURRENT
 from ..report import Latency, OperatorTime
 from ..thresholds import LATENCY_SAMPLES, LATENCY_SECONDS, LATENCY_SHARE, LOST_SHARE, SLOW_OPERATORS
 from .node_states import node_of_kernel
@@ -42,7 +44,7 @@ _STEPS_BACK = 4
 """Nodes that ONNX Runtime fuses behind a layer, at most: bias, addition, activation."""
 
 
-def measure_latency(task: Task, written: Path, planned: Model, seconds: float) -> Latency:
+def measure_latency(task: Task, written: Path, quantized: ModelProto, planned: Model, seconds: float) -> Latency:
     """The written model beside the float one. seconds: what quantization took, of which this takes a share."""
     provider, target = session_provider(), task.context.target
     why = ""
@@ -59,6 +61,8 @@ def measure_latency(task: Task, written: Path, planned: Model, seconds: float) -
     budget = min(LATENCY_SECONDS, LATENCY_SHARE * seconds) / len(threads)
     try:
         timings = tuple(compare_times((task.proto, written), feeds, count, budget) for count in threads)
+        if folds_weights(quantized):
+            timings += (compare_times((task.proto, written), feeds, 1, budget, folded=True),)
     except EngineError as error:
         return Latency(provider, not_measured=str(error))
     found = Latency(provider, len(feeds), timings)
@@ -68,6 +72,16 @@ def measure_latency(task: Task, written: Path, planned: Model, seconds: float) -
         return replace(found, slow=_slow_operators(task, written, planned, feeds[0]))
     except EngineError as error:
         return replace(found, notes=(f"what costs is unknown: {error}",))
+
+
+def folds_weights(quantized: ModelProto) -> bool:
+    """Whether ONNX Runtime dequantizes weights of recurrent operators in each run, which `FOLDED_WEIGHTS` avoids, and
+    no layer would lose its integers by that option."""
+    operators = {node.op_type for node in nodes_of(quantized.graph)}
+    return bool(operators & set(RECURRENT)) and "DequantizeLinear" in operators and not operators & _IN_INTEGERS
+
+
+_IN_INTEGERS = {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"}
 
 
 def _slow_operators(task: Task, written: Path, planned: Model, feed: Arrays) -> tuple[OperatorTime, ...]:

@@ -376,7 +376,8 @@ class ToolchainResult:
 class Timing:
     """The quantized model beside the float one, run by turns. milliseconds, float_milliseconds: of one run, medians.
     ratio: of the two in one round, the median of all rounds, with the quartiles `low` and `high`.
-    clock: processor time, which other processes do not count in, or the time on the clock."""
+    clock: processor time, which other processes do not count in, or the time on the clock.
+    option: the session option of ONNX Runtime that the quantized model ran with; empty: a default session."""
 
     threads: int
     milliseconds: float
@@ -386,6 +387,7 @@ class Timing:
     high: float
     rounds: int
     clock: Literal["processor", "wall"] = "wall"
+    option: str = ""
 
     @property
     def is_unsure(self) -> bool:
@@ -423,7 +425,7 @@ class Latency:
     @property
     def is_slower(self) -> bool:
         """Whether the result is no faster than the float model, with some number of threads."""
-        return any(timing.ratio >= NOT_FASTER and not timing.is_unsure for timing in self.timings)
+        return any(timing.ratio >= NOT_FASTER and not (timing.is_unsure or timing.option) for timing in self.timings)
 
 
 @dataclass(frozen=True)

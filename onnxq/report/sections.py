@@ -149,7 +149,7 @@ def _latency_cards(latency: Latency | None) -> list[Markup]:
         return [_card("Latency", "not measured", name(latency.not_measured))]
     return [
         _card(
-            f"Latency, {timing.threads} thread{'s' * (timing.threads > 1)}",
+            f"Latency, {timing.threads} thread{'s' * (timing.threads > 1)}{', ' * bool(timing.option)}{timing.option}",
             f"{timing.ratio:.2f} × float",
             f"{timing.float_milliseconds:.3g} → {timing.milliseconds:.3g} ms; half of {timing.rounds} rounds:"
             f" {timing.low:.2f} to {timing.high:.2f}{'; the machine was too busy to tell' * timing.is_unsure}",

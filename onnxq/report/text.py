@@ -134,6 +134,7 @@ def timing_text(timing: Timing) -> str:
         f"{busy}), {timing.float_milliseconds:.3g} -> {timing.milliseconds:.3g} ms"
         f"{' of processor time' * (timing.clock == 'processor')},"
         f" {timing.threads} thread{'s' * (timing.threads > 1)}"
+        f"{f', with the session option {timing.option}' if timing.option else ''}"
     )
 
 
