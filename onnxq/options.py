@@ -424,8 +424,13 @@ class Options:
 
     @property
     def weight_method(self) -> str:
-        """How weight ranges are set, before any weighting."""
-        return "mse" if self.weight_range in ("auto", "weighted") else self.weight_range
+        """How weight ranges are set, before any weighting. Blocks with zero points span their weights where `effort` is
+        fast: a search gains 0.3 dB, and takes five times as long as all else that is done to a weight."""
+        if self.weight_range not in ("auto", "weighted"):
+            return self.weight_range
+        weight = self.weight
+        quick = weight is not None and weight.block is not None and not weight.symmetric and self.effort == "fast"
+        return "minmax" if quick else "mse"
 
     @property
     def has_integer_kernels(self) -> bool:

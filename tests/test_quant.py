@@ -248,3 +248,19 @@ def test_sqnr_streams() -> None:
     for part in np.split(np.arange(100), [3, 50]):
         total.update(x[part], y[part])
     assert total.db == pytest.approx(sqnr(x, y))
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((6, 5), 0), ((5, 6), 1), ((5, 6), -1), ((7, 5), 0), ((2, 6, 3), 1), ((2, 6, 3), -2)]
+)
+def test_blocks_are_quantized_as_if_each_weight_had_its_scale(shape: tuple[int, ...], axis: int) -> None:
+    random = np.random.default_rng(0)
+    x, along = np.float32(random.standard_normal(shape)), axis % len(shape)
+    counts = tuple(-(-n // 3) if i == along else n for i, n in enumerate(shape))
+    scale, zero = np.float32(random.uniform(0.1, 0.3, counts)), random.integers(-3, 4, counts).astype(np.int8)
+    params = QuantParams(Grid(4, True), scale, zero, axis, 3)
+    within = np.arange(shape[along]) // 3
+    s, z = scale.take(within, along), zero.take(within, along)
+    q = np.clip(np.rint(x / s) + z, -8, 7)
+    assert np.array_equal(params.quantize(x), q)
+    assert np.array_equal(params.dequantize(params.quantize(x)), np.float32((q - z) * s))

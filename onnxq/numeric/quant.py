@@ -122,29 +122,51 @@ class QuantParams:
 
     def quantize(self, x: FloatArray) -> Array:
         """`x` of any shape -> integers of the grid's type, same shape. Not-a-number is refused (ValueError)."""
-        if np.isnan(x).any():
+        if x.size and np.isnan(np.max(x)):
             raise ValueError("cannot quantize not-a-number")
-        scale, zero_point = self.broadcast(x.shape)
+        shape, values = x.shape, np.asarray(self._in_blocks(np.asarray(x, np.float32)), np.float32)
+        scale, zero_point = self._beside_blocks(shape)
         with np.errstate(over="ignore"):  # a huge value over a tiny scale: clipped below like any other
-            q = np.asarray(np.asarray(x, np.float32) / scale)  # from here on in place: weights may be large
+            q = np.asarray(values / scale)  # from here on in place: weights may be large
         np.rint(q, out=q)
         q += zero_point
         if self.grid.bits == 32:
             q = np.asarray(q, np.float64)  # float32 has no 2**31 - 1, and the integer type no 2**31
         np.clip(q, self.grid.qmin, self.grid.qmax, out=q)
-        return q.astype(self.grid.dtype)
+        return q.astype(self.grid.dtype).reshape(shape)
 
     def dequantize(self, q: Array) -> NDArray[np.float32]:
         """Integers of any shape -> float32, same shape."""
-        scale, zero_point = self.broadcast(q.shape)
-        x = np.asarray(q.astype(np.float32))
+        scale, zero_point = self._beside_blocks(q.shape)
+        x = np.asarray(self._in_blocks(q).astype(np.float32))
         x -= zero_point
         x *= scale
-        return x
+        return x.reshape(q.shape)
 
     def fake(self, x: FloatArray) -> NDArray[np.float32]:
         """`x` rounded to the grid, float32: what the integer network sees of it."""
         return self.dequantize(self.quantize(x))
+
+    def _has_even_blocks(self, shape: tuple[int, ...]) -> bool:
+        return self.axis is not None and self.block is not None and shape[self.axis] % self.block == 0
+
+    def _in_blocks(self, x: Array) -> Array:
+        """`x` with the axis of blocks in two, (..., K/b, b, ...), if it has even blocks."""
+        if not self._has_even_blocks(x.shape):
+            return x
+        assert self.axis is not None
+        assert self.block is not None
+        axis = self.axis % x.ndim
+        return x.reshape(*x.shape[:axis], -1, self.block, *x.shape[axis + 1 :])
+
+    def _beside_blocks(self, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scale and zero point beside `_in_blocks` of a tensor of this shape."""
+        if not self._has_even_blocks(shape):
+            return self.broadcast(shape)
+        assert self.axis is not None
+        behind = self.axis % len(shape) + 1
+        scale, zero_point = np.asarray(self.scale, np.float32), np.asarray(self.zero_point, np.float32)
+        return np.expand_dims(scale, behind), np.expand_dims(zero_point, behind)
 
     def broadcast(self, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Scale and zero point in shapes that broadcast against a tensor of this shape."""

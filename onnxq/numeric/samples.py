@@ -86,7 +86,7 @@ def _rows(x: FloatArray, axis: int) -> FloatArray:
 def _blocks(x: FloatArray, axis: int, block: int) -> FloatArray:
     """`x` of any shape -> (number of blocks, block), blocks in C order of an array with one entry a block."""
     padding = [(0, -x.shape[axis] % block if i == axis else 0) for i in range(x.ndim)]
-    lines = np.moveaxis(np.pad(x, padding), axis, -1)
+    lines = np.moveaxis(np.pad(x, padding) if x.shape[axis] % block else x, axis, -1)
     blocks = lines.reshape(*lines.shape[:-1], -1, block)
     return np.moveaxis(blocks, -2, axis).reshape(-1, block)
 

@@ -76,6 +76,11 @@ def _range_of(values: np.ndarray, axis: int | None, spec: QuantSpec, method: str
     """The range of each channel or block, some of these at a time; the last of them may be smaller."""
     if axis is None:
         return set_range(method, Samples.of_weights(values, None), spec)
+    if method == "minmax" and spec.block is not None and values.shape[axis] % spec.block == 0:
+        axis %= values.ndim
+        blocks = values.reshape(*values.shape[:axis], -1, spec.block, *values.shape[axis + 1 :])
+        lo, hi = blocks.min(axis=axis + 1, initial=0.0), blocks.max(axis=axis + 1, initial=0.0)
+        return np.asarray(lo, np.float64).ravel(), np.asarray(hi, np.float64).ravel()
     along, unit = (axis, 1) if spec.block is None else (0, spec.block if axis == 0 else 1)
     length = values.shape[along]
     step = max(AT_ONCE * length // max(values.size, 1) // unit, 1) * unit
