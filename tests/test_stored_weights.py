@@ -96,7 +96,10 @@ def branches(*, inner: bool = False) -> ModelProto:
 
 
 @pytest.mark.parametrize("inner", [False, True], ids=["outside", "inside"])
-@pytest.mark.parametrize("settings", [{"preset": "w8"}, {"preset": "w4", "block_size": 16}], ids=["w8", "w4"])
+@pytest.mark.parametrize(
+    "settings", [{"preset": "w8"}, {"preset": "w4", "block_size": 16}, {"preset": "w8", "embeddings": "4"}],
+    ids=["w8", "w4", "table of 4 bits"],
+)  # fmt: skip
 def test_weights_in_branches(inner: bool, settings: dict[str, object]) -> None:
     proto = branches(inner=inner)
     result = onnxq.quantize(proto, threads=1, **settings)
@@ -104,8 +107,9 @@ def test_weights_in_branches(inner: bool, settings: dict[str, object]) -> None:
     for taken in (True, False):
         arrays = {"i": np.arange(9), "c": np.array(taken)}
         for optimized in (True, False):
-            assert db(proto, result.model, arrays, optimized=optimized) > (30 if settings["preset"] == "w8" else 12)
-    assert sum(t.dims == [300, 32] for t in result.model.graph.initializer) == 1, "branches share the table"
+            assert db(proto, result.model, arrays, optimized=optimized) > (30 if settings == {"preset": "w8"} else 12)
+    shape = [300, 16] if settings.get("embeddings") == "4" else [300, 32]
+    assert sum(t.dims == shape for t in result.model.graph.initializer) == 1, "branches share the table"
     assert "two files" in result.report.to_text()
 
 

@@ -177,14 +177,34 @@ class _Writer:
         integers, scale, _ = self._stored(use, "rows", values, spec, 0)
         output = node.output[0]
         found, scales, cast = (self._name(f"{output}_{stem}") for stem in ("rows", "row_scales", "cast"))
-        behind = [
-            helper.make_node("Gather", [scale, node.input[1]], [scales], axis=0),
-            helper.make_node("Cast", [found], [cast], to=TensorProto.FLOAT),
-            helper.make_node("Mul", [cast, scales], [output]),
-        ]
+        behind = [helper.make_node("Gather", [scale, node.input[1]], [scales], axis=0)]
+        rows = found
+        if _packs(spec, values):
+            rows = self._unpacked(found, output, behind)
+        behind.append(helper.make_node("Cast", [rows], [cast], to=TensorProto.FLOAT))
+        if _packs(spec, values):
+            half, shifted = (
+                self._initializer(use.graph, f"{output}_half", np.float32(_HALF)),
+                self._name(f"{output}_signed"),
+            )
+            behind.append(helper.make_node("Sub", [cast, half], [shifted]))
+            cast = shifted
+        behind.append(helper.make_node("Mul", [cast, scales], [output]))
         node.input[0], node.output[0] = integers, found
         self._put(use, behind, behind=True)
         return True
+
+    def _unpacked(self, found: str, output: str, nodes: list[NodeProto]) -> str:
+        """Bytes of two columns each, as `graph.table_writer` packs them, as integers of 4 bits and `_HALF`."""
+        four = self._initializer(self.model.graph, f"{output}_four", np.asarray(4, np.uint8))
+        upper, left, lower, both = (self._name(f"{output}_{stem}") for stem in ("upper", "left", "lower", "columns"))
+        nodes += [
+            helper.make_node("BitShift", [found, four], [upper], direction="RIGHT"),
+            helper.make_node("BitShift", [found, four], [left], direction="LEFT"),
+            helper.make_node("BitShift", [left, four], [lower], direction="RIGHT"),
+            helper.make_node("Concat", [lower, upper], [both], axis=-1),
+        ]
+        return both
 
     def _stored(self, use: _Use, kind: str, values: np.ndarray, spec: QuantSpec, axis: int) -> tuple[str, str, str]:
         """Integers, scales and zero points, in the main graph where no linear operator reads them; of a table, the
@@ -200,8 +220,15 @@ class _Writer:
                 shape = tuple(n // spec.block if i == axis else n for i, n in enumerate(values.shape))
             params = QuantParams.from_range(lo.reshape(shape), hi.reshape(shape), spec, along)
             scale = params.scale.reshape(-1, *[1] * (values.ndim - 1)) if rows else params.scale
+            integers = np.asarray(params.quantize(values))
+            if rows:
+                stored = self._initializer(
+                    graph, f"{name}_quantized", _packed(integers) if _packs(spec, values) else integers
+                )
+            else:
+                stored = self._integers(graph, f"{name}_quantized", integers, params)
             self.stored[key] = (
-                self._integers(graph, f"{name}_quantized", np.asarray(params.quantize(values)), params),
+                stored,
                 self._initializer(graph, f"{name}_scale", np.asarray(scale, np.float32)),
                 self._integers(graph, f"{name}_zero_point", np.asarray(params.zero_point), params),
             )
@@ -254,6 +281,21 @@ class _Writer:
         name = next(name for name in candidates if name not in self.names)
         self.names.add(name)
         return name
+
+
+_HALF = 8
+"""What is added to signed integers of 4 bits, so that they are none below 0."""
+
+
+def _packs(spec: QuantSpec, values: np.ndarray) -> bool:
+    """Whether rows of a table are stored as two columns in a byte."""
+    return spec.grid.bits <= 4 and values.shape[-1] % 2 == 0
+
+
+def _packed(integers: np.ndarray) -> np.ndarray:
+    """(V, D) of 4 bits -> (V, D/2) bytes: the first half of the columns below the second."""
+    unsigned, half = np.asarray(integers + _HALF, np.uint8), integers.shape[-1] // 2
+    return np.asarray(unsigned[..., :half] | (unsigned[..., half:] << 4))
 
 
 def _copied(node: NodeProto) -> NodeProto:

@@ -571,13 +571,12 @@ def stored_weights(options: Options) -> StoredWeights:
         return any(map(matches, kept)) or bool(options.include and not any(map(matches, options.include)))
 
     weight = None if options.from_encodings is not None else options.weight
-    table = options.table if options.embeddings == "8" else None
     target, computed = find_target(options.target), None
     if weight is not None and target.runs_here:  # elsewhere nobody has seen that such layers read integers
         grid = target.weight_of(max(weight.grid.bits, 8)).grid
         computed = replace(weight, grid=grid, symmetric=True, per_channel=options.per_channel, block=None)
     return StoredWeights(
-        weight, table, options.weight_method, keeps_float, computed, lambda node: node.op_type in target.rules
+        weight, options.table, options.weight_method, keeps_float, computed, lambda node: node.op_type in target.rules
     )
 
 
