@@ -52,6 +52,10 @@ EXCEPTION_NOISE = 0.01
 """Share of the noise that all units make, each alone, below which a unit is no exception. Chosen: a hundredth of the
 noise is 0.04 dB."""
 
+EXCEPTION_PASSES = 200
+"""Passes through the network that the search for exceptions may take, about: where there are many tensors, on fewer
+samples. Chosen: as many as calibration takes with 200 samples."""
+
 EXCEPTION_PRICE = 0.001
 """Share of the weights or multiplications that an exception costs at least, where it is compared with others. Chosen:
 activations that no layer reads or writes are not free, either."""

@@ -34,7 +34,7 @@ from ..graph.model import Model, grid_root
 from ..numeric.quant import QuantParams, QuantSpec
 from ..numeric.ranges import set_range
 from ..numeric.samples import Samples
-from ..thresholds import EXCEPTION_NOISE, EXCEPTION_PRICE, FALLBACK_SAMPLES
+from ..thresholds import EXCEPTION_NOISE, EXCEPTION_PASSES, EXCEPTION_PRICE, FALLBACK_SAMPLES
 from .base import Context, Outcome
 from .wider_activations import Together, narrow_activations, of_one_width, widen
 
@@ -56,8 +56,9 @@ class MakeExceptions:
     preserves: ClassVar[bool | None] = None
 
     def apply(self, model: Model, context: Context) -> Outcome:
-        feeds = list(islice(context.choosing, FALLBACK_SAMPLES)) or list(islice(context.feeds, FALLBACK_SAMPLES))
         units = self._units(model, context)
+        most = min(max(2 * EXCEPTION_PASSES // max(len(units), 1), 1), FALLBACK_SAMPLES)  # half a pass each, about
+        feeds = list(islice(context.choosing, most)) or list(islice(context.feeds, most))
         if not feeds or not units:
             return Outcome(notes=("nothing can get a wider format",))
         base = model.clone()
