@@ -197,3 +197,26 @@ def test_a_node_without_kernel_does_not_stop_the_others() -> None:
     )
     after, _ = normalized(proto)
     assert "Exp" not in ops(after)
+
+
+SCATTERED = """(float[2,300] x) => (float[2,200] y) <int64[2] shape = {300, 200}, int64[40,2] at, float[40] values>
+    { zeros = ConstantOfShape(shape) m = ScatterND(zeros, at, values) y = MatMul(x, m) }"""
+
+
+def test_a_matrix_that_is_scattered_into_zeros_is_not_folded_into_the_file():
+    proto = model(SCATTERED, at=np.stack([np.arange(40), np.arange(40)], 1), check=False)
+    assert ops(normalized(proto)[0]) == ["ConstantOfShape", "ScatterND", "MatMul"]
+    small = SCATTERED.replace("300", "60").replace("200", "50")
+    assert ops(normalized(model(small, at=np.stack([np.arange(40), np.arange(40)], 1), check=False))[0]) == ["MatMul"]
+
+
+def test_a_large_intermediate_result_is_folded_where_what_is_read_is_small():
+    text = """(float[2,3] x) => (float[2,3] y) <int64[2] shape = {300, 200}, int64[2] axes = {0, 1}>
+        { ones = ConstantOfShape<value = float[1] {1}>(shape) s = ReduceSum<keepdims=0>(ones, axes) y = Mul(x, s) }"""
+    assert ops(normalized(model(text, check=False))[0]) == ["Mul"]
+
+
+def test_integers_cast_to_weights_are_folded():
+    text = """(float[2,300] x) => (float[2,200] y) <uint8[300,200] q>
+        { w = Cast<to = 1>(q) y = MatMul(x, w) }"""
+    assert ops(normalized(model(text, q=np.ones((300, 200), np.uint8), check=False))[0]) == ["MatMul"]

@@ -27,6 +27,9 @@ from .base import Context, Outcome, Skip
 LARGEST_FOLDED = 2**22
 """Elements: folding a ConstantOfShape or Expand into something larger, and than its inputs, would bloat the file."""
 
+SMALL_GROWTH = 2**15
+"""Elements: what folding may add to any file for one tensor; and a share of 1/64 of its constants."""
+
 _NEVER_FOLDED = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout",
     "Constant",
@@ -136,6 +139,7 @@ def _fold_constants(model: Model) -> int:
         if _foldable(node, known) and not any(model.is_output(t) for t in node.outputs):
             chosen.append(node)
             known.update(t.name for t in node.outputs)
+    chosen = _without_growth(model, chosen)
     if not chosen:
         return 0
     values = _evaluate(model.to_proto(), chosen)
@@ -147,6 +151,30 @@ def _fold_constants(model: Model) -> int:
             folded.append(node)
     edit.remove(model, folded)
     return len(folded)
+
+
+def _without_growth(model: Model, chosen: list[gs.Node]) -> list[gs.Node]:
+    """Those whose results, where other nodes read them, are not far larger than the constants that they come from.
+
+    A sparse matrix that is scattered into zeros, or a table computed from a range, stays as the exporter wrote it: the
+    runtime folds it when it loads the model. Integers that are cast to weights, up to 8 times their size, are folded.
+    """
+    small = max(SMALL_GROWTH, sum(math.prod(t.shape) for t in model.initializers()) // 64)
+    sources: dict[str, int] = {}
+    for node in chosen:
+        size = sum(sources.get(t.name, _size([t])) for t in node.inputs if t.name)
+        sources.update({t.name: size for t in node.outputs})
+    while True:
+        inside = {id(node) for node in chosen}
+        grown = {
+            id(node)
+            for node in chosen
+            if _size(node.outputs) > max(small, 8 * sources[node.outputs[0].name])
+            and any(id(reader) not in inside for t in node.outputs for reader in model.consumers(t))
+        }
+        if not grown:
+            return chosen
+        chosen = [node for node in chosen if id(node) not in grown]
 
 
 def _evaluate(proto: ModelProto, nodes: list[gs.Node]) -> dict[str, np.ndarray]:
