@@ -59,6 +59,7 @@ from .pipeline.collect_report import ReportCollector
 from .pipeline.log import log_result
 from .pipeline.open_inputs import input_specs, open_data, open_model, open_output, random_inputs, read_statistics
 from .pipeline.pipeline import float_model_of, prepare
+from .pipeline.provenance import call_text, provenance, source_digest, stamp
 from .pipeline.task import RANDOM_INPUTS, Task, make_context
 from .pipeline.tune_latency import tune_latency
 from .report import Report
@@ -153,6 +154,12 @@ def quantize(
     Returns the quantized model and the report. Raises a subclass of OnnxqError.
     """
     start = time.perf_counter()
+    statistics = tuple(statistics)
+    arguments = {
+        "model": model, "calibration": calibration, "output": output, "encodings": encodings, "statistics": statistics,
+        "input_keys": input_keys, "transform": transform, "eval_data": eval_data, "labels": labels, "metric": metric,
+        "evaluation_samples": evaluation_samples,
+    }  # fmt: skip
     options = with_settings(options, settings)
     vendors = None if toolchain is None else find_toolchain(find_target(options.target), toolchain)
     with ExitStack() as stack:
@@ -170,6 +177,9 @@ def quantize(
         )  # fmt: skip
         proto, where, evaluation = task.proto, task.source, task.evaluation
         collector = ReportCollector() if details else None
+        task.feeds.remember_digests()
+        if evaluation is not None:
+            evaluation.remember_digests()
         scores = None
         if labels is not None or metric is not None:
             scores = FloatScores.of(proto, task.samples.reporting, labels, metric, options, called(progress))
@@ -177,6 +187,9 @@ def quantize(
         if tuned is not None:
             task = tuned.task
         quantized = pipeline.quantize(task, collector)
+        record = provenance(task, source_digest(model)) if options.provenance else None
+        if record is not None:
+            stamp(quantized.proto, record)
         quantized_path = target_path
         if quantized_path is None or options.float_output:
             quantized_path = stack.enter_context(scratch_folder()) / "model.onnx"
@@ -187,12 +200,15 @@ def quantize(
             text = encodings_json(found, options.encodings_version, quantizer_arguments(options))
             storage.write_text(text, encodings_path)
             if options.float_output:
+                if record is not None:
+                    stamp(float_model, record)
                 result = float_model
                 if target_path is not None:
                     storage.write(result, target_path)
         seconds = time.perf_counter() - start
         drawn = evaluation_samples if evaluation is None else None
         report = build_report(task, quantized, quantized_path, output, seconds, result, drawn, collector, tuned)
+        report = replace(report, command=call_text("quantize", arguments, options, preprocess))
         if scores is not None:
             report = replace(report, measures=scores.beside(quantized.proto, report.samples.origin))
         if vendors is not None and toolchain is not None:

@@ -33,6 +33,7 @@ ENCODINGS = "Encodings"
 RUNNING = "Time and memory"
 OVERRIDE = "Exceptions for single tensors"
 LATENCY = "Latency"
+OUTPUT = "Output"
 
 PRESETS = ("w8a8", "w8a16", "w4a8", "w4a16", "w8", "w4", "w8a8-dynamic")
 """Those worth naming; any of w2 to w16, a2 to a16, alone or together, is understood. Without w or a: left in float.
@@ -266,6 +267,12 @@ class Options:
         " machine are left in float, so that the result depends on the machine. off: nothing.",
         LATENCY, choices=("report", "tune", "off"),
     )  # fmt: skip
+    provenance: bool = option(
+        True,
+        "Write into the model how it was made: version, options, digests of the source and of the calibration data; no"
+        " time and no path.",
+        OUTPUT,
+    )
     batch_size: int = option(
         0, "Samples held in memory and run at once; never changes the result. 0: two a thread.", RUNNING, least=0
     )

@@ -59,6 +59,7 @@ class Settings(TypedDict, total=False):
     seed: int
     strict: bool
     latency: Literal["report", "tune", "off"]
+    provenance: bool
     batch_size: int
     threads: int
     provider: str

@@ -257,6 +257,7 @@ def test_all_options_in_a_file(place):
         threads = 1
         max_memory = 100
         no-latency = true
+        provenance = false
         report = {str(place / "report.json")!r}
         quiet = true
         verbose = false
@@ -292,7 +293,7 @@ def test_all_options_in_a_file(place):
             "weight_range": "minmax", "activation_range": "percentile:99.9",
         "logits_range": "mse", "overrides": [override], "samples": 3, "seed": 5, "strict": True,
         "batch_size": 2, "threads": 1,
-        "max_memory": 100, "latency": "off", "provider": "CPUExecutionProvider", "custom_ops": [],
+        "max_memory": 100, "latency": "off", "provenance": False, "provider": "CPUExecutionProvider", "custom_ops": [],
         "encodings_version": "1.0.0", "float_output": False, "from_encodings": None,
         "input_keys": {"x": "pixels"}, "calibration": str(place / "calib.npz"),
         "preprocess": {

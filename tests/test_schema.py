@@ -164,7 +164,7 @@ CHANGED: dict[str, Any] = {
     "include": ("Conv*", '"quoted" \\ \x7f'),
     "exclude": ("Add",), "tie": ("Concat", "Add"), "overrides": (Override(tensor="w", range=(-1.0, 1.0)),),
     "encodings_version": "2.0.0", "float_output": True, "samples": 5, "seed": 3, "strict": True,
-    "latency": "off",
+    "latency": "off", "provenance": False,
 }  # fmt: skip
 """Another value for each option that a file holds, but for those that contradict others."""
 

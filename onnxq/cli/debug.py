@@ -13,11 +13,12 @@ from ..api import quantize
 from ..debugging.remedies import NAMES
 from ..debugging.workflow import AccuracyTarget, DebugResult, debug
 from ..graph.storage import replacing, write_text
+from ..options import OUTPUT
 from ..report import LogEntry, Report, printable
 from ..thresholds import LEAST_DB
-from .command import Command
+from .command import Command, typed
 from .config import config_text
-from .examples import DEBUGGING, OUTPUT
+from .examples import DEBUGGING
 from .options import (
     calib_option,
     config_option,
@@ -26,6 +27,7 @@ from .options import (
     options,
     output_options,
     parse,
+    provenance_option,
     quantization_options,
     refuse_overwriting,
 )
@@ -92,6 +94,7 @@ target_options = options(
     type=click.Path(dir_okay=False),
     help="Write a file for `onnxq quantize --config`: the same model.",
 )
+@provenance_option
 @report_option
 @output_options("Print each step and each node left in float.")
 @config_option
@@ -188,4 +191,11 @@ def _say(entry: LogEntry, err: bool) -> None:
 
 
 def _with_log(report: Report, found: DebugResult) -> Report:
-    return replace(report, log=found.log, measures=found.measures, sensitivity=found.ranking, changes=found.changes)
+    return replace(
+        report,
+        command=typed(click.get_current_context()),
+        log=found.log,
+        measures=found.measures,
+        sensitivity=found.ranking,
+        changes=found.changes,
+    )

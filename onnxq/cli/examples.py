@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..data.images import IMAGES
-from ..options import DATA, DATA_FREE, ENCODINGS, LATENCY, RANGES, RUNNING, STEPS, TARGET
+from ..options import DATA, DATA_FREE, ENCODINGS, LATENCY, OUTPUT, RANGES, RUNNING, STEPS, TARGET
 from ..qat.recipe import TRAINING
 from ..toolchains import TOOLCHAIN
 
 MEASURING = "Measuring"
-OUTPUT = "Output"
 MIXED = "Mixed precision"
 DEBUGGING = "Debugging (figure 9 of the white paper)"
 

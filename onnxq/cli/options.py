@@ -11,13 +11,13 @@ import click
 from ..data import Preprocess
 from ..data.images import IMAGES
 from ..errors import OutputError, UsageError
-from ..options import DATA, DATA_FREE, ENCODINGS, RANGES, RUNNING, STEPS, TARGET, Options
+from ..options import DATA, DATA_FREE, ENCODINGS, OUTPUT, RANGES, RUNNING, STEPS, TARGET, Options
 from ..schema import Option, options_of
 from ..thresholds import COUNTED_SAMPLES, EVALUATION_SAMPLES
 from ..toolchains import TOOLCHAIN, ToolchainOptions
 from .command import GroupedOption
 from .config import overrides_of, read_config
-from .examples import MEASURING, OUTPUT
+from .examples import MEASURING
 from .flags import as_flags
 from .progress import FORMATS, keep_format
 from .values import MULTIPLE, OTHER
@@ -132,6 +132,7 @@ encodings_options = from_schema(Options, ENCODINGS)
 thread_options = from_schema(Options, names=("batch_size", "threads", "provider", "custom_ops"))
 custom_ops_option = from_schema(Options, names=("custom_ops",))
 latency_option = from_schema(Options, names=("latency",))
+provenance_option = from_schema(Options, names=("provenance",))
 freeze_option = from_schema(Options, names=("freeze",))
 run_options = from_schema(Options, RUNNING)
 quantization_options = options(

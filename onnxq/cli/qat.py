@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from ..options import DATA
 from ..qat.recipe import TRAINING, Recipe
-from .command import Command
+from .command import Command, typed
 from .options import (
     config_option,
     from_schema,
@@ -17,6 +18,7 @@ from .options import (
     latency_option,
     output_options,
     parse,
+    provenance_option,
     quantization_options,
     refuse_overwriting,
     take,
@@ -44,6 +46,7 @@ from .reports import echo_report, report_option, writing
 @from_schema(Recipe, TRAINING)
 @quantization_options
 @latency_option
+@provenance_option
 @report_option
 @output_options("Print each step and each node left in float.")
 @config_option
@@ -82,8 +85,7 @@ def qat_command(
             progress=progress,
             details=bool(reports),
         )
-        write_report(result.report)
+        report = replace(result.report, command=typed(click.get_current_context()))
+        write_report(report)
     trained = next(step for step in result.report.steps if step.name == "Train")
-    echo_report(
-        output, result.report, reports=reports, as_json=as_json, verbose=verbose, quiet=quiet, before=trained.notes
-    )
+    echo_report(output, report, reports=reports, as_json=as_json, verbose=verbose, quiet=quiet, before=trained.notes)

@@ -13,11 +13,10 @@ from ..api import Result, quantize
 from ..errors import UsageError
 from ..evaluation.mixed_precision import MixedPrecision
 from ..graph.storage import replacing, write_text
-from ..options import DATA, ENCODINGS
+from ..options import DATA, ENCODINGS, OUTPUT
 from ..report import Report
-from .command import Command
+from .command import Command, typed
 from .config import config_text
-from .examples import OUTPUT
 from .mixed import mixed_options, take_measuring, take_search
 from .options import (
     calib_option,
@@ -29,6 +28,7 @@ from .options import (
     latency_option,
     output_options,
     parse,
+    provenance_option,
     quantization_options,
     refuse_overwriting,
     take_toolchain,
@@ -68,6 +68,7 @@ from .reports import echo_report, echo_result, report_option, writing
     is_flag=True,
     help="Print what would be done, what would stay in float and why, the expected size and time; write nothing.",
 )
+@provenance_option
 @report_option
 @output_options("Print each step and each node left in float.")
 @config_option
@@ -106,6 +107,7 @@ def quantize_command(
         plan = api.dry_run(model, calib, statistics=stats, eval_data=eval_data, **arguments)
         echo_result(plan.to_text(verbose), plan.to_json(), as_json, quiet)
         return
+    command = typed(click.get_current_context())
     with ExitStack() as stack:
         files = (model, output, encodings, calib, eval_data, source, *stats)
         write_report = stack.enter_context(writing(reports, *files))
@@ -117,11 +119,14 @@ def quantize_command(
             arguments["options"] = found.options
             measuring = measuring or {"evaluation_samples": found.samples}
 
+        def reported(report: Report) -> Report:
+            return replace(_with_search(report, found), command=command)
+
         def finish(result: Result) -> None:
             """The report and the configuration are written first: no model without them."""
             if config_file is not None and found is not None:
                 write_text(config_text(quantize_command, given, found.options, found.text), config_file)
-            write_report(_reported(result.report, found))
+            write_report(reported(result.report))
 
         result = quantize(
             model,
@@ -138,7 +143,7 @@ def quantize_command(
         )
     echo_report(
         output,
-        _reported(result.report, found),
+        reported(result.report),
         reports=reports,
         as_json=as_json,
         verbose=verbose,
@@ -147,7 +152,7 @@ def quantize_command(
     )
 
 
-def _reported(report: Report, found: MixedPrecision | None) -> Report:
+def _with_search(report: Report, found: MixedPrecision | None) -> Report:
     """The report with what the search for bits found, which chose on the samples that are reported on."""
     if found is None:
         return report

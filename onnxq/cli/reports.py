@@ -17,9 +17,9 @@ import click
 
 from ..errors import OutputError, UsageError
 from ..graph.storage import replacing, write_text
+from ..options import OUTPUT
 from ..report import Report
 from ..report.json_format import plain
-from .examples import OUTPUT
 from .flags import as_flags, flags_of
 from .options import grouped, refuse_overwriting
 from .progress import emit, logs_json

@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from ..api import sensitivity
+from ..options import OUTPUT
 from .command import Command
-from .examples import MEASURING, OUTPUT
+from .examples import MEASURING
 from .options import (
     calib_option,
     config_option,

@@ -126,6 +126,7 @@ class CalibrationData:
         self.samples = samples
         self.seed = seed
         self._accepts_infinity, self._may_be_empty = accepts_infinity, may_be_empty
+        self._digests: dict[str, str] | None = None  # by origin; parts of the data share them
         self._sound: set[str] = set()  # origins of the feeds with infinity that were accepted
         records = open_source(source, _complete(keys or {}, self.inputs), max_memory)
         self._records = records if transform is None else transformed(records, transform)
@@ -237,7 +238,20 @@ class CalibrationData:
 
     def sample_hashes(self) -> list[str]:
         """SHA-256, in hex, of each sample used, sorted."""
-        return sorted(sample.digest() for sample in self._samples())
+        if self._digests is None:
+            return sorted(sample.digest() for sample in self._samples())
+        origins, size, known = self.origins(), self._batch or 1, self._digests
+        parts = [[origins[n] for n in range(f * size, min(f * size + size, len(origins)))] for f in self._chosen]
+        unread = [place for place, names in enumerate(parts) if not all(name in known for name in names)]
+        if unread:
+            for _ in self.part(unread):
+                pass
+        return sorted(known[name] for names in parts for name in names)
+
+    def remember_digests(self) -> None:
+        """Take the digest of each sample when it is read first, in this and in its parts, so that `digest` reads none
+        again. Called before parts are made."""
+        self._digests = {}
 
     @cached_property
     def _counts(self) -> list[int]:
@@ -288,7 +302,10 @@ class CalibrationData:
                 if not is_whole(part):  # touching a page that is gone would end the process
                     raise DataError(f"{origin} is gone: the file has become shorter while it was read; start again")
                 feed[spec.name] = self._sample(record, spec, part, length is not None, origin)
-            yield Feed(feed, None if length is None else 1, origin)
+            sample = Feed(feed, None if length is None else 1, origin)
+            if self._digests is not None and origin not in self._digests:
+                self._digests[origin] = sample.digest()
+            yield sample
 
     def _split(self, record: Record, arrays: dict[str, Array]) -> tuple[dict[str, Array], int | None]:
         """The arrays with the batch in front and its length; or as stored, and None, where they share no batch.

@@ -41,6 +41,7 @@ from ..pipeline.build_report import build_report
 from ..pipeline.collect_report import ReportCollector
 from ..pipeline.open_inputs import input_specs, open_data, open_model, open_output
 from ..pipeline.pipeline import Plan, Quantized, lower, make_plan
+from ..pipeline.provenance import provenance, source_digest, stamp
 from ..pipeline.task import Task
 from ..report import Measure, Report, Step
 from ..settings import Settings, Unpack
@@ -119,6 +120,8 @@ def train(
         trained = _step(training, time.perf_counter() - started)
         planned = training.student.written()
         proto, lowered = lower(planned, task.context)
+        if options.provenance:
+            stamp(proto, provenance(task, source_digest(model), _training(recipe, samples)))
         quantized = Quantized(planned, proto, (*plan.steps, trained, *lowered))
         path = path or stack.enter_context(scratch_folder()) / "model.onnx"
         storage.write(proto, path)
@@ -283,6 +286,14 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"`device` {name!r} cannot be used: {' '.join(str(error).split())[:200]}") from None
+
+
+def _training(recipe: Recipe, samples: TrainingSamples) -> dict[str, Any]:
+    """What differs from the defaults, for the model's metadata; and which samples, with their labels."""
+    plain, left_out = Recipe(), ("device", "seed")
+    found = {name: value for name, value in vars(recipe).items() if value != getattr(plain, name)}
+    found = {name: value for name, value in found.items() if name not in left_out}
+    return {**found, "samples_sha256": samples.digest().hex()}
 
 
 def _key(task: Task, recipe: Recipe, samples: TrainingSamples) -> str:

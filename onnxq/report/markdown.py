@@ -51,6 +51,7 @@ def _summary(report: ReportData) -> str:
     facts += [_text(line) for line in latency_lines(report.latency)]
     if report.toolchain is not None:
         facts.append("; ".join(_text(line.strip()) for line in toolchain_lines(report.toolchain)))
+    facts += [f"repeat it with {_code(report.command)}"] * bool(report.command)
     warnings = [f"**warning**: {_text(warning)}" for warning in report.warnings]
     left = f" Not verified: {not_verified(report)}." if not_verified(report) else ""
     head = [

@@ -440,6 +440,7 @@ class ReportData:
 
     layers, distributions: only where details were asked for. measures, sensitivity, pareto, log: of the commands
     that find them out. requirements: of the target, each with its id; the result was checked and keeps to them.
+    command: what repeats the run, a command line quoted for a shell, or a call in Python.
     toolchain: what the vendor's own one made of the result, where it was asked. latency: None where it was not wanted.
     changes: lines of TOML that repeat what a command found, for the file of `onnxq quantize --config`.
     """
@@ -470,5 +471,6 @@ class ReportData:
     requirements: tuple[str, ...] = ()
     toolchain: ToolchainResult | None = None
     dynamic_nodes: tuple[str, ...] = ()
+    command: str = ""
     latency: Latency | None = None
     changes: str = ""

@@ -50,6 +50,7 @@ def to_text(report: ReportData, verbose: bool = False) -> str:
         lines += [f"activations quantized at run time: {printable(node)}" for node in report.dynamic_nodes]
         operators = ", ".join(f"{count} {op}" for op, count in report.runtime_operators.items())
         lines.append(f"ONNX Runtime runs: {operators}")
+        lines += [f"repeat it with: {printable(report.command)}"] * bool(report.command)
     if report.toolchain is not None:
         lines += toolchain_lines(report.toolchain, verbose)
     lines += [f"warning: {warning}" for warning in report.warnings]
