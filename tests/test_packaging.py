@@ -103,3 +103,15 @@ def test_the_source_distribution_builds_and_runs_its_tests(tree: Path, tmp_path:
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "onnxq").rglob("*.py")} <= modules
     tests = ["tests/test_docs_links.py", "tests/test_quant.py"]
     assert " passed" in run(["-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", *tests], source, source)
+
+
+def test_an_editable_install_is_found_from_the_parent_of_the_clone(tree: Path, tmp_path: Path) -> None:
+    """There the clone's folder, which is called as the package is, would be a namespace package with nothing in it."""
+    with zipfile.ZipFile(built("editable", tree)) as wheel:
+        wheel.extractall(tmp_path)
+    find = "import importlib.util, site, sys; site.addsitedir(sys.argv[1]); sys.path.insert(0, '')"
+    find += "; print(importlib.util.find_spec('onnxq').origin)"
+    for folder in (tree.parent, tree, tree / "onnxq"):
+        command = [sys.executable, "-E", "-S", "-c", find, str(tmp_path)]
+        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        assert Path(found).resolve() == tree / "onnxq" / "__init__.py", folder
