@@ -63,6 +63,7 @@ from .pipeline.provenance import call_text, provenance, source_digest, stamp
 from .pipeline.task import RANDOM_INPUTS, Task, make_context
 from .pipeline.tune_latency import tune_latency
 from .report import Report
+from .schema import checked_call
 from .settings import Settings, Unpack
 from .targets import Target, find_target
 from .toolchains import ToolchainOptions, check_toolchain, find_toolchain, random_feeds
@@ -109,7 +110,7 @@ def quantize(
     *,
     output: str | os.PathLike[str] | None = None,
     encodings: str | os.PathLike[str] | None = None,
-    statistics: Iterable[str | os.PathLike[str]] = (),
+    statistics: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
     options: Options | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
@@ -154,7 +155,7 @@ def quantize(
     Returns the quantized model and the report. Raises a subclass of OnnxqError.
     """
     start = time.perf_counter()
-    statistics = tuple(statistics)
+    statistics = _paths(statistics)
     arguments = {
         "model": model, "calibration": calibration, "output": output, "encodings": encodings, "statistics": statistics,
         "input_keys": input_keys, "transform": transform, "eval_data": eval_data, "labels": labels, "metric": metric,
@@ -188,8 +189,7 @@ def quantize(
             task = tuned.task
         quantized = pipeline.quantize(task, collector)
         record = provenance(task, source_digest(model)) if options.provenance else None
-        if record is not None:
-            stamp(quantized.proto, record)
+        stamp(quantized.proto, record)
         quantized_path = target_path
         if quantized_path is None or options.float_output:
             quantized_path = stack.enter_context(scratch_folder()) / "model.onnx"
@@ -200,8 +200,7 @@ def quantize(
             text = encodings_json(found, options.encodings_version, quantizer_arguments(options))
             storage.write_text(text, encodings_path)
             if options.float_output:
-                if record is not None:
-                    stamp(float_model, record)
+                stamp(float_model, record)
                 result = float_model
                 if target_path is not None:
                     storage.write(result, target_path)
@@ -234,7 +233,7 @@ def dry_run(
     model: str | os.PathLike[str] | ModelProto,
     calibration: Any = None,
     *,
-    statistics: Iterable[str | os.PathLike[str]] = (),
+    statistics: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
     options: Options | None = None,
     preprocess: Preprocess | None = None,
     input_keys: Mapping[str, str] | None = None,
@@ -257,7 +256,7 @@ def dry_run(
 def _open_task(
     model: str | os.PathLike[str] | ModelProto,
     calibration: Any,
-    statistics: Iterable[str | os.PathLike[str]],
+    statistics: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     options: Options,
     preprocess: Preprocess | None,
     input_keys: Mapping[str, str] | None,
@@ -268,7 +267,7 @@ def _open_task(
 ) -> Task:
     """What `quantize` works on, opened and checked; arguments as there."""
     proto, origin, size = open_model(model, freeze=options.freeze)
-    known = read_statistics(statistics)
+    known = read_statistics(_paths(statistics))
     given = () if options.from_encodings is None else read_encodings(options.from_encodings)
     if calibration is None:
         if known is None and options.needs_data:
@@ -296,6 +295,11 @@ def _open_task(
         proto, origin, feeds, options, where, input_keys or {}, known, given, progress=progress,
         evaluation=evaluation, evaluation_samples=None if evaluation is None else evaluation_samples, size=size,
     )  # fmt: skip
+
+
+def _paths(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> tuple[str | os.PathLike[str], ...]:
+    """One path, or several."""
+    return (paths,) if isinstance(paths, (str, os.PathLike)) else tuple(paths)
 
 
 def quantizer_arguments(options: Options) -> dict[str, Any]:
@@ -359,6 +363,7 @@ def calibrate(
     return result
 
 
+@checked_call
 def inspect(
     model: str | os.PathLike[str] | ModelProto,
     calibration: Any = None,
@@ -383,6 +388,7 @@ def inspect(
         return inspection.inspect(proto, origin, options, data)
 
 
+@checked_call
 def check(
     model: str | os.PathLike[str] | ModelProto,
     target: str | Target,

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
+from .data import Preprocess
 from .encodings import VERSIONS
 from .errors import UsageError
 from .execution.session import CPU, check_custom_ops, check_provider
 from .graph.freeze import parse_freeze
 from .numeric.quant import Grid, QuantSpec
 from .numeric.ranges import check_method, parse_method, usage
+from .other_tools import EXPLAINED, RENAMED, key_of
 from .rounding.choice import EFFORTS
 from .rounding.methods import ROUNDINGS
 from .schema import check_fields, documented, option, unknown
@@ -113,9 +115,10 @@ def bits(preset: str) -> tuple[int | None, int | None]:
     match = re.fullmatch(r"(?:w(\d+))?(?:a(\d+))?", spelled)
     widths = tuple(None if text is None else int(text) for text in match.groups()) if match else ()
     if not preset or not widths or not all(w is None or 2 <= w <= 16 for w in widths):
-        kind = " is no integer format" if re.search(r"(?i)fp|bf|float|half", preset) else " is unknown"
+        kind = "is no integer format" if re.search(r"(?i)fp|bf|float|half", preset) else "is unknown"
+        close = f"; did you mean w{preset}a8?" if preset in ("2", "3", "4", "5", "6", "7", "8") else ""
         raise UsageError(
-            f"`preset` {preset!r}{kind}; expected {', '.join(PRESETS)}, or other widths from 2 to 16 in this form"
+            f"`preset` {preset!r} {kind}; expected {', '.join(PRESETS)}, or other widths from 2 to 16 so written{close}"
         )
     return widths[0], widths[1]
 
@@ -299,6 +302,8 @@ class Options:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not all(isinstance(each, Override) for each in self.overrides):
+            raise UsageError("`overrides` must be a list of onnxq.Override; of a dictionary onnxq.Override(**it)")
         object.__setattr__(self, "preset", preset_of(self.preset))
         if self.data_free:
             self._refuse_data_free()
@@ -454,8 +459,22 @@ class Options:
 
 def with_settings(options: Options | None, settings: Mapping[str, object]) -> Options:
     """`options` with single fields replaced, `settings.Settings`. Raises UsageError."""
-    try:
-        return replace(options or Options(), **cast("dict[str, Any]", settings))
-    except TypeError:
-        known = [f.name for f in fields(Options)]
-        raise unknown("option", next(name for name in settings if name not in known), known) from None
+    if options is not None and not isinstance(options, Options):
+        raise UsageError(f"`options` must be onnxq.Options, got {type(options).__name__}; or give its fields by name")
+    known = [f.name for f in fields(Options)]
+    for name in settings:
+        if name not in known:
+            raise _unknown_setting(name, known)
+    return replace(options or Options(), **cast("dict[str, Any]", settings))
+
+
+def _unknown_setting(name: str, known: Sequence[str]) -> UsageError:
+    """The error for an argument that is no option, with what it may have been meant for."""
+    if name in [f.name for f in fields(Preprocess)]:
+        return UsageError(f"`{name}` says how images become inputs: give it as preprocess=onnxq.Preprocess({name}=...)")
+    key = key_of(name)
+    if key in RENAMED:
+        return UsageError(f"there is no argument `{name}`: it is `{RENAMED[key]}` here")
+    if key in EXPLAINED:
+        return UsageError(f"there is no argument `{name}`: {EXPLAINED[key]}")
+    return unknown("argument", name, known)

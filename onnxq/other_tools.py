@@ -31,6 +31,8 @@ _SAME_VALUE = {
     "batch_size": "batch batchsize bs",
     "rounding": "adaround rounding_method",
     "smoothquant": "smooth_quant smoothquant_alpha sq_alpha",
+    "metric": "metrics eval_func eval_fn",
+    "goal": "target_drop target_score accuracy_target max_drop tolerance",
     "symmetric_activations": "force_symmetric_activations activation_symmetric",
 }
 
@@ -44,8 +46,8 @@ _OTHER_VALUE = {
     "biases have the 32 bits that every `target` has for them": "bias_bitwidth bias_bw",
     "the model is the first argument": """onnx model input input_model model_input input_model_path onnx_path
         input_network model_path weights""",
-    "the result is the second argument": """o output out output_model model_output output_path output_model_path
-        save_path output_quantized_model_path save_engine saveengine export""",
+    "the result is the second argument, in Python `output`": """o output out output_model model_output
+        output_path output_model_path save_path output_quantized_model_path save_engine saveengine export""",
     "each of these is an option of its own: docs/options.md lists them": "extra_options advanced_parameters",
     "`bias_correction` is analytic, empirical or off": "fast_bias_correction",
     "the model is brought into one form by itself": "optimize_model preprocess_model simplify",

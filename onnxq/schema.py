@@ -14,21 +14,26 @@ A message names an option as Python does, in backquotes: `block_size`. The comma
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import math
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, wraps
 from types import UnionType
-from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import UsageError
 
 Kind: TypeAlias = Literal["flag", "whole", "number", "text", "texts", "other"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _KEY = "option"
+
+MANY = 20
+"""Values from which on a message does not list them beside a likely one."""
 
 _EXPECTED = {
     "flag": "true or false", "whole": "a whole number", "number": "a finite number", "text": "a string",
@@ -94,6 +99,8 @@ class Option:
         """The value, lists as tuples. Raises UsageError. place: what the message starts with."""
         if value is None and self.optional:
             return None
+        if self.kind == "texts" and isinstance(value, str):
+            value = (value,)
         if not _is_of(value, self.kind):
             raise UsageError(f"{place}`{self.name}` must be {_EXPECTED[self.kind]}, got {value!r}")
         if self.kind == "texts":
@@ -113,9 +120,30 @@ class Option:
         return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
 
 
+def checked_call(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that raises UsageError, with its arguments in order, where it is called with others."""
+    signature = inspect.signature(function)
+    ordered = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    name = getattr(function, "__name__", "")
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise UsageError(
+                f"{name}: {error}; call it as {name}({', '.join(ordered)}, ...), and give everything else by name"
+            ) from None
+        return function(*args, **kwargs)
+
+    return call
+
+
 def unknown(what: str, value: object, known: Collection[str]) -> UsageError:
-    """The error for a value that is none of those known, with the closest of them."""
+    """The error for a value that is none of those known, with the closest of them; of many, with it alone."""
     close = difflib.get_close_matches(str(value), known, 1)
+    if close and len(known) > MANY:
+        return UsageError(f"{what} {value!r} is unknown; did you mean {close[0]!r}?")
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return UsageError(f"{what} {value!r} is unknown; expected one of {', '.join(known)}{hint}")
 

@@ -52,7 +52,7 @@ def report_of(place, *options, calib="calib.npy"):
     result = quantize(place, "--report", place / "report.json", *options, calib=calib)
     assert result.exit_code == 0, result.output
     found = json.loads((place / "report.json").read_text())
-    return {key: value for key, value in found.items() if key not in ("seconds", "steps", "latency")}
+    return {key: value for key, value in found.items() if key not in ("seconds", "steps", "latency", "command")}
 
 
 # --- what it prints ---------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_it_can_be_left_out(place):
 
 
 def test_every_sample_is_told_apart_and_hardly_read_again(place):
-    """The digest is of what the model was fed."""
+    """The digest is of what the model was fed: `CalibrationData.remember_digests`."""
     data, passes = np.load("calib.npy"), []
 
     def items():

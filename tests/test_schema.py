@@ -58,7 +58,8 @@ class Sample:
         ({"name": "be"}, "`name` 'be' is unknown; expected one of a, bee; did you mean 'bee'?"),
         ({"name": 3}, "`name` must be a string, got 3"),
         ({"names": ["a", "c"]}, "`names` 'c' is unknown; expected one of a, b"),
-        ({"names": "a"}, "`names` must be a list of strings, got 'a'"),
+        ({"names": 3}, "`names` must be a list of strings, got 3"),
+        ({"names": "c"}, "`names` 'c' is unknown; expected one of a, b"),
         ({"on": 1}, "`on` must be true or false, got 1"),
     ],
 )

@@ -126,9 +126,13 @@ class Command(click.Command):
             right = [_renamed(argument, name, flag) for argument in given]
             return _usage(ctx, f"No such option '{name}': it is {flag} here. {_write(self, right)}")
         if key in EXPLAINED:
-            text = as_flags(EXPLAINED[key], flags)
-            right = _as_output(given, name) if "second argument" in text else _without(given, name)
-            hint = f" {_write(self, right)}" if right and not any(a.startswith(name) for a in right) else ""
+            text = as_flags(EXPLAINED[key], flags).replace(", in Python `output`", "")
+            right = _respelled(given) if "argument" in text or "widths" in text else _without(given, name)
+            hint = (
+                f" {_write(self, right)}"
+                if right and not any(key_of(a.partition("=")[0]) == key for a in right)
+                else ""
+            )
             return _usage(ctx, f"No such option '{name}': {text}.{hint}")
         known = [own for p in self.params for own in (*p.opts, *p.secondary_opts) if own.startswith("--")]
         close = difflib.get_close_matches(name.lower().replace("_", "-"), known, 1)
@@ -141,7 +145,9 @@ class Command(click.Command):
         """The error for arguments behind the last; one behind the result is mostly the calibration data."""
         places = " ".join(p.make_metavar(ctx) for p in self.params if isinstance(p, click.Argument))
         text = f"Unexpected argument{'s' * (len(rest) > 1)} {' '.join(rest)}: {self.name} takes {places or 'none'}."
-        data = next((flag for flag in ("--calib", "--data") if flag in flags_of(self).values()), None)
+        own = {name for p in self.params for name in p.opts}
+        wanted = ("--reference", "--output") if rest[0].endswith(".onnx") else ("--calib", "--data")
+        data = next((flag for flag in wanted if flag in own), None)
         if len(rest) == 1 and data is not None and data not in given and given.count(rest[0]) == 1:
             at = given.index(rest[0])
             text += f" {_write(self, [*given[:at], data, *given[at:]])}"
@@ -212,15 +218,34 @@ def _without(arguments: list[str], name: str) -> list[str]:
     return []
 
 
-def _as_output(arguments: list[str], name: str) -> list[str]:
-    """The command line with the value of an option like `-o` behind the model; empty where there is none."""
-    rest, value = [], None
+def _respelled(arguments: list[str]) -> list[str]:
+    """The command line with models, results and widths, which other tools have options for, as ours has them; empty
+    where a value is missing."""
+    places: dict[str, str] = {}
+    widths: dict[str, str] = {}
+    rest: list[str] = []
     left = list(arguments)
     while left:
-        head, equals, behind = left.pop(0).partition("=")
-        if head.startswith("-") and key_of(head) == key_of(name) and (equals or left):
-            value = behind if equals else left.pop(0)
-        else:
-            rest.append(f"{head}{equals}{behind}")
-    at = next((index for index, argument in enumerate(rest) if argument.endswith(".onnx")), None)
-    return [] if value is None or at is None else [*rest[: at + 1], value, *rest[at + 1 :]]
+        head, equals, value = left.pop(0).partition("=")
+        key = key_of(head) if head.startswith("-") else ""
+        kind = "model" if "first argument" in EXPLAINED.get(key, "") else ""
+        kind = "output" if "second argument" in EXPLAINED.get(key, "") else kind
+        if not kind and not EXPLAINED.get(key, "").startswith("widths"):
+            rest.append(f"{head}{equals}{value}")
+            continue
+        if not equals:
+            if not left or left[0].startswith("-"):
+                return []
+            value = left.pop(0)
+        if kind:
+            places[kind] = value
+        elif (digits := re.search(r"\d+", value)) is not None:
+            widths["a" if key.startswith(("a", "default_a", "default_o")) else "w"] = digits[0]
+    positional = [
+        a for i, a in enumerate(rest) if (a.endswith(".onnx") and not rest[i - 1].startswith("--")) or a == rest[0]
+    ]
+    models = [a for a in positional if a.endswith(".onnx")]
+    others = [a for a in rest if a not in models]
+    found = [places.get("model", ""), *models, places.get("output", "")]
+    preset = [] if not widths else ["--preset", f"w{widths.get('w', '8')}a{widths.get('a', '8')}"]
+    return [*filter(None, found), *others, *preset]

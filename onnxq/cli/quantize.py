@@ -95,7 +95,7 @@ def quantize_command(
     if calib is None and not stats and arguments["options"].needs_data:
         raise click.UsageError(
             "Missing option '--calib' (or '--stats', '--data-free', '--from-encodings'). Without data, '--preset w8' or"
-            " 'w4' quantizes the weights alone."
+            f" 'w4' quantizes the weights alone. Write: {typed(click.get_current_context())} --calib images/"
         )
     source = arguments["options"].from_encodings
     refuse_overwriting("OUTPUT", output, calib, eval_data, *stats)

@@ -87,9 +87,22 @@ def number(text: Any) -> float:
         raise ValueError(f"{text} divides by zero") from None
 
 
+class _Mebibytes(click.IntRange):
+    """MiB, or a number with its unit: 512, 512MB, 4GiB."""
+
+    name = "MIB"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*(?:([mg])(?:i?b)?)?", str(value).strip().lower())
+        if match is None:
+            self.fail(f"{value!r} is not a size in MiB like 512, or 4GB", param, ctx)
+        size: int = super().convert(int(float(match[1]) * (1024 if match[2] == "g" else 1)), param, ctx)
+        return size
+
+
 OTHER: dict[str, Kind] = {
     "scale": _Number(), "mean": _Numbers(), "std": _Numbers(), "resize": _Size(), "crop": _Size(),
-    "input_ranges": _InputRange(),
+    "input_ranges": _InputRange(), "max_memory": _Mebibytes(min=1),
 }  # fmt: skip
 """By the names of the options in Python."""
 

@@ -52,9 +52,10 @@ class Record(ABC):
         held = list(names)
         for name, key in self.keys.items():
             if key not in held:
+                known = next(iter(held)) if len(held) == len(self.keys) == 1 else "KEY"
                 raise DataError(
                     f"{self.origin} has no array {shown(key)} for input {shown(name)}; it has "
-                    f"{', '.join(map(shown, held)) or 'none'}. Map names with `input_keys` {shown(name)}=KEY"
+                    f"{', '.join(map(shown, held)) or 'none'}. Map names with `input_keys` {shown(name)}={shown(known)}"
                 )
 
 

@@ -92,6 +92,17 @@ def natural_order(path: str | Path) -> tuple[list[list[int | str]], str]:
     return parts, str(path)
 
 
+_HINTS = {
+    ".onnx": "; this is a model, and in Python the result's path is `output`",
+    ".txt": "; lists of files are not read: give the folder that has the files",
+    ".raw": "; raw tensors have no shape and no type: save them with numpy.save",
+    ".bin": "; raw tensors have no shape and no type: save them with numpy.save",
+    ".zip": "; unpack it first",
+    ".tar": "; unpack it first",
+    ".pt": "; save tensors with numpy.save, or pass the loader in Python",
+    ".h5": "; save arrays with numpy.save, or pass them in Python",
+}
+
 _KINDS: dict[str, tuple[str, type[FileRecord]]] = {
     **dict.fromkeys(IMAGE_SUFFIXES, ("images", ImageFile)),
     ".npy": (".npy", NpyFile),
@@ -107,7 +118,8 @@ def _open_path(path: Path, keys: Mapping[str, str]) -> list[Record]:
         trouble = "is no regular file or folder" if path.exists() else "does not exist"
         raise DataError(f"calibration data {shown(path)} {trouble}; expected {_EXPECTED}")
     if path.suffix.lower() not in _KINDS:
-        raise DataError(f"calibration file {shown(path)}: expected {_EXPECTED}")
+        hint = _HINTS.get(path.suffix.lower(), "")
+        raise DataError(f"calibration file {shown(path)}: expected {_EXPECTED}{hint}")
     return [_open_file(path, keys)]
 
 

@@ -132,6 +132,8 @@ def debug(
     Raises VerificationError where the target is not reached, and whatever OnnxqError `quantize` does.
     """
     options = with_settings(options, settings)
+    if goal is not None and not isinstance(goal, AccuracyTarget):
+        raise UsageError(f"`goal` must be onnxq.AccuracyTarget(drop=...) or (score=...), got {type(goal).__name__}")
     unknown = set(without) - set(NAMES)
     if unknown:
         raise UsageError(f"`without` {min(unknown)!r} is unknown; expected one of {', '.join(NAMES)}")

@@ -135,7 +135,7 @@ def dry_run(task: Task) -> DryRun:
         weights_only_nodes=sum(state.state == "weights only" for state in states),
         quantized_tensors=len(plan.quantizers),
         float_nodes=float_nodes(states),
-        source_bytes=large.nbytes(task.proto),
+        source_bytes=task.size or large.nbytes(task.proto),
         bytes=large.nbytes(_lowered(plan, task)),
         cpu_seconds=_cpu_seconds(model, task),
         warnings=warnings,

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from onnx import ModelProto
 
@@ -181,7 +181,8 @@ class FloatScores:
 
 
 def _several(metric: MetricLike | Sequence[MetricLike]) -> Sequence[MetricLike]:
-    return (metric,) if isinstance(metric, str) or callable(metric) else metric
+    several = isinstance(metric, Sequence) and not isinstance(metric, str)
+    return cast("Sequence[MetricLike]", metric if several else (metric,))
 
 
 def _chosen(

@@ -110,6 +110,10 @@ def auto_mixed(
     """
     widths = Candidates.parse(candidates)
     options = with_settings(options, settings)
+    if not isinstance(limits, Limits):
+        raise UsageError(
+            f"`limits` must be onnxq.Limits(drop=...), (bops=...) or (size=...), got {type(limits).__name__}"
+        )
     widths.check(options)
     with running_on(options.provider, custom_ops=options.custom_ops):
         evaluator = open_evaluator(

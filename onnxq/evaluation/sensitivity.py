@@ -18,7 +18,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -42,6 +42,7 @@ from ..report import Sensitivity, SensitivityRanking, printable
 from ..report.advice import sensitive_kept_float
 from ..report.json_format import plain
 from ..report.notebook import InNotebook
+from ..schema import unknown
 from ..settings import Settings, Unpack
 from ..thresholds import ACTIVATION_SAMPLES
 from .custom_metric import MetricLike
@@ -174,6 +175,8 @@ def sensitivity(
         finish what they have begun when the budget is spent. The rest as in `quantize`. Raises OnnxqError.
     """
     options = with_settings(options, settings)
+    if by not in get_args(By):
+        raise unknown("`by`", by, get_args(By))
     with running_on(options.provider, scheduler, options.custom_ops), open_workers(scheduler) as workers:
         evaluator = open_evaluator(
             model, calibration, options=options, labels=labels, metric=metric,

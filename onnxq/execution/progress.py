@@ -16,6 +16,7 @@ from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 from ..errors import UsageError
+from ..schema import checked_call
 from .progress_line import ProgressLine
 from .services import Progress, no_progress
 
@@ -46,6 +47,7 @@ ProgressLike: TypeAlias = Progress | BarMaker | Bar | bool | None
 def shows_progress(function: Callable[P, R]) -> Callable[P, R]:
     """A function whose keyword argument `progress` is any `ProgressLike`, made one that gets a plain function."""
 
+    @checked_call
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         with open_progress(kwargs.get("progress")) as progress:

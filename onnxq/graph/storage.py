@@ -28,6 +28,14 @@ LARGEST_PROTOBUF = 2**31 - 2**20
 _NOTE = ".data-files"
 """File in a run's hidden folder: names of the data files that the new model refers to, and the one it replaces."""
 
+_OTHER_FORMATS = {
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".safetensors"), "torch.onnx.export"),
+    **dict.fromkeys((".h5", ".keras", ".tflite"), "tf2onnx"),
+    ".pdmodel": "paddle2onnx",
+    ".mlmodel": "coremltools' converter",
+}
+"""Suffixes of models of frameworks -> what makes ONNX of them."""
+
 _INTEGER_OPS = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger",
     "QLinearConv", "QLinearMatMul", "QLinearAdd", "QGemm", "QLinearMul", "DynamicQuantizeMatMul",
@@ -42,6 +50,8 @@ def read(path: str | os.PathLike[str], *, quantized: bool = False) -> ModelProto
     if not path.is_file():  # a pipe would be waited for, a device never ends
         kind = "a folder" if path.is_dir() else "something that is no regular file"
         raise ModelError(f"{path}: expected an .onnx file, got {kind}")
+    if (tool := _OTHER_FORMATS.get(path.suffix.lower())) is not None:
+        raise ModelError(f"{path}: expected an .onnx file; make one with {tool}")
     try:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
     except google.protobuf.message.DecodeError:

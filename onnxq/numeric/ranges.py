@@ -245,9 +245,19 @@ _UNFIT: Mapping[Part, str] = {
 }
 
 
+OTHER_NAMES = {
+    "min-max": "minmax", "max": "minmax", "abs-max": "minmax", "absmax": "minmax", "tf": "minmax", "naive": "minmax",
+    "tf-enhanced": "mse", "minmse": "mse", "l2": "mse", "kl": "entropy", "kld": "entropy", "kl-divergence": "entropy",
+    "percentiles": "percentile",
+}  # fmt: skip
+"""Range methods as ONNX Runtime, AIMET, ModelOpt, Quark, RKNN and TensorRT call them -> ours."""
+
+
 def parse_method(text: str) -> tuple[RangeMethod, float | None]:
-    """`name` or `name:value` -> the method, and its value. Raises UsageError."""
+    """`name` or `name:value` -> the method, and its value; any case, other tools' names. Raises UsageError."""
     name, colon, number = text.partition(":")
+    name = name.lower().replace("_", "-")
+    name = OTHER_NAMES.get(name, name)
     method = RANGE_METHODS.get(name)
     if method is None:
         close = difflib.get_close_matches(name, RANGE_METHODS, 1)

@@ -41,8 +41,10 @@ def open_model(
     if isinstance(model, ModelProto):
         proto, origin = in_order(model), "model"
         storage.check(proto, origin, quantized=quantized)
-    else:
+    elif isinstance(model, (str, os.PathLike)):
         proto, origin = storage.read(model, quantized=quantized), str(model)
+    else:
+        raise UsageError(f"`model` must be a path or an onnx.ModelProto, got {type(model).__name__}")
     size = large.nbytes(proto)  # of what was given: what is float16 there takes twice as much in float32
     return (proto if quantized else frozen(import_model(proto, origin), freeze, origin)), origin, size
 
@@ -120,6 +122,11 @@ def open_data(
     may_be_empty: bool = False,
 ) -> CalibrationData:
     """Data for a model with these inputs, as the options choose from it. Raises DataError or UsageError."""
+    if preprocess is not None and not isinstance(preprocess, Preprocess):
+        raise UsageError(
+            f"`preprocess` must be onnxq.Preprocess(...), got {type(preprocess).__name__}; of a dictionary"
+            " onnxq.Preprocess(**it)"
+        )
     return CalibrationData(
         calibration,
         inputs,

@@ -71,11 +71,13 @@ def changed(options: Options | Preprocess) -> dict[str, Any]:
     return found
 
 
-def stamp(proto: ModelProto, record: Mapping[str, Any]) -> None:
-    """Write the record into a model, instead of one that it has."""
+def stamp(proto: ModelProto, record: Mapping[str, Any] | None) -> None:
+    """Write the record into a model instead of the one that it has, which is of the model that it was made from."""
     kept = [entry for entry in proto.metadata_props if entry.key != KEY]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
+    if record is None:
+        return
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     proto.metadata_props.append(onnx.StringStringEntryProto(key=KEY, value=text))
 

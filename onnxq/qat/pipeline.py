@@ -120,8 +120,8 @@ def train(
         trained = _step(training, time.perf_counter() - started)
         planned = training.student.written()
         proto, lowered = lower(planned, task.context)
-        if options.provenance:
-            stamp(proto, provenance(task, source_digest(model), _training(recipe, samples)))
+        made = provenance(task, source_digest(model), _training(recipe, samples)) if options.provenance else None
+        stamp(proto, made)
         quantized = Quantized(planned, proto, (*plan.steps, trained, *lowered))
         path = path or stack.enter_context(scratch_folder()) / "model.onnx"
         storage.write(proto, path)

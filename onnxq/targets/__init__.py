@@ -60,6 +60,15 @@ ALIASES: Mapping[str, str] = {
 """Other names of vendors and devices -> the target."""
 
 
+NO_TARGETS: Mapping[str, str] = {
+    **dict.fromkeys(("tflite", "tensorflow", "litert", "coreml", "ncnn", "mnn", "pytorch", "executorch"),
+                    "it reads no ONNX models with quantizers in them"),
+    **dict.fromkeys(("tvm", "iree", "armnn", "ethos-u", "hailo", "axelera", "kneron"),
+                    "there are no rules of this tool-chain: try generic-int8, or write them down (docs/targets.md)"),
+}  # fmt: skip
+"""Tool-chains that people ask for and that are no targets -> why."""
+
+
 def find_target(name: str) -> Target:
     """The target of this name or alias, or the one written in the TOML file of this name. Raises UsageError."""
     known = name.lower().replace("_", "-").replace(" ", "-")
@@ -68,6 +77,8 @@ def find_target(name: str) -> Target:
         return TARGETS[known]
     if name.endswith(".toml"):
         return read_target(name, TARGETS)
+    if (why := NO_TARGETS.get(known)) is not None:
+        raise UsageError(f"`target` {name!r}: {why}; expected one of {', '.join(sorted(TARGETS))}, or a .toml file")
     close = _closest(known)
     hint = f"; did you mean {close!r}?" if close else ""
     raise UsageError(
