@@ -1,10 +1,13 @@
+import fcntl
 import json
 import os
 import pty
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import numpy as np
@@ -104,10 +107,14 @@ def test_no_progress_bars_where_there_is_no_terminal(place):
     assert "\r" not in done.stdout
 
 
-def test_progress_bars_on_a_terminal(place):
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_progress_bars_on_a_terminal(place, columns):
+    """Of whatever width, with standard output elsewhere."""
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     command = [sys.executable, "-m", "onnxq", "quantize", "in.onnx", "out.onnx", "--calib", "calib.npy"]
-    process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=theirs)
+    process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=theirs, env=environment)
     os.close(theirs)
     shown = b""
     while True:
@@ -125,6 +132,9 @@ def test_progress_bars_on_a_terminal(place):
     assert b"100%" in shown
     assert shown.endswith(b"\r\x1b[K")  # and nothing of it stays
     assert b"\n" not in shown
+    lines = shown.replace(b"\x1b[K", b"").split(b"\r")
+    assert max(map(len, lines)) < columns
+    assert any(b"#" in line for line in lines) == (columns >= 60)
 
 
 # --- every option has an effect ---------------------------------------------------------------------------------

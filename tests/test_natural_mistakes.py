@@ -5,6 +5,9 @@ trtexec, QNN's converter and RKNN-Toolkit2.
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import inspect
 import os
 import re
 import shlex
@@ -223,3 +226,32 @@ def test_in_python(
     assert "--" not in str(caught.value), "flags are the command line's"
     assert len(str(caught.value)) < 400
     assert sorted(place.iterdir()) == before
+
+
+def test_errors_name_arguments_of_functions_and_no_flags() -> None:
+    """Whatever is raised below the command line, which prints the flag instead of what stands in backquotes."""
+    functions = [getattr(onnxq, name) for name in onnxq.__all__ if inspect.isfunction(getattr(onnxq, name))]
+    names = {parameter for function in functions for parameter in inspect.signature(function).parameters}
+    for record in (
+        onnxq.Options,
+        onnxq.Override,
+        onnxq.Preprocess,
+        onnxq.ToolchainOptions,
+        onnxq.Limits,
+        onnxq.qat.Recipe,
+    ):
+        names |= {field.name for field in dataclasses.fields(record)}
+    root = Path(onnxq.__file__).parent
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        if {"cli", "adapters"} & set(path.relative_to(root).parts):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise):
+                texts = [c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)]
+                flags = [text for text in texts if re.search(r"(^|[\s(])--[a-z]", text)]
+                strange = [
+                    n for text in texts for n in re.findall(r"`(\w+)`", text) if n not in names | {"ort", "quantize"}
+                ]
+                found += [(path.name, node.lineno, each) for each in (*flags, *strange)]
+    assert found == []

@@ -241,13 +241,16 @@ def test_what_shows_no_progress_is_refused(like):
         pass
 
 
-def test_every_long_function_takes_any_progress():
-    for function in (
-        onnxq.quantize, onnxq.calibrate, onnxq.compare, onnxq.evaluate, onnxq.sensitivity, onnxq.debug,
-        onnxq.auto_mixed,
-    ):  # fmt: skip
-        with pytest.raises(UsageError, match="`progress` must be a function"):
-            function("none.onnx", "none", "none", progress=3)
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (onnxq.quantize, 2), (onnxq.dry_run, 2), (onnxq.calibrate, 3), (onnxq.compare, 3), (onnxq.evaluate, 2),
+        (onnxq.sensitivity, 2), (onnxq.debug, 2), (onnxq.auto_mixed, 4),
+    ],
+)  # fmt: skip
+def test_every_long_function_takes_any_progress(function, arguments):
+    with pytest.raises(UsageError, match="`progress` must be a function"):
+        function(*["none.onnx"] * arguments, progress=3)
 
 
 # --- --log-format json ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from ..toolchains import ToolchainOptions
 
 _ARGUMENTS = {
     "calibration": "--calib",
+    "candidates": "--auto-mixed",
     "drop": "--target-drop",
     "bops": "--max-bops",
     "size": "--max-size",

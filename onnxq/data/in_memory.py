@@ -1,7 +1,7 @@
 """Calibration data that a program holds or makes, as records.
 
     source                                            read
-    array, mapping name -> array                      as it is: one sample, or a batch of them
+    array, tensor, mapping name -> array              as it is: one sample, or a batch of them
     list                                              each of its items
     what can be iterated again, a dataset             again in each pass; the items must be the same ones then
     function without arguments that makes an iterable called again in each pass, likewise
@@ -249,6 +249,8 @@ def in_memory(source: object, keys: Mapping[str, str], max_memory: int = MAX_MEM
     source = replayable(source, max_memory)
     if isinstance(source, Replayed):
         return [_FromReplayed(keys, f"feed {index}", source, index) for index in range(len(source))]
+    if hasattr(source, "__array__"):  # a tensor
+        source = as_array(source, "calibration data")
     if isinstance(source, np.ndarray | Mapping):
         return [InMemory(keys, "calibration data", source)]
     if isinstance(source, list | tuple):

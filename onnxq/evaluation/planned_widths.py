@@ -34,7 +34,7 @@ class Candidates:
         for part in text.split(","):
             match = re.fullmatch(r"([wa])(\d+)", part.strip())
             if match is None or not 2 <= int(match[2]) <= 16:
-                raise UsageError(f"`auto_mixed` {text!r}: expected widths from 2 to 16, as in w4,w8,a8,a16")
+                raise UsageError(f"`candidates` {text!r}: expected widths from 2 to 16, as in w4,w8,a8,a16")
             found[match[1]].add(int(match[2]))
         return cls(*(tuple(sorted(widths, reverse=True)) for widths in found.values()))
 
@@ -45,7 +45,7 @@ class Candidates:
             (self.activations, options.activation, "activations"),
         ):
             if widths and spec is None:
-                raise UsageError(f"`auto_mixed` {self}: `preset` {options.preset} leaves {name} in float")
+                raise UsageError(f"`candidates` {self}: `preset` {options.preset} leaves {name} in float")
 
     @property
     def plans(self) -> list[tuple[int | None, int | None]]:

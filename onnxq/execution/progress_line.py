@@ -9,7 +9,7 @@ too long the step loses its end, and a layer its beginning: `/model/layer4/layer
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -77,7 +77,7 @@ class ProgressLine:
             self._say(f"{what}: {self._reworded(detail)}")
             detail = ""
         if self._on_terminal:
-            width = shutil.get_terminal_size().columns - 1
+            width = _columns() - 1
             self._show(_line(share, left, _printable(what), _printable(detail), width))
 
     def _say_of_steps(self, what: str, state: str) -> None:
@@ -114,6 +114,17 @@ class ProgressLine:
         if self._on_terminal and text != self._shown:
             print(f"{ERASE_LINE}{text}", end="", file=sys.stderr, flush=True)
             self._shown = text
+
+
+def _columns() -> int:
+    """Of the terminal that standard error is; standard output may be a file."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):  # it is none after all
+        return 80
 
 
 def _line(share: float, left: str, what: str, detail: str, width: int) -> str:
