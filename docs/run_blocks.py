@@ -198,7 +198,12 @@ def _words(line: str) -> str:
 
 
 def renewed(shown: str, printed: str) -> str:
-    """What the page is to show: all that was printed, or, of a text with lines `...`, the shown lines, renewed."""
+    """What the page is to show: all that was printed, or, of a text with lines `...`, the shown lines, renewed.
+
+    What is the same but for chance and times stays as it is.
+    """
+    if shown.strip() and not difference(shown, printed):
+        return shown
     printed = "\n".join(line for line in printed.splitlines() if "too busy to tell" not in line)
     if not any(line.strip() == "..." for line in shown.splitlines()):
         return printed.rstrip() + "\n"

@@ -103,6 +103,7 @@ def test_outputs_are_compared_by_words_and_roughly_by_numbers(shown: str, printe
 
 
 def test_shown_lines_are_renewed_and_left_out_ones_stay_out() -> None:
-    assert run_blocks.renewed("a 1\n...\nd 4\n", "a 2\nb\nd 5\ne\n") == "a 2\n...\nd 5\n"
+    assert run_blocks.renewed("a 1\n...\nd 4\n", "a 9\nb\nd 9\ne\n") == "a 9\n...\nd 9\n"
+    assert run_blocks.renewed("a 30 in 2 s\n", "a 31 in 9 s\n") == "a 30 in 2 s\n"
     assert run_blocks.renewed("old\n", "new\n\n") == "new\n"
     assert run_blocks.renewed("a\n", "a\nlatency: 2 (the machine is too busy to tell)\n") == "a\n"

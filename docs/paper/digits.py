@@ -21,6 +21,7 @@ import evaluate  # noqa: E402
 PLAIN: Mapping[str, Any] = {
     "dead_channels": False, "cle": "off", "absorb": False, "bias_correction": "off", "rounding": "nearest",
     "weight_range": "minmax", "activation_range": "minmax", "force_int_kernels": True, "samples": 32,
+    "exceptions": 0.0, "latency": "off",
 }  # fmt: skip
 """No step, the whole range, rounding to nearest, every layer on a grid: quantization as a beginner writes it."""
 
