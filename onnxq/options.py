@@ -23,7 +23,7 @@ from .rounding.choice import EFFORTS
 from .rounding.methods import ROUNDINGS
 from .schema import check_fields, documented, option, unknown
 from .targets import Target, find_target
-from .targets.contradictions import FALLBACKS, contradictions, no_fallback
+from .targets.contradictions import FALLBACKS, contradictions, no_fallback, no_table_of_4_bits
 from .thresholds import CLEAR_DB, EXCEPTIONS_BELOW_DB, LATENCY_SECONDS
 
 DATA = "Calibration data"
@@ -329,6 +329,8 @@ class Options:
             found = next(contradictions(target, self.weight, self.activation, self.store_4bit), None)
         if found is not None:
             raise UsageError(f"`preset` {self.preset}, `target` {self.target}: {found}")
+        if self.embeddings == "4" and (refusal := no_table_of_4_bits(target)) is not None:
+            raise UsageError(f"`embeddings` 4, `target` {self.target}: {refusal}; take 8")
         if self.is_dynamic and self.block_size is not None:
             raise UsageError(f"`preset` {self.preset} multiplies integers without blocks: leave `block_size` out")
         if self.is_dynamic and self.from_encodings is not None:

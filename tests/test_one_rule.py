@@ -129,6 +129,8 @@ def test_generic_int8_warns_of_what_qnn_does_to_its_softmax() -> None:
         ({"target": "qnn", "symmetric_activations": True}, "qnn takes uint8 or uint16 activations"),
         ({"target": "qnn", "asymmetric_weights": True}, "qnn takes weights with zero point 0"),
         ({"target": "ort-no-vnni", "preset": "w16a8"}, "at most 64 steps"),
+        ({"target": "qnn", "embeddings": "4"}, "the grid of what is looked up in it on qnn, of 8 or 16 bits; take 8"),
+        ({"target": "tensorrt", "embeddings": "4"}, "tensorrt reads int4 as weights of products at most"),
     ],
     ids=str,
 )  # fmt: skip

@@ -67,8 +67,6 @@ class AddTableQuantizers:
         tied, others = _tied_layers(model, table), _other_readers(model, table)
         if others:
             return Reason("constant", f"{others[0].name!r} ({others[0].op}) reads it in float")
-        if on_one_grid and self.spec.grid.bits < 8:
-            return Reason("target", "a table has the grid of what is looked up in it there, of 8 or 16 bits")
         if on_one_grid:
             return _plan_on_one_grid(model, table, nodes, bool(tied))
         known = [q for layer in tied if (q := model.weight_quantizer(layer)) is not None]

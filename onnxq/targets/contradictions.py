@@ -49,6 +49,17 @@ def contradictions(
     yield from _operator_set(target, replace(weight, grid=replace(weight.grid, packed=packed)))
 
 
+def no_table_of_4_bits(target: Target) -> str | None:
+    """Why tables of embeddings cannot have 4 bits, or None. Where rows are looked up as bytes, no type is asked for."""
+    if target.tables == "rows":
+        return None
+    if target.tables == "grid":
+        return f"a table has the grid of what is looked up in it on {target.name}, of 8 or 16 bits"
+    if "int4" not in target.weight_types or "int4" in target.weights_only:
+        return f"{target.name} reads int4 as weights of products at most, and a table is looked up"
+    return None
+
+
 def taken(target: Target) -> str:
     """The widths that a target takes, in words: `w4 or w8, a8; int4 weights where activations stay in float; ...`."""
     parts = [f"{_widths('w', target.weight_types)}, {_widths('a', target.activation_types)}"]
