@@ -171,6 +171,13 @@ def test_average_pooling_stays_in_float_between_integers() -> None:
     assert forced.runtime_operators["QLinearAveragePool"] == 1
 
 
+def test_an_average_of_the_whole_image_is_computed_in_integers() -> None:
+    proto = model(NET.replace("kernel_shape=[2,2]", "kernel_shape=[16,16]").replace("[8,8,3,3] v", "[8,8,1,1] v"))
+    found = onnxq.quantize(proto, samples(proto), latency="off").report
+    assert found.runtime_operators["QLinearAveragePool"] == 1
+    assert not found.float_nodes
+
+
 @pytest.mark.parametrize(("channels", "kind"), [(4, "slow"), (8, None)])
 def test_small_groups_stay_in_float(channels: int, kind: str | None) -> None:
     proto = model(

@@ -23,7 +23,8 @@ with the operator in float, between DequantizeLinear and QuantizeLinear, over ti
 
     Conv on 3 channels, 3 x 3 to 7 x 7, to 8 to 64 channels of 112 x 112       0.56 to 0.79
     grouped Conv of 4 channels a group, 14 x 14 to 112 x 112                   0.28 to 0.68; of 8: 0.99 to 1.16
-    AveragePool of 3 x 3                                                       0.18 to 0.58
+    AveragePool of 3 x 3, stride 1                                             0.18 to 0.58; stride 2: 0.63 to 0.83
+    AveragePool of 2 x 2, stride 2: 0.74 to 0.95; of the whole image: 1.06 to 1.18
     depthwise Conv of 3 x 3: 0.97 to 1.6; of 5 x 5: 0.80 to 1.2; pointwise, from 4 channels on: 1.3 to 1.75
 
 Between HardSwishes, which have no integer kernel, a depthwise Conv in float takes 0.85 to 1.03 of the time (112 x 112 x
@@ -118,7 +119,9 @@ def _is_between_floats(layer: LinearLayer) -> bool:
 
 
 def _slow_pool(node: gs.Node) -> str | None:
-    return "AveragePool is several times faster in float, between its conversions"
+    if _positions(node.outputs[0]) == 1:
+        return None
+    return "AveragePool is faster in float, between its conversions"
 
 
 def _slow_matmul(node: gs.Node) -> str | None:
