@@ -81,7 +81,7 @@ def test_a_report_has_the_time() -> None:
     written = json.loads(found.to_json())["latency"]["timings"][0]
     assert written["ratio"] > 0
     assert written["rounds"] >= latency.FEWEST_ROUNDS
-    assert "× float" in found.to_html()
+    assert "of the float model's time" in found.to_html()
     assert "of float's" in found.to_markdown()
 
 

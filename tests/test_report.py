@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from reports import HOSTILE, report
 
-from onnxq.report import ParetoFront, ParetoPoint
+from onnxq.report import Latency, ParetoFront, ParetoPoint, Timing
 from onnxq.report.html import page, to_html
 from onnxq.report.markup import (
     Cell,
@@ -160,6 +160,20 @@ def test_markdown_tables_are_sound(name):
     text = re.sub(r"^ *```toml\n.*?^ *```$", "", text, flags=re.S | re.M)  # a name in it cannot begin a line
     assert "<img" not in re.sub(r"`[^`\n]*`", "", text.replace("\\<", ""))
     assert all(c.isprintable() or c == "\n" for c in text)
+
+
+def test_markdown_keeps_sentences_whole():
+    text = report(measures=(), quality=(replace(report().quality[0], sqnr_db=12.0),)).to_markdown()
+    head, _, rest = text.partition("## Pipeline")
+    assert rest
+    assert "…" not in head
+
+
+def test_the_page_shows_no_ratio_where_the_machine_was_busy():
+    busy = Latency("CPUExecutionProvider", 4, (Timing(1, 2.0, 1.0, 2.0, 0.5, 9.0, 5),))
+    text = Elements(report(latency=busy).to_html()).text
+    assert "unsure" in text
+    assert "the machine was too busy to tell" in text
 
 
 def test_markdown_holds_the_facts_in_short():

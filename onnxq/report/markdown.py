@@ -12,6 +12,7 @@ from .text import (
     latency_lines,
     measure_text,
     node_counts,
+    printable,
     sample_counts,
     size,
     sqnr_text,
@@ -48,7 +49,7 @@ def _summary(report: ReportData) -> str:
         f"preset {_text(str(report.options.get('preset')))}, target {_text(str(report.options.get('target')))}"
         f"{f', whose {len(report.requirements)} requirements it keeps to' * bool(report.requirements)}",
     ]
-    facts += [_text(line) for line in latency_lines(report.latency)]
+    facts += [_sentence(line) for line in latency_lines(report.latency)]
     if report.toolchain is not None:
         facts.append("; ".join(_text(line.strip()) for line in toolchain_lines(report.toolchain)))
     facts += [f"repeat it with {_code(report.command)}"] * bool(report.command)
@@ -56,7 +57,7 @@ def _summary(report: ReportData) -> str:
     left = f" Not verified: {not_verified(report)}." if not_verified(report) else ""
     head = [
         f"# Quantization of {_code(str(report.source.path or 'model'))}",
-        f"Verified: {_text('; '.join(verified(report)))}.{left}",
+        f"Verified: {_sentence('; '.join(verified(report)))}.{left}",
         "\n".join(f"- {fact}" for fact in (*warnings, *facts)),
     ]
     return "\n\n".join([*head, *_next_steps(report)])
@@ -73,7 +74,7 @@ def _next_steps(report: ReportData) -> list[str]:
 def _with_code(text: str) -> str:
     """Text with what stands in backquotes as code."""
     parts = text.split("`")
-    return "".join(_code(part) if place % 2 else _text(part) for place, part in enumerate(parts))
+    return "".join(_code(part) if place % 2 else _sentence(part) for place, part in enumerate(parts))
 
 
 def _pasted(lines: str, indent: str = "") -> str:
@@ -196,5 +197,10 @@ def _code(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Text that means no markup."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in name(text))
+    """A name, or a reason with one, that means no markup."""
+    return _sentence(name(text))
+
+
+def _sentence(text: str) -> str:
+    """Text of any length that means no markup."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in printable(text))

@@ -78,7 +78,8 @@ def _summary(report: ReportData) -> Section:
         where = f"of the output, against float, {report.samples.origin}"
         if len(report.quality) > 1 or output.compared_at is not None:
             where = f"{'output ' * (output.compared_at is None)}{name(output.label)}, {report.samples.origin}"
-        worth = "identical" if output.sqnr_db is None else sqnr_text(output)
+        worth, _, unsure = ("identical" if output.sqnr_db is None else sqnr_text(output)).partition(" (")
+        where += f"; {unsure.removesuffix(')')}" * bool(unsure)
         if output.is_unknown:
             worth, where = "unknown", f"nothing of output {name(output.output)} could be compared"
         cards.append(_card("Signal to noise", worth, where))
@@ -93,6 +94,7 @@ def _summary(report: ReportData) -> Section:
             )
     in_float = report.simulated_nodes + report.weights_only_nodes + len(report.float_nodes)
     in_float_bytes = sum(constant.bytes for constant in report.float_constants)
+    in_float_text = f"; {size(in_float_bytes)} of it in float" * (in_float_bytes >= 1024)
     integers = report.integer_nodes + len(report.dynamic_nodes)
     nodes = integers + in_float
     cards += [
@@ -101,7 +103,7 @@ def _summary(report: ReportData) -> Section:
         _card(
             "Size",
             size(report.result.bytes),
-            f"{times_smaller(report)} than {size(report.source.bytes)}; {size(in_float_bytes)} of it in float",
+            f"{times_smaller(report)} than {size(report.source.bytes)}{in_float_text}",
             1 / max(ratio, 1),
         ),
         _card(
@@ -150,9 +152,10 @@ def _latency_cards(latency: Latency | None) -> list[Markup]:
     return [
         _card(
             f"Latency, {timing.threads} thread{'s' * (timing.threads > 1)}{', ' * bool(timing.option)}{timing.option}",
-            f"{timing.ratio:.2f} × float",
-            f"{timing.float_milliseconds:.3g} → {timing.milliseconds:.3g} ms; half of {timing.rounds} rounds:"
-            f" {timing.low:.2f} to {timing.high:.2f}{'; the machine was too busy to tell' * timing.is_unsure}",
+            "unsure" if timing.is_unsure else f"{timing.ratio:.2f} ×",
+            f"{'the machine was too busy to tell; ' * timing.is_unsure}of the float model's time:"
+            f" {timing.float_milliseconds:.3g} → {timing.milliseconds:.3g} ms; {timing.low:.2f} to {timing.high:.2f} in"
+            f" half of {timing.rounds} rounds",
             min(timing.ratio, 1.0),
         )
         for timing in latency.timings
