@@ -22,9 +22,11 @@ from onnxq.errors import DataError, UsageError, VerificationError
 from onnxq.options import Options
 
 NET = """(float[N,3,8,8] x) => (float[N,4,8,8] y) <float[5,3,3,3] a, float[5] ab, float[5,1,3,3] d, float[5] db,
-         float[6,5,1,1] p, float[6] pb, float[4,6,1,1] c> {
-         t = Conv<pads=[1,1,1,1]>(x, a, ab)  s = Sigmoid(t)  e = Conv<group=5, pads=[1,1,1,1]>(s, d, db)  r = Relu(e)
+         float[6,5,1,1] p, float[6] pb, float[4,6,1,1] c, float[1,5,1,1] zero> {
+         t = Conv<pads=[1,1,1,1]>(x, a, ab)  nothing = Mul(t, zero)  gate = Sigmoid(t)  s = Add(gate, nothing)
+         e = Conv<group=5, pads=[1,1,1,1]>(s, d, db)  r = Relu(e)
          u = Conv(r, p, pb)  q = Relu(u)  y = Conv(q, c) }"""
+"""Sigmoid is not the only reader of `t`, whose grid would hold no more than it tells apart."""
 
 BARE = Options(
     force_int_kernels=True, per_channel=False, cle="off", dead_channels=False, absorb=False, weight_range="minmax",
@@ -54,7 +56,7 @@ def net(*faults: str) -> ModelProto:
         values["ab"][4] = 1000.0
     if "bias" in faults:
         values["pb"][1] = -1e8
-    return graphs.model(NET, **values)
+    return graphs.model(NET, zero=0.0, **values)
 
 
 @cache
@@ -211,7 +213,7 @@ def test_labels_decide_where_there_are_some() -> None:
 
 def test_held_out_data_must_agree() -> None:
     proto, data, labels = classifier("weights")
-    given: dict[str, Any] = {"options": BARE, "target": ALLOWED, "labels": labels}
+    given: dict[str, Any] = {"options": BARE, "goal": ALLOWED, "labels": labels}
     found = debug(proto, data, evaluation=data, evaluation_labels=labels, **given)
     assert found.reached
     assert "On 60 held-out samples: top-1 accuracy" in found.text
@@ -238,7 +240,7 @@ def score_of_first(found: DebugResult) -> float:
 
 def test_labels_of_held_out_data_must_fit_too() -> None:
     proto, data, labels = classifier("weights")
-    given: dict[str, Any] = {"options": BARE, "target": ALLOWED, "labels": labels}
+    given: dict[str, Any] = {"options": BARE, "goal": ALLOWED, "labels": labels}
     with pytest.raises(DataError, match=r"0\.00 % top-1 accuracy on 60 samples"):
         debug(proto, data, evaluation=data, evaluation_labels=[(label + 1) % 4 for label in labels], **given)
     with pytest.raises(UsageError, match="`evaluation` has none"):
