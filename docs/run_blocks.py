@@ -219,6 +219,7 @@ def renewed(shown: str, printed: str) -> str:
 def run_page(page: Path, *, write: bool = False) -> list[str]:
     """Run a page's blocks. Returns what is wrong with the outputs that it shows; write: puts the new ones there."""
     wrong, changes = [], []
+    before = page.read_text(encoding="utf-8")
     namespace: dict[str, Any] = {"__name__": "__main__"}
     with scratch():
         for block in blocks(page):
@@ -233,6 +234,8 @@ def run_page(page: Path, *, write: bool = False) -> list[str]:
             changes.append((block.shown, renewed(block.shown.text, printed)))
     if write:
         text = page.read_text(encoding="utf-8")
+        if text != before:
+            raise SystemExit(f"{page} was edited while its commands ran: run them again")
         for shown, new in reversed(changes):
             text = text[: shown.start] + new + text[shown.end :]
         page.write_text(text, encoding="utf-8")
