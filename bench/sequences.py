@@ -121,13 +121,15 @@ Where onnxq is not ahead:
 - Merged decoder: each branch holds its integers, so that the file is twice as large as it could be. ONNX Runtime 1.32
   refuses a model whose DequantizeLinear in a branch reads integers from outside once it fuses them with MatMul
   ("Missing required weight"). quantize_static leaves what is in the branches in float: its SQNR is that of the table.
-- Tagger: the recurrent weights are dequantized in each run, which takes more time than these small layers;
-  quantize_dynamic writes DynamicQuantizeLSTM, which is no operator of ONNX, and leaves the GRU in float.
-- Vocoder: ONNX Runtime has no integer kernel for ConvTranspose, and onnxq leaves its weights in float; quantize_static
-  stores them in 8 bits. MatMulNBits changes nothing there.
-- 4 bits without outliers (decoders, tagger): RTN, HQQ and GPTQ have zero points here, and leave tables and recurrent
-  weights in float. onnxq's blocks have zero points with `--asymmetric-weights` only: 23.8 dB then for the GPT-shaped
-  decoder, 21.7 dB for the merged one, at the same size.
+- Tagger: the recurrent weights are dequantized in each run, which takes more time than these small layers. ONNX
+  Runtime's session option session.disable_quant_qdq = 1 dequantizes them once, and runs at the speed of float; the
+  report of a weight-only model has the latency with it, too. quantize_dynamic writes DynamicQuantizeLSTM, which is no
+  operator of ONNX, and leaves the GRU in float.
+- 4 bits without outliers: RTN and HQQ leave tables, convolutions and recurrent weights in float, so that their files
+  are 1.4 to 5 times as large (the merged decoder's are not: see above). Of the Conformer, onnxq has the convolutions in
+  4 bits as well, a scale a channel; without data they are rounded to nearest. HQQ fits its zero points, which are no
+  integers, for 0.6 to 0.9 dB of the decoders and the tagger, and takes 1.3 to 8 times as long to run elsewhere.
+- MatMulNBits, GPTQ: it refuses most of these networks, in the words above.
 """
 """Of the tables as they stand in bench/results/sequences.md."""
 
