@@ -26,8 +26,8 @@ TOLERANCE_DB = 0.1
 """What a step may cost the outputs and still be kept. Chosen: a loss that no accuracy in accuracy-steps.md shows."""
 
 LEAST_GAIN_DB = 0.5
-"""Gain in SQNR below which `debug` takes no other option. Chosen: another draw of samples may turn such a gain
-around."""
+"""Gain in SQNR below which `debug` takes no other option, and exceptions are dropped. Chosen: another draw of samples
+may turn such a gain around."""
 
 LEAST_DB = 20.0
 """The SQNR that `debug` aims at: noise of a tenth of the outputs' magnitude. By definition: 20 log10(10). Option:

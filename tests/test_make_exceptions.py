@@ -88,7 +88,7 @@ def test_nothing_is_excepted_where_it_may_not_or_need_not_be(settings: dict[str,
 
 
 def test_what_gains_too_little_is_dropped() -> None:
-    result = onnxq.quantize(network(tail=3.5), feeds(), preset="w3a8", exceptions=5, **narrow())
+    result = onnxq.quantize(network(tail=8), feeds(), preset="w3a8", exceptions=5, **narrow())
     step = step_of(result)
     assert step is not None
     assert step.status == "dropped"

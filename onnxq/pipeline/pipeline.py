@@ -80,7 +80,7 @@ from ..thresholds import (
     BIAS_SHARE,
     CLEAR_DB,
     EXCEPTIONS_BELOW_DB,
-    FALLBACK_LEAST_DB,
+    LEAST_GAIN_DB,
     NOISE_FLOOR_DB,
     TOLERANCE_DB,
 )  # fmt: skip
@@ -516,7 +516,7 @@ def with_exceptions(plan: Plan, task: Task) -> Plan:
     ranged = at_sufficient_opset(ranged, options)
     model, correction = correct(ranged, task)
     after = _db_of(model, correction, task)
-    kept = after is not None and after >= before + FALLBACK_LEAST_DB
+    kept = after is not None and after >= before + LEAST_GAIN_DB
     notes = (f"outputs at {before:.1f} dB, then {after:.1f} dB; {'kept' if kept else 'dropped: they gain too little'}",)
     record = replace(
         record, before_db=before, after_db=after, seconds=time.perf_counter() - start,
