@@ -242,10 +242,10 @@ def _cost(row: Row) -> str:
     return f"{row.cpu_seconds:.1f} s, {row.mebibytes:.0f} MiB, {row.commit}"
 
 
-def write_pages(found: Mapping[str, Row], notes: Sequence[str], command: str) -> None:
+def write_pages(found: Mapping[str, Row], notes: Sequence[str]) -> None:
     """Between the marks of each page; all else on it stays."""
     commits = ", ".join(sorted({row.commit for row in found.values()}))
-    where = f"Written by `{command}` at commit {commits}; {tables.made_with(compare.processor())}."
+    where = f"Written by `bench/networks.py`; commits {commits}; {tables.made_with(compare.processor())}."
     text = "\n".join([BEGIN, "", where, "", *page(found, notes), "", END])
     for file in PAGES:
         before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
@@ -309,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     found = {row.key: row for row in listed}
     if args.pages:
-        write_pages(found, notes, " ".join(["python bench/networks.py", *given]))
+        write_pages(found, notes)
     print("\n".join(page(found, notes)))
 
 
