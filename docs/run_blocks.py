@@ -108,18 +108,23 @@ def _with_comment(block: Block, before: str) -> Block:
 def scratch() -> Iterator[Path]:
     """A folder with what a user would have, as the current one."""
     before = Path.cwd()
-    with tempfile.TemporaryDirectory(prefix="onnxq-docs-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="onnxq-docs-") as place:
+        folder = Path(place)
         prepare(folder)
         (folder / "bin").mkdir()
         command = folder / "bin" / "onnxq"
         command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m onnxq "$@"\n', encoding="utf-8")
         command.chmod(0o755)
+        known, paths = set(sys.modules), list(sys.path)
         try:
             os.chdir(folder)
             yield folder
         finally:
             os.chdir(before)
+            sys.path[:] = paths
+            for name in set(sys.modules) - known:  # what a page imported from here would be found by another one
+                if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
+                    del sys.modules[name]
 
 
 def run(block: Block, namespace: dict[str, Any]) -> str:

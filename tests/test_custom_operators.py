@@ -278,6 +278,7 @@ KEPT_APART = {
     "passes/fuse_decomposed.py": "Pad in front of Conv",
     "passes/move_transposes.py": "Pad in front of Conv",
     "passes/rewrite_einsum.py": "the MatMul that it writes",
+    "pipeline/measure_latency.py": "operators of ONNX Runtime by those of the model",
     "toolchains/adapters/run_openvino.py": "operators of OpenVINO",
     "passes/normalize.py": "alpha and beta of Gemm",
     "qat/layers.py": "what PyTorch computes",

@@ -97,7 +97,7 @@ def test_a_feed_that_changes_length_is_noticed():
         ([], DataError, "no samples"),
         ([3], DataError, "feed 0: input x is of type int; make it a numpy array"),
         ([{"x": [1.0, 2.0]}], DataError, "feed 0: input x is of type list; make it a numpy array"),
-        ([{"z": batch(1, 3, 5)}], DataError, "feed 0 has no array x for input x; it has z. .*`input_keys` x=KEY"),
+        ([{"z": batch(1, 3, 5)}], DataError, "feed 0 has no array x for input x; it has z. .*`input_keys` x=z"),
         ([{}], DataError, "it has none"),
     ],
 )

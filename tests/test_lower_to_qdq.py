@@ -148,7 +148,7 @@ def test_dimensions_metadata_and_documentation_survive():
     proto.doc_string, proto.model_version, proto.domain = "what it is", 7, "org.example"
     onnx.helper.set_model_props(proto, {"labels": "a,b", "author": "me"})
     written = quantized(proto)
-    assert {p.key: p.value for p in written.metadata_props} == {"labels": "a,b", "author": "me"}
+    assert {p.key: p.value for p in written.metadata_props}.items() >= {"labels": "a,b", "author": "me"}.items()
     assert (written.doc_string, written.model_version, written.domain) == ("what it is", 7, "org.example")
     for before, after in zip(proto.graph.input, written.graph.input, strict=True):
         assert before.type == after.type
@@ -172,7 +172,7 @@ def test_every_operator_set_from_7_to_the_newest(opset):
     except EngineError:
         pytest.skip("this ONNX Runtime is older than the operator set")
     written = quantized(proto)
-    assert {p.key: p.value for p in written.metadata_props} == {"author": "me"}
+    assert ("author", "me") in {(p.key, p.value) for p in written.metadata_props}
     assert [o.version for o in written.opset_import if o.domain == ""] == [min(max(opset, 13), ORT.max_opset)]
     assert interface(written) == (["x"], ["y"])
 

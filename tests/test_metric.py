@@ -142,7 +142,7 @@ def test_a_metric_of_the_users_own(module):
         ("my_metric:nan", "returned nan"),
         ("my_metric:nothing", "has no function 'nothing'"),
         ("no_such_module:f", "cannot be imported: ModuleNotFoundError"),
-        ("cosine", "expected sqnr, agreement, kl, top1, top5, or a function"),
+        ("cosine", "expected sqnr, agreement, kl, top1, top5, a function"),
         ("top1", "needs `labels`"),
     ],
 )

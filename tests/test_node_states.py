@@ -42,10 +42,8 @@ def test_an_override_keeps_nodes_in_float_as_exclude_does(target: str) -> None:
     text += "{ a = Conv(x, w) g = GlobalAveragePool(a) f = Flatten(g) y = Gemm(f, k) }"
     proto = model(text)
     by = {"exclude": {"exclude": ("Conv",)}, "override": {"overrides": (KEEP_CONV,)}}
-    found = {
-        name: onnxq.quantize(proto, samples(proto), target=target, force_int_kernels=True, **PLAIN, **options)
-        for name, options in by.items()
-    }
+    plain = {**PLAIN, "target": target, "force_int_kernels": True, "provenance": False}  # which names options
+    found = {name: onnxq.quantize(proto, samples(proto), **plain, **options) for name, options in by.items()}
     same = [result.model.SerializeToString(deterministic=True) for result in found.values()]
     assert same[0] == same[1]
     kinds = {name: in_float(result.report)["Conv_a"] for name, result in found.items()}

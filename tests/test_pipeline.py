@@ -178,8 +178,8 @@ def test_a_model_without_inputs_is_refused():
         ({"batch_size": -1}, "`batch_size` must be at least 0"),
         ({"threads": -1}, "`threads` must be at least 0"),
         ({"max_memory": 0}, "`max_memory` must be at least 1"),
-        ({"exclude": "Conv"}, "`exclude` must be a list of strings, got 'Conv'"),
-        ({"per_chanel": True}, "option 'per_chanel' is unknown; expected one of target, preset"),
+        ({"exclude": 3}, "`exclude` must be a list of strings, got 3"),
+        ({"per_chanel": True}, "argument 'per_chanel' is unknown; did you mean 'per_channel'"),
     ],
 )
 def test_options_that_make_no_sense(net, data, settings, message):

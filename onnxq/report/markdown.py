@@ -52,7 +52,7 @@ def _summary(report: ReportData) -> str:
     facts += [_sentence(line) for line in latency_lines(report.latency)]
     if report.toolchain is not None:
         facts.append("; ".join(_text(line.strip()) for line in toolchain_lines(report.toolchain)))
-    facts += [f"repeat it with {_code(report.command)}"] * bool(report.command)
+    facts += [f"repeat it with {_command(report.command)}"] * bool(report.command)
     warnings = [f"**warning**: {_text(warning)}" for warning in report.warnings]
     left = f" Not verified: {not_verified(report)}." if not_verified(report) else ""
     head = [
@@ -194,6 +194,12 @@ def _row(cells: Iterable[str]) -> str:
 def _code(text: str) -> str:
     """A name as code: no character of it may end the code or the table's cell."""
     return f"`{name(text).replace('`', chr(39)).replace('|', '¦')}`"
+
+
+def _command(text: str) -> str:
+    """A command as code, whole, so that it can be copied."""
+    text = printable(text)
+    return f"`` {text.replace('``', chr(39))} ``" if "`" in text else f"`{text}`"
 
 
 def _text(text: str) -> str:
