@@ -128,7 +128,7 @@ class KlMetric:
     """
 
     scores: frozenset[str] | None = None
-    name: ClassVar[str] = "KL"
+    name: ClassVar[str] = "-KL"
     unit: ClassVar[str] = "nats"
     relative: ClassVar[bool] = True
 

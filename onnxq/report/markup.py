@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..thresholds import WORST_LAYERS
-from .text import printable
+from .text import printable, shortened
 
 LONGEST_NAME = 120
 LONGEST_TEXT = 800
@@ -47,19 +47,14 @@ def tag(element: str, *children: str, **attributes: str | float | None) -> Marku
 def join(*children: str) -> Markup:
     """Children one after another, escaped where they are text."""
     escaped = (
-        html.escape(_shortened(c, LONGEST_TEXT), quote=False) if not isinstance(c, Markup) else c for c in children
+        html.escape(shortened(c, LONGEST_TEXT), quote=False) if not isinstance(c, Markup) else c for c in children
     )
     return Markup("".join(escaped))
 
 
 def name(text: str) -> str:
     """A name of the model's, of bearable length."""
-    return _shortened(text, LONGEST_NAME)
-
-
-def _shortened(text: str, longest: int) -> str:
-    text = printable(text)
-    return text if len(text) <= longest else f"{text[: longest // 2]}…{text[-longest // 2 :]}"
+    return shortened(text, LONGEST_NAME)
 
 
 def number(value: float | None, digits: int = 3) -> str:

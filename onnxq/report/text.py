@@ -18,6 +18,9 @@ from .records import (
     ToolchainResult,
 )
 
+SHOWN_LETTERS = 60
+"""Of each name, where several stand in one line of the summary."""
+
 SHOWN_CONSTANTS = 5
 """Constants in float that the summary names; `verbose` names all."""
 
@@ -145,7 +148,9 @@ def slow_lines(latency: Latency) -> list[str]:
     if not latency.is_slower:
         return lines
     for slow in latency.slow:
-        names = f"; most in {', '.join(slow.slowest)}" if slow.slowest else ""
+        names = (
+            f"; most in {', '.join(shortened(name, SHOWN_LETTERS) for name in slow.slowest)}" if slow.slowest else ""
+        )
         times = f"{slow.milliseconds:.3g} ms, {slow.float_milliseconds:.3g} ms in the float model"
         lines.append(printable(f"slower than float: {slow.nodes} {slow.op}: {times}{names}"))
     return lines
@@ -245,6 +250,12 @@ def rounded(layer: RoundedLayer) -> str:
     shared = f"; shared with {', '.join(layer.uses[1:])}" * (len(layer.uses) > 1)
     part = f"; {layer.positions} of {layer.of_positions} positions" * (layer.positions < layer.of_positions)
     return text + shared + part
+
+
+def shortened(text: str, longest: int) -> str:
+    """Printable text without its middle where it is longer."""
+    text = printable(text)
+    return text if len(text) <= longest else f"{text[: longest // 2]}…{text[-longest // 2 :]}"
 
 
 def printable(text: str) -> str:
