@@ -22,6 +22,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from ..graph.dynamic_lstm import DYNAMIC_LSTM
 from ..graph.model import Model
 from ..graph.patterns import find_composites
 from ..graph.qdq_writer import EXEMPT
@@ -88,7 +89,9 @@ class QdqGraph:
     def __init__(self, model: Model, proto: ModelProto | None = None) -> None:
         self.model, self.opset, self._proto = model, model.graph.opset, proto
         self.nodes = [n for n in model.graph.nodes if not (is_qdq(n) or _passes_on(n))]
-        self.is_quantized = any(is_qdq(n) or is_op(n, "MatMulInteger") for n in model.graph.nodes)
+        self.is_quantized = any(
+            is_qdq(n) or is_op(n, "MatMulInteger") or n.op == DYNAMIC_LSTM for n in model.graph.nodes
+        )
 
     @cached_property
     def tensors(self) -> dict[str, gs.Tensor]:

@@ -83,6 +83,7 @@ def build_report(
     )  # fmt: skip
     states = node_states(planned, verdict.runtime if target.runs_here else None)
     states = tuple(replace(s, state="weights only") if s.node in quantized.stored else s for s in states)
+    states = tuple(replace(s, state="dynamic") if s.node in quantized.dynamic else s for s in states)
     if tuned is not None:
         states = tuple(
             replace(s, reason=_UNPAID) if s.node in tuned.nodes and s.state == "float" else s for s in states

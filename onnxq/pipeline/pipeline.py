@@ -37,6 +37,7 @@ from ..data import Feed
 from ..encodings import Encoding, encoding_of
 from ..errors import DataError, NothingToQuantizeError, UsageError
 from ..execution.services import no_progress
+from ..graph.dynamic_lstm import with_dynamic_lstms
 from ..graph.model import Model
 from ..graph.opset import convert_opset, opset_of
 from ..graph.precision import stored_as_given
@@ -112,13 +113,15 @@ class Plan:
 @dataclass(frozen=True)
 class Quantized:
     """planned: what was lowered.  proto: the result.  steps: all of them.  findings: of the calibration data.
-    stored: nodes outside of the plan, or in float there, whose weights are integers in the result."""
+    stored: nodes outside of the plan, or in float there, whose weights are integers in the result.  dynamic: those of
+    them that compute in integers, with activations quantized at run time."""
 
     planned: Model
     proto: ModelProto
     steps: Steps
     findings: tuple[str, ...] = ()
     stored: tuple[str, ...] = ()
+    dynamic: tuple[str, ...] = ()
 
 
 def quantize(task: Task, collector: ReportCollector | None = None) -> Quantized:
@@ -126,9 +129,10 @@ def quantize(task: Task, collector: ReportCollector | None = None) -> Quantized:
     plan = with_exceptions(make_plan(task, collector), task)
     proto, lowered = lower(plan.model, task.context)
     proto, stored, nodes = store_inner_weights(proto, task.options)
+    proto, dynamic = with_dynamic_lstms(proto) if task.options.is_dynamic else (proto, ())
     proto = stored_as_given(proto)
     log_steps(lowered + stored)
-    return Quantized(plan.model, proto, plan.steps + lowered + stored, plan.findings, nodes)
+    return Quantized(plan.model, proto, plan.steps + lowered + stored, plan.findings, nodes, dynamic)
 
 
 def make_plan(task: Task, collector: ReportCollector | None = None) -> Plan:
