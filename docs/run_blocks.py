@@ -47,7 +47,7 @@ COMMENT = re.compile(r"<!-- (not run|without|exit code): ([^\n]*?) -->\s*\Z")
 
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
-MEASURED = re.compile(r"(latency|slower than float): ")
+MEASURED = re.compile(r"(latency|slower than float): |next: Integers are no faster")
 """Lines that depend on the machine and on what else it does: they are shown where it was idle, and not compared."""
 
 TIME = re.compile(r"\d+(?:\.\d+)? (?:s|ms|min|seconds|minutes)\b")
