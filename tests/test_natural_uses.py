@@ -16,14 +16,11 @@ import pytest
 from click.testing import CliRunner
 from graphs import model
 from PIL import Image
+from test_natural_mistakes import NET
 
 import onnxq
 from onnxq import cli
 from onnxq.graph import storage
-
-NET = """(float[N,3,16,16] image) => (float[N,5] y) <float[8,3,3,3] w, float[5,8] v> {
-    a = Conv<pads=[1,1,1,1]>(image, w)  r = Relu(a)  p = GlobalAveragePool(r)  f = Flatten(p)
-    y = Gemm<transB=1>(f, v) }"""
 
 
 @pytest.fixture(scope="module")

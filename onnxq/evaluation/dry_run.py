@@ -1,7 +1,7 @@
 """What `quantize` would do, found out in seconds: options, model and data are checked as it checks them, quantizers are
 placed, and the model is lowered with ranges that mean nothing. Nothing is calibrated, rounded, compared or written.
 
-CPU time is foretold from that of a run of the float model with all of its float tensors as outputs, as calibration runs
+CPU time is predicted from a run of the float model with all of its float tensors as outputs, as calibration runs
 it, t: with n samples to fit, r to report on, and w parameters
 
     s = START + PASSES (n + r) t + PARAMETER w
@@ -63,7 +63,7 @@ class PlannedStep:
 
 @dataclass(frozen=True, repr=False)
 class DryRun(InNotebook):
-    """What a run would do. samples: to fit, to choose by, to report on. cpu_seconds: least and most, as foretold; None
+    """What a run would do. samples: to fit, to choose by, to report on. cpu_seconds: least and most, as predicted; None
     where the model did not run. bytes: of the result, as expected. warnings: of the calibration data."""
 
     model: str

@@ -18,7 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from ..operators.node import ONNX_DOMAINS
 from . import large
-from .model import graphs_of, nodes_of
+from .model import drop_unread_initializers, graphs_of, names_read, nodes_of
 
 DYNAMIC_LSTM = "DynamicQuantizeLSTM"
 
@@ -46,8 +46,7 @@ def with_dynamic_lstms(proto: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
                 done.append(node.name)
     if not done:
         return proto, ()
-    for graph in graphs_of(copy.graph):
-        _drop_unread(graph, copy)
+    _drop_dequantizers(copy)
     if not any(o.domain == "com.microsoft" for o in copy.opset_import):
         copy.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     return copy, tuple(done)
@@ -110,20 +109,14 @@ def _names(graph: GraphProto) -> set[str]:
     return found | {name for node in graph.node for name in (*node.input, *node.output)}
 
 
-def _drop_unread(graph: GraphProto, proto: ModelProto) -> None:
+def _drop_dequantizers(proto: ModelProto) -> None:
     """What dequantized the weights goes, with its integers where no other node reads them."""
-    while True:
-        read = {name for node in nodes_of(proto.graph) for name in node.input}
-        read |= {output.name for each in graphs_of(proto.graph) for output in each.output}
-        gone = [
-            index
-            for index, node in enumerate(graph.node)
-            if node.op_type in ("Reshape", "DequantizeLinear") and not any(name in read for name in node.output)
-        ]
-        for index in reversed(gone):
-            del graph.node[index]
-        if not gone:
-            break
-    unread = [i for i, tensor in enumerate(graph.initializer) if tensor.name not in read]
-    for index in reversed(unread):
-        del graph.initializer[index]
+    gone = True
+    while gone:
+        read, gone = names_read(proto.graph), False
+        for graph in graphs_of(proto.graph):
+            for index, node in reversed(list(enumerate(graph.node))):
+                if node.op_type in ("Reshape", "DequantizeLinear") and not read.intersection(node.output):
+                    del graph.node[index]
+                    gone = True
+    drop_unread_initializers(proto.graph)

@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 from ..operators.node import ONNX_DOMAINS
 from ..thresholds import SMALLEST_STORED
 from . import large
-from .model import graphs_of, nodes_of
+from .model import drop_unread_initializers
 
 MOVEMENT = ("Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Slice", "Concat", "Gather")
 """What exporters put weights together with. None of these computes a value that was not there."""
@@ -66,7 +66,7 @@ def _lift(graph: GraphProto, outer: Mapping[str, TensorProto], model: ModelProto
     kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(kept)
-    _drop_unread(graph)
+    drop_unread_initializers(graph)  # those that only folded nodes have read
     return lifted
 
 
@@ -84,16 +84,6 @@ def _folded(node: NodeProto, known: Mapping[str, TensorProto], model: ModelProto
     feeds = {name: numpy_helper.to_array(known[name]) for name in names}
     (found,) = ReferenceEvaluator(alone).run([node.output[0]], feeds)
     return numpy_helper.from_array(np.ascontiguousarray(np.asarray(found)), node.output[0])
-
-
-def _drop_unread(graph: GraphProto) -> None:
-    """Remove a body's initializers that only folded nodes have read."""
-    read = {name for node in nodes_of(graph) for name in node.input}
-    read |= {value.name for inner in graphs_of(graph) for value in inner.output}
-    kept = [TensorProto.FromString(t.SerializeToString()) for t in graph.initializer if t.name in read]
-    if len(kept) < len(graph.initializer):
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
 
 
 def _is_weight(tensor: TensorProto) -> bool:

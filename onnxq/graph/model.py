@@ -303,6 +303,21 @@ def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
                 yield from graphs_of(inner)
 
 
+def names_read(graph: GraphProto) -> set[str]:
+    """Names of tensors that the nodes of a serialized graph and of its subgraphs read, or that are outputs of these."""
+    read = {name for node in nodes_of(graph) for name in node.input}
+    return read | {output.name for each in graphs_of(graph) for output in each.output}
+
+
+def drop_unread_initializers(graph: GraphProto) -> None:
+    """Remove the initializers of a serialized graph, and of its subgraphs, that nothing in it reads."""
+    read = names_read(graph)
+    for each in graphs_of(graph):
+        unread = [i for i, tensor in enumerate(each.initializer) if tensor.name not in read]
+        for index in reversed(unread):
+            del each.initializer[index]
+
+
 def captured(node: NodeProto) -> set[str]:
     """Names that the node's subgraphs read; some are their own, which does no harm."""
     return {

@@ -34,7 +34,7 @@ from ..operators.node import ONNX_DOMAINS
 from ..operators.registry import linear_form
 from ..thresholds import SMALLEST_STORED
 from . import large
-from .model import graphs_of, nodes_of
+from .model import drop_unread_initializers, graphs_of, nodes_of
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 
@@ -269,12 +269,7 @@ class _Writer:
                 kept = [_copied(node) for node in nodes]
                 del graph.node[:]
                 graph.node.extend(kept)
-        read = {name for node in nodes_of(self.model.graph) for name in node.input}
-        read |= {output.name for graph in graphs_of(self.model.graph) for output in graph.output}
-        for graph in graphs_of(self.model.graph):
-            unread = [i for i, tensor in enumerate(graph.initializer) if tensor.name not in read]
-            for index in reversed(unread):
-                del graph.initializer[index]
+        drop_unread_initializers(self.model.graph)
 
     def _name(self, stem: str) -> str:
         candidates = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(1)))
