@@ -41,7 +41,7 @@ LARGE = 1 << 30
 SMALLEST = 1 << 20
 """Bytes: smaller tensors are kept in the protobuf all the same."""
 
-_ASIDE = 1 << 12
+_LEFT_OUT_FROM = 1 << 12
 """Bytes from which on copying a tensor takes longer than replacing it."""
 
 _PREFIX = "onnxq:"
@@ -267,20 +267,22 @@ def spill(constants: Iterable[gs.Constant]) -> None:
             constant._values, constant.data_location = StoredValues(values.tensor), None
 
 
-def stands_aside(constant: gs.Constant) -> bool:
+def may_be_left_out(constant: gs.Constant) -> bool:
     """Whether a constant is large enough to be kept out of a protobuf that is but looked at (`Model.outline`)."""
     values = constant._values
     if getattr(constant, "_export_dtype", None) is not None:
         return False
     if isinstance(values, np.ndarray):
-        return bool(values.dtype == np.float32 and values.nbytes >= _ASIDE)
-    return type(values) is LazyValues and values.tensor.data_type == TensorProto.FLOAT and values.nbytes >= _ASIDE
+        return bool(values.dtype == np.float32 and values.nbytes >= _LEFT_OUT_FROM)
+    return (
+        type(values) is LazyValues and values.tensor.data_type == TensorProto.FLOAT and values.nbytes >= _LEFT_OUT_FROM
+    )
 
 
 def stand_in(name: str, values: Array | LazyValues) -> LazyValues:
     """A reference that leads nowhere, for float values that its maker keeps."""
     result = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=values.shape)
-    _set_location(result, f"{_PREFIX}aside")
+    _set_location(result, f"{_PREFIX}left-out")
     return LazyValues(result)
 
 

@@ -185,11 +185,11 @@ class Model:
     def converted(self, conversion: Callable[[ModelProto], ModelProto]) -> Model:
         """The model, with this one's plan, that `conversion` makes of this one's outline: values of large constants
         pass by it, uncopied. What it makes must have the names of tensors that the plan speaks of."""
-        aside = {c.name: (c.values, c.data_location) for c in self._large_constants()}  # read once for all copies
+        shared = {c.name: (c.values, c.data_location) for c in self._large_constants()}  # read once for all copies
         other = Model.from_proto(conversion(self.outline()), self.origin)
         for constant in other.initializers():
-            if constant.name in aside:
-                constant._values, constant.data_location = aside[constant.name]
+            if constant.name in shared:
+                constant._values, constant.data_location = shared[constant.name]
         other.is_large = self.is_large
         other.take_plan(self)
         return other
@@ -197,7 +197,7 @@ class Model:
     def outline(self) -> ModelProto:
         """The protobuf of `to_proto` with references (`graph.large`) in place of the values of large constants: what
         the graph looks like, at no cost of its weights."""
-        with self._values_aside():
+        with self._without_large_values():
             return self.to_proto()
 
     def fingerprint(self) -> bytes:
@@ -211,10 +211,10 @@ class Model:
 
     def _large_constants(self) -> list[gs.Constant]:
         """Those whose values are worth keeping out of a protobuf; those of a large model are out of it anyway."""
-        return [] if self.is_large else [c for c in self.initializers() if large.stands_aside(c)]
+        return [] if self.is_large else [c for c in self.initializers() if large.may_be_left_out(c)]
 
     @contextlib.contextmanager
-    def _values_aside(self) -> Iterator[None]:
+    def _without_large_values(self) -> Iterator[None]:
         constants = [(c, c._values, c.data_location) for c in self._large_constants()]
         for constant, values, _ in constants:
             constant._values = large.stand_in(constant.name, values)
