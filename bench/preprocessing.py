@@ -21,7 +21,7 @@ from onnxq.calibration.context import Context
 from onnxq.data import Source
 from onnxq.options import Options
 from onnxq.pipeline.open_inputs import input_specs, open_model
-from onnxq.pipeline.pipeline import prepare
+from onnxq.pipeline.prepare import prepare
 
 PIXELS = Preprocess(scale=1.0)
 UNIT = Preprocess()

@@ -28,7 +28,7 @@ from tables import head, line
 import onnxq
 from onnxq.operators.linear import is_depthwise, linear_layers
 from onnxq.options import Options
-from onnxq.pipeline.pipeline import load
+from onnxq.pipeline.prepare import load
 
 SLOW = "adaround"
 METHODS = ("nearest", "gptq", "coordinate-descent", SLOW)

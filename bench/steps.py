@@ -29,9 +29,11 @@ from onnxq.passes.correct_bias import CorrectBias
 from onnxq.passes.correct_bias_empirically import CorrectBiasEmpirically
 from onnxq.passes.equalize_layers import EqualizeLayers
 from onnxq.passes.remove_dead_channels import RemoveDeadChannels
+from onnxq.pipeline.lower import at_sufficient_opset, lower
 from onnxq.pipeline.open_inputs import input_specs
-from onnxq.pipeline.pipeline import at_sufficient_opset, lower, prepare, ranging
+from onnxq.pipeline.prepare import prepare
 from onnxq.pipeline.run_passes import run_passes
+from onnxq.pipeline.set_ranges import ranging
 from onnxq.pipeline.task import make_context
 from onnxq.report import Report
 

@@ -57,8 +57,9 @@ from .pipeline import pipeline
 from .pipeline.build_report import build_report
 from .pipeline.collect_report import ReportCollector
 from .pipeline.log import log_result
+from .pipeline.lower import float_model_of
 from .pipeline.open_inputs import input_specs, open_data, open_model, open_output, random_inputs, read_statistics
-from .pipeline.pipeline import float_model_of, prepare
+from .pipeline.prepare import prepare
 from .pipeline.provenance import call_text, provenance, source_digest, stamp
 from .pipeline.task import RANDOM_INPUTS, Task, make_context
 from .pipeline.tune_latency import tune_latency

@@ -22,7 +22,7 @@ from onnxq.data import CalibrationData, Preprocess
 from onnxq.errors import DataError
 from onnxq.options import Options
 from onnxq.pipeline.open_inputs import input_specs
-from onnxq.pipeline.pipeline import prepare
+from onnxq.pipeline.prepare import prepare
 from onnxq.thresholds import FEWEST_OF_ONE_CLASS
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -25,7 +25,7 @@ from onnxq.passes.equalize_layers import LARGEST, EqualizeLayers
 from onnxq.passes.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.normalize import Normalize
 from onnxq.pipeline.open_inputs import open_model
-from onnxq.pipeline.pipeline import load
+from onnxq.pipeline.prepare import load
 
 MODELS = Path(__file__).parent.parent / "models"
 REAL = Path(__file__).parents[2] / "shared" / "realmodels"

@@ -21,7 +21,7 @@ import onnxq
 from onnxq.errors import UsageError
 from onnxq.graph.patterns import find_composites
 from onnxq.passes.base import Context
-from onnxq.pipeline.pipeline import prepare
+from onnxq.pipeline.prepare import prepare
 from onnxq.targets import TARGETS
 
 FOLDER = Path(__file__).parent / "exported"

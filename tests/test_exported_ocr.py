@@ -19,7 +19,7 @@ from quantized import PLAIN, kernels
 import onnxq
 from onnxq.cli import main
 from onnxq.passes.base import Context
-from onnxq.pipeline.pipeline import prepare
+from onnxq.pipeline.prepare import prepare
 from onnxq.targets import TARGETS
 
 HEIGHTS = {"detector": None, "recogniser": 16, "transformer": 16}

@@ -15,7 +15,7 @@ from onnxq.graph.model import Model
 from onnxq.options import Options
 from onnxq.passes.add_quantizers import AddQuantizers
 from onnxq.passes.base import Context, Outcome
-from onnxq.pipeline.pipeline import prepare
+from onnxq.pipeline.prepare import prepare
 from onnxq.targets import TARGETS
 
 HEAD = "(float[1,3,8,8] x) => ({}) <float[5,3,3,3] w, float[5,5,1,1] v, float three, float zero, float six>"

@@ -15,7 +15,7 @@ from onnxq.execution.layerwise import planned_layers
 from onnxq.graph.model import Model
 from onnxq.passes.base import Context, Outcome
 from onnxq.passes.round_weights import RoundWeights
-from onnxq.pipeline import pipeline
+from onnxq.pipeline import correct, equalize
 from onnxq.pipeline.keep_if_better import QualityMeasure, keep_if_better
 from onnxq.report import Step
 from onnxq.thresholds import TOLERANCE_DB
@@ -118,14 +118,14 @@ def test_empirical_bias_correction_is_tried_where_a_bias_counts_and_kept_where_i
     proto = model(POOLED, axes=[2], opset=18)
     x = np.concatenate([feeds(proto, seed=i, free=1)["x"] for i in range(40)])
     options: dict[str, Any] = {"preset": "w4a8", "rounding": "nearest", "force_int_kernels": True}
-    monkeypatch.setattr(pipeline, "BIAS_SHARE", -1.0)
+    monkeypatch.setattr(correct, "BIAS_SHARE", -1.0)
     found = {s.name: s for s in onnxq.quantize(proto, x, **options).report.steps}
     step = found["CorrectBiasEmpirically"]
     assert step.before_db is not None
     assert step.after_db is not None
     assert (step.status == "kept") == (step.after_db > step.before_db + TOLERANCE_DB)
     assert any("of the outputs' noise was a bias" in note for note in step.notes)
-    monkeypatch.setattr(pipeline, "BIAS_SHARE", 1.1)
+    monkeypatch.setattr(correct, "BIAS_SHARE", 1.1)
     assert "CorrectBiasEmpirically" not in {s.name for s in onnxq.quantize(proto, x, **options).report.steps}
     monkeypatch.undo()
     off = onnxq.quantize(proto, x, **options, bias_correction="off").report.steps
@@ -160,7 +160,8 @@ def steps(**options: Any) -> dict[str, Step]:
 def test_at_8_bits_rounding_is_optimised_where_nearest_is_not_clear(
     clear: float, rounded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "CLEAR_DB", clear)
+    for box in (equalize, correct):
+        monkeypatch.setattr(box, "CLEAR_DB", clear)
     found = steps()
     assert ("RoundWeights" in found) == rounded
     assert found["CorrectBias"].kept != rounded
@@ -175,7 +176,7 @@ def test_where_nearest_is_below_the_noise_floor_steps_are_compared_with_optimise
 ) -> None:
     compared = []
     for floor in (-1000.0, 1000.0):
-        monkeypatch.setattr(pipeline, "NOISE_FLOOR_DB", floor)
+        monkeypatch.setattr(equalize, "NOISE_FLOOR_DB", floor)
         compared.append(steps(preset="w3a8")["EqualizeLayers"].before_db)
         assert steps(preset="w3a8", rounding="nearest")["EqualizeLayers"].before_db == compared[0]
     assert compared[1] != compared[0]
@@ -235,7 +236,7 @@ def test_default_effort_tries_equalization_per_channel_only_where_outputs_are_no
 ) -> None:
     names = ("RemoveDeadChannels", "EqualizeLayers", "AbsorbBias")
     for clear, status in ((-1000.0, "not run"), (1000.0, "tried")):
-        monkeypatch.setattr(pipeline, "CLEAR_DB", clear)
+        monkeypatch.setattr(equalize, "CLEAR_DB", clear)
         found = steps()
         assert {found[name].status == "not run" for name in names} == {status == "not run"}
         assert "not run" not in {steps(per_channel=False)[name].status for name in names}

@@ -12,7 +12,7 @@ from onnxq.graph.simulate import simulated
 from onnxq.numeric.quant import Grid, QuantParams, QuantSpec
 from onnxq.passes.base import Context
 from onnxq.passes.lower_to_qdq import LowerToQdq
-from onnxq.pipeline.pipeline import lower
+from onnxq.pipeline.lower import lower
 from onnxq.targets import ORT
 
 MLP = """(float[N,3] x) => (float[N,?] y) <float[3,5] w, float[5] b, float[5,7] v, float[7] c>

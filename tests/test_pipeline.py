@@ -17,7 +17,7 @@ from onnxq.options import Options
 from onnxq.passes.base import Context, Outcome
 from onnxq.passes.normalize import Normalize
 from onnxq.pipeline.open_inputs import input_specs
-from onnxq.pipeline.pipeline import load, prepare
+from onnxq.pipeline.prepare import load, prepare
 from onnxq.pipeline.run_passes import run_passes
 
 NET = """(float[N,3,H,W] x) => (float[N,?] y)
@@ -290,7 +290,7 @@ def test_a_failure_in_the_middle_leaves_nothing_behind(net, data, tmp_path, monk
         def apply(self, model, context):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("onnxq.pipeline.pipeline.LOWERING", (Interrupted(),))
+    monkeypatch.setattr("onnxq.pipeline.lower.LOWERING", (Interrupted(),))
     (tmp_path / "out.onnx").write_bytes(b"precious")
     with pytest.raises(KeyboardInterrupt):
         onnxq.quantize(net, data, output=tmp_path / "out.onnx")

@@ -18,7 +18,7 @@ from onnxq.execution.session import Session  # noqa: E402
 from onnxq.numeric.metrics import sqnr  # noqa: E402
 from onnxq.passes.base import Context  # noqa: E402
 from onnxq.passes.set_bias_scales import SetBiasScales  # noqa: E402
-from onnxq.pipeline.pipeline import lower  # noqa: E402
+from onnxq.pipeline.lower import lower  # noqa: E402
 from onnxq.qat import finish, prepare  # noqa: E402
 from onnxq.qat.network import TorchNetwork, key  # noqa: E402
 from onnxq.targets import find_target  # noqa: E402

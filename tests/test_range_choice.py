@@ -22,8 +22,8 @@ from onnxq.passes.base import Context
 from onnxq.passes.fold_batchnorm import FoldBatchNorm
 from onnxq.passes.normalize import Normalize
 from onnxq.passes.set_activation_ranges import SetActivationRanges
-from onnxq.pipeline.pipeline import placement
 from onnxq.pipeline.run_passes import run_passes
+from onnxq.pipeline.set_ranges import placement
 
 # --- logits -----------------------------------------------------------------------------------------------------
 

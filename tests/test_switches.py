@@ -16,7 +16,7 @@ from onnxq.execution.switches import Switch, Switchboard
 from onnxq.graph.model import Model, grid_root
 from onnxq.graph.simulate import simulated
 from onnxq.options import Options
-from onnxq.pipeline.pipeline import lower
+from onnxq.pipeline.lower import lower
 
 NET = """(float[N,3,8,8] x) => (float[N,4] y, float[N,5,8,8] side) <float[5,3,3,3] a, float[5] b, float[5,1,3,3] d,
          float[5,5,1,1] p, float[5,4] f, float[1] half> {

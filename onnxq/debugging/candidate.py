@@ -19,7 +19,9 @@ from ..graph.model import Model
 from ..options import Options
 from ..passes.set_bias_scales import SetBiasScales
 from ..pipeline.build_report import check_target
-from ..pipeline.pipeline import Quantized, lower, make_plan
+from ..pipeline.lower import lower
+from ..pipeline.pipeline import make_plan
+from ..pipeline.plan import Quantized
 from ..thresholds import EVALUATION_SAMPLES, LEAST_GAIN_DB, ROUNDING_ERROR
 
 Part = Literal["weights", "activations"]

@@ -41,7 +41,7 @@ from ..operators.node import is_op
 from ..operators.registry import is_convolution, operands, operator_of, preserves_grid
 from ..options import Options, with_settings
 from ..pipeline.open_inputs import common_inputs, open_data, open_model
-from ..pipeline.pipeline import prepare
+from ..pipeline.prepare import prepare
 from ..pipeline.task import make_context
 from ..settings import Settings, Unpack
 from ..thresholds import CLEAN_DB, EXPLAINED_DB

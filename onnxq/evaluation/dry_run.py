@@ -28,23 +28,14 @@ from ..graph.model import Model
 from ..operators.node import is_float
 from ..options import Options
 from ..pipeline.build_report import float_nodes
+from ..pipeline.correct import correction
+from ..pipeline.equalize import fitting_equalization
+from ..pipeline.lower import LOWERING, at_sufficient_opset, store_inner_weights
 from ..pipeline.node_states import node_states
-from ..pipeline.pipeline import (
-    LOWERING,
-    at_sufficient_opset,
-    completing,
-    correction,
-    data_findings,
-    fitting_equalization,
-    given_encodings,
-    placement,
-    prepare,
-    ranging,
-    refuse_empty,
-    store_inner_weights,
-)
+from ..pipeline.prepare import data_findings, prepare
 from ..pipeline.refuse_contradictions import refuse_contradictions, with_any_ranges
 from ..pipeline.run_passes import run_passes
+from ..pipeline.set_ranges import completing, given_encodings, placement, ranging, refuse_empty
 from ..pipeline.task import Task
 from ..report import FloatNode, printable
 from ..report.notebook import InNotebook

@@ -23,7 +23,8 @@ from ..graph.model import Model
 from ..numeric.metrics import class_scores
 from ..options import Options
 from ..pipeline.open_inputs import input_specs, open_data, open_model
-from ..pipeline.pipeline import Plan, make_plan
+from ..pipeline.pipeline import make_plan
+from ..pipeline.plan import Plan
 from ..pipeline.task import Task
 from ..thresholds import COUNTED_SAMPLES, EVALUATION_SAMPLES
 from .custom_metric import MetricLike, parse_metric

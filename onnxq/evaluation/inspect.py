@@ -20,8 +20,9 @@ from ..options import Options
 from ..pipeline.build_report import float_nodes
 from ..pipeline.node_states import node_states
 from ..pipeline.open_inputs import input_specs
-from ..pipeline.pipeline import placement, prepare
+from ..pipeline.prepare import prepare
 from ..pipeline.run_passes import run_passes
+from ..pipeline.set_ranges import placement
 from ..report import FloatNode, printable
 from ..report.notebook import InNotebook
 from ..targets import find_target

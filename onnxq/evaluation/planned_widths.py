@@ -14,8 +14,12 @@ from ..execution.workload import workload
 from ..graph.model import Model
 from ..operators.linear import linear_layers
 from ..options import Options, Override
-from ..pipeline.pipeline import at_sufficient_opset, correct, equalize, placement, prepare, set_ranges
+from ..pipeline.correct import correct
+from ..pipeline.equalize import equalize
+from ..pipeline.lower import at_sufficient_opset
+from ..pipeline.prepare import prepare
 from ..pipeline.run_passes import run_passes
+from ..pipeline.set_ranges import placement, set_ranges
 from ..pipeline.task import Task
 from .bit_allocation import BitCosts, Bits
 

@@ -27,7 +27,7 @@ from .collect_report import ReportCollector
 from .keep_if_better import UNKNOWN, WORSE
 from .measure_latency import measure_latency
 from .node_states import NodeState, State, node_states
-from .pipeline import Quantized
+from .plan import Quantized
 from .stored_floats import float_constants
 from .task import Task
 from .tune_latency import Tuned

@@ -26,8 +26,8 @@ from ..graph.model import Model, nodes_of
 from ..graph.stored_weights import RECURRENT
 from ..report import Latency, OperatorTime
 from ..thresholds import LATENCY_SAMPLES, LATENCY_SECONDS, LATENCY_SHARE, LOST_SHARE, SLOW_OPERATORS
+from .lower import float_model_of
 from .node_states import node_of_kernel
-from .pipeline import float_model_of
 from .task import Task
 
 CONVERSIONS = "QuantizeLinear, DequantizeLinear"

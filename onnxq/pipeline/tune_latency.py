@@ -28,8 +28,10 @@ from ..graph.model import Model
 from ..operators.linear import LinearLayer, is_depthwise, linear_layer
 from ..options import Override
 from ..thresholds import LATENCY_SAMPLES, LATENCY_SECONDS, LOST_SHARE, TOLERANCE_DB, TUNED_SETS
+from .lower import float_model_of
 from .measure_latency import lost_seconds
-from .pipeline import float_model_of, plan_quickly, prepare, quantized_quickly
+from .prepare import prepare
+from .quantize_quickly import plan_quickly, quantized_quickly
 from .task import Task
 
 

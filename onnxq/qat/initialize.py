@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 from ..calibration.context import Context
 from ..graph.model import Model
 from ..passes.set_bias_scales import SetBiasScales
-from ..pipeline.pipeline import Plan
+from ..pipeline.plan import Plan
 
 CELL = 0.25
 """Of a step, to either side."""

@@ -36,11 +36,13 @@ from ..graph import storage
 from ..graph.model import Model
 from ..graph.scratch import scratch_folder
 from ..options import Options, with_settings
-from ..pipeline import pipeline
 from ..pipeline.build_report import build_report
 from ..pipeline.collect_report import ReportCollector
+from ..pipeline.lower import lower
 from ..pipeline.open_inputs import input_specs, open_data, open_model, open_output
-from ..pipeline.pipeline import Plan, Quantized, lower, make_plan
+from ..pipeline.pipeline import make_plan
+from ..pipeline.plan import Plan, Quantized
+from ..pipeline.prepare import prepare as prepare_model
 from ..pipeline.provenance import provenance, source_digest, stamp
 from ..pipeline.task import Task
 from ..report import Measure, Report, Step
@@ -228,7 +230,7 @@ def _initialized(
 ) -> tuple[Training, Plan]:
     """The post-training result as a network to train; operators and arithmetic are checked before it is computed."""
     specs, target = input_specs(task.proto), task.context.target
-    prepared, _ = pipeline.prepare(task.proto, task.origin, task.options, replace(task.context, feeds=()))
+    prepared, _ = prepare_model(task.proto, task.origin, task.options, replace(task.context, feeds=()))
     teacher = TorchNetwork(prepared, target)
     rows = rows_of_run(teacher, task.proto, samples, specs, task.origin)
     inner = _inner_tensors(prepared, recipe.distill)
