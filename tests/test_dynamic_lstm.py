@@ -10,7 +10,7 @@ from test_inner_constants import samples as detected
 from test_stored_weights import db, recurrent
 
 import onnxq
-from onnxq.graph.model import nodes_of
+from onnxq.graph.serialized import nodes_of
 
 
 def dynamic(proto: ModelProto, **settings: object) -> onnxq.Result:

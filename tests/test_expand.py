@@ -9,8 +9,8 @@ from quantized import PLAIN, samples
 import onnxq
 from onnxq.errors import ModelError
 from onnxq.graph.expand import expand_newer
-from onnxq.graph.model import nodes_of
 from onnxq.graph.opset import convert_opset, opset_of
+from onnxq.graph.serialized import nodes_of
 
 NEWER = {
     "Gelu": ("(float[N,4,8] x) => (float[N,4,8] y) { y = Gelu(x) }", 20),

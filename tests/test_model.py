@@ -10,7 +10,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper
 
 from onnxq.errors import ModelError
 from onnxq.execution.partial import extract
-from onnxq.graph.model import Model, Moments, Quantizer, nodes_of
+from onnxq.graph.model import Model, Moments, Quantizer
 from onnxq.numeric.quant import Grid, QuantSpec
 
 IF = """(float[N,3] x, bool c) => (float[N,3] y) <float[3] k, float[3] only, float s> {
@@ -268,10 +268,6 @@ def test_a_tensor_read_twice_has_no_sole_consumer() -> None:
 def test_a_graph_output_has_no_sole_consumer() -> None:
     wrapper = wrapped(model("(float[3] x) => (float[3] h, float[3] y) { h = Relu(x) y = Abs(h) }"))
     assert wrapper.sole_consumer(wrapper.graph.tensors()["h"]) is None
-
-
-def test_nodes_of_walks_subgraphs() -> None:
-    assert [n.op_type for n in nodes_of(model(IF).graph)] == ["Add", "If", "Add", "Mul", "Mul"]
 
 
 CHAIN = """(float[N,3] x, float[N,3] other) => (float[N,3] y) <float[3] k, float[3] m> {

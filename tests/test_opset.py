@@ -9,8 +9,8 @@ from graphs import assert_same_function, feeds, interface, model, ops, run, weig
 from onnx import ModelProto, helper
 
 from onnxq.errors import ModelError
-from onnxq.graph.model import nodes_of
 from onnxq.graph.opset import convert_opset
+from onnxq.graph.serialized import nodes_of
 
 TOLERANCE = 1e-6
 

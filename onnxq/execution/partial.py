@@ -20,7 +20,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ..data import Feed
-from ..graph.model import captured
+from ..graph.serialized import captured
 from ..graph.shapes import tensor_bytes
 from .session import Session
 

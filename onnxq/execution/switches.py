@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from ..data import Feed
 from ..graph import large
 from ..graph.model import Model, Quantizer, grid_root
+from ..graph.serialized import unused_name
 from ..graph.simulate import with_quantizers
 from .compare_outputs import Score, outputs_of
 from .layerwise import planned_layers
@@ -250,30 +252,18 @@ class _Graph:
         read = {name for node in part.graph.node for name in node.input}
         quantizers = {q.tensor: q for switch in state.values() for q in switch.quantizers if q.tensor in read}
         taken = {*self._network.maker, *self._network.inputs, *self._network.constants}
-        return with_quantizers(part, quantizers, _namer(taken))
+        return with_quantizers(part, quantizers, partial(unused_name, taken=taken))
 
 
 def _read_outputs(proto: ModelProto) -> dict[str, str]:
     """Let an Identity read each output of the model, so that its quantizer acts; output -> what the Identity makes."""
-    new_name = _namer({name for node in proto.graph.node for name in node.output})
+    new_name = partial(unused_name, taken={name for node in proto.graph.node for name in node.output})
     targets = {value.name: new_name(f"{value.name}_read") for value in proto.graph.output}
     for name, target in targets.items():
         proto.graph.node.append(helper.make_node("Identity", [name], [target], name=target))
     del proto.graph.output[:]
     proto.graph.output.extend(onnx.ValueInfoProto(name=target) for target in targets.values())
     return targets
-
-
-def _namer(taken: set[str]) -> Callable[[str], str]:
-    """stem -> a name that is not taken."""
-
-    def name(stem: str) -> str:
-        candidates = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(1)))
-        found = next(c for c in candidates if c not in taken)
-        taken.add(found)
-        return found
-
-    return name
 
 
 def _cost(node: NodeProto, work: Workload) -> int:

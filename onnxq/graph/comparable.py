@@ -24,7 +24,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 
 from ..operators.node import ONNX_DOMAINS
 from ..operators.registry import Selects, find, linear_form
-from .model import captured, nodes_of
+from .serialized import bodies_of, captured, nodes_of
 from .shapes import infer_shapes
 
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
@@ -137,7 +137,7 @@ class _Trace:
             self.weights.add(name)
 
     def _visit(self, node: NodeProto) -> None:
-        reads, inner = _reads(node), [self._inside(node, graph) for graph in _graphs(node)]
+        reads, inner = _reads(node), [self._inside(node, graph) for graph in bodies_of(node)]
         self.makers.update((name, node) for name in node.output if name)
         if not inner and all(name in self.fixed for name in reads):
             self._visit_fixed(node, reads)
@@ -276,11 +276,6 @@ def _may_select(node: NodeProto) -> bool:
         return to not in FLOATS
     operator = find(node.op_type, node.domain)
     return operator is not None and operator.selects is not None
-
-
-def _graphs(node: NodeProto) -> list[GraphProto]:
-    """The branches of an If, the body of a Loop or Scan."""
-    return [g for a in node.attribute for g in ((a.g,) if a.HasField("g") else a.graphs)]
 
 
 def _reads(node: NodeProto) -> list[str]:

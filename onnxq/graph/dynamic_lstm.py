@@ -10,7 +10,6 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#comm
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,7 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from ..operators.node import ONNX_DOMAINS
 from . import large
-from .model import drop_unread_initializers, graphs_of, names_read, nodes_of
+from .serialized import drop_unread_initializers, graphs_of, names_of, names_read, nodes_of, unused_name
 
 DYNAMIC_LSTM = "DynamicQuantizeLSTM"
 
@@ -32,7 +31,7 @@ def with_dynamic_lstms(proto: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
         return proto, ()
     copy = ModelProto()
     copy.CopyFrom(proto)
-    taken = {name for graph in graphs_of(copy.graph) for name in _names(graph)}
+    taken = names_of(copy.graph)
     initializers = {t.name: t for graph in graphs_of(copy.graph) for t in graph.initializer}
     done = []
     for graph in graphs_of(copy.graph):
@@ -98,15 +97,9 @@ def _rewrite(
 
 
 def _put(graph: GraphProto, stem: str, values: np.ndarray, taken: set[str]) -> str:
-    name = next(n for n in itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(1))) if n not in taken)
-    taken.add(name)
+    name = unused_name(stem, taken)
     graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
     return name
-
-
-def _names(graph: GraphProto) -> set[str]:
-    found = {t.name for t in graph.initializer} | {v.name for v in (*graph.input, *graph.output)}
-    return found | {name for node in graph.node for name in (*node.input, *node.output)}
 
 
 def _drop_dequantizers(proto: ModelProto) -> None:

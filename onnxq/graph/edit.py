@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from ..operators.linear import LinearLayer
 from . import large
 from .model import Model
+from .serialized import unused_name
 
 Vector = NDArray[np.float64]
 
@@ -89,9 +89,7 @@ def name_nodes(nodes: Iterable[gs.Node]) -> None:
     for node in nodes:
         if not node.name or node.name in seen:
             stem = node.name or (f"{node.op}_{node.outputs[0].name}" if node.outputs else node.op)
-            candidates = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(1)))
-            node.name = next(name for name in candidates if name not in taken)
-        taken.add(node.name)
+            node.name = unused_name(stem, taken)
         seen.add(node.name)
 
 

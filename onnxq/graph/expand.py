@@ -20,7 +20,7 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ..operators.node import ONNX_DOMAINS
-from .model import graphs_of, nodes_of
+from .serialized import graphs_of, nodes_of
 from .shapes import inferred_types
 
 _CHANGED = {"GroupNormalization": 21}

@@ -18,7 +18,7 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -28,6 +28,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 from ..errors import ModelError
 from . import large
 from .large import Place
+from .serialized import constants_of
 
 SMALLEST, PAGE = 1024, 4096
 """Bytes: of a tensor that is written to a file, and what its beginnings there are multiples of."""
@@ -40,7 +41,7 @@ def load(proto: ModelProto, folder: Path) -> None:
 
     Raises ModelError, with the tensor's name, and OSError.
     """
-    places = [(t, locate(t, folder)) for t in _tensors(proto) if t.data_location == TensorProto.EXTERNAL]
+    places = [(t, locate(t, folder)) for t in constants_of(proto) if t.data_location == TensorProto.EXTERNAL]
     is_large = sum(place.length for _, place in places) > large.LARGE
     initializers = {id(t) for t in proto.graph.initializer}
     for tensor, place in places:
@@ -128,30 +129,6 @@ _PACKED = {
 }
 
 
-def _tensors(proto: ModelProto) -> Iterator[TensorProto]:
-    """All tensors, those in attributes, subgraphs and functions included."""
-    yield from _of_graph(proto.graph)
-    for function in proto.functions:
-        yield from _of_nodes(function.node)
-
-
-def _of_graph(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _of_nodes(graph.node)
-
-
-def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                yield from (sparse.values, sparse.indices)
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _of_graph(graph)
-
-
 def moved_out(proto: ModelProto, path: Path) -> ModelProto:
     """A copy of the model, to be written to `path`, with its large initializers in a file beside that, which is written
     here: each at a page of its own, as it is mapped. Raises OSError."""
@@ -188,7 +165,7 @@ def files_of(path: Path) -> set[str]:
 
 def locations(proto: ModelProto) -> set[str]:
     """Where a model keeps its external tensors."""
-    return {str(e.value) for t in _tensors(proto) for e in t.external_data if e.key == "location"}
+    return {str(e.value) for t in constants_of(proto) for e in t.external_data if e.key == "location"}
 
 
 def _content(tensor: TensorProto) -> Iterable[bytes]:

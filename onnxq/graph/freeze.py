@@ -16,7 +16,7 @@ import onnx
 from onnx import ModelProto, TensorShapeProto, ValueInfoProto
 
 from ..errors import UsageError
-from .model import graphs_of
+from .serialized import graphs_of
 from .shapes import infer_shapes
 
 

@@ -15,7 +15,6 @@ A model that has none of these stays as it is.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 
@@ -28,10 +27,10 @@ from ..errors import ModelError
 from ..operators.node import ONNX_DOMAINS
 from ..operators.registry import registered
 from .inner_constants import with_inner_constants
-from .model import nodes_of
 from .opset import OLDEST_OPSET, convert_opset, opset_of
 from .precision import as_float32
 from .sanitize import LARGEST_INPUT
+from .serialized import nodes_of, unused_name
 from .shapes import odd_values, without_odd_values
 
 
@@ -97,7 +96,6 @@ def _rename_nodes(proto: ModelProto, taken: set[str]) -> None:
     seen: set[str] = set()
     for node in nodes_of(proto.graph):
         if node.name in seen:
-            node.name = next(n for n in (f"{node.name}_{i}" for i in itertools.count(1)) if n not in taken)
-            taken.add(node.name)
+            node.name = unused_name(node.name, taken)
         if node.name:
             seen.add(node.name)

@@ -11,16 +11,16 @@ of the body, stays a node: ONNX Runtime wants a body's outputs computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from ..operators.node import ONNX_DOMAINS
 from ..thresholds import SMALLEST_STORED
 from . import large
-from .model import drop_unread_initializers
+from .serialized import bodies_of, drop_unread_initializers
 
 MOVEMENT = ("Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Slice", "Concat", "Gather")
 """What exporters put weights together with. None of these computes a value that was not there."""
@@ -28,7 +28,7 @@ MOVEMENT = ("Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose
 
 def with_inner_constants(proto: ModelProto) -> ModelProto:
     """The model with such weights as initializers; the given one, unchanged, where there are none."""
-    if large.references(proto) or not any(True for node in proto.graph.node for _ in _own_bodies(node)):
+    if large.references(proto) or not any(True for node in proto.graph.node for _ in bodies_of(node)):
         return proto
     copy = ModelProto()
     copy.CopyFrom(proto)
@@ -37,7 +37,7 @@ def with_inner_constants(proto: ModelProto) -> ModelProto:
     for node in copy.graph.node:
         if is_constant(node):
             known[node.output[0]] = _value(node)
-        for body in _own_bodies(node):
+        for body in bodies_of(node):
             lifted += _lift(body, known, copy)
     return copy if lifted else proto
 
@@ -61,7 +61,7 @@ def _lift(graph: GraphProto, outer: Mapping[str, TensorProto], model: ModelProto
         else:
             graph.initializer.append(value)
             lifted += 1
-        for body in _own_bodies(node):
+        for body in bodies_of(node):
             lifted += _lift(body, known, model)
     kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
@@ -96,10 +96,3 @@ def _value(node: NodeProto) -> TensorProto:
     value.CopyFrom(next(a.t for a in node.attribute if a.name == "value"))
     value.name = node.output[0]
     return value
-
-
-def _own_bodies(node: NodeProto) -> Iterator[GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+from onnx import AttributeProto, ModelProto
 
 from ..errors import ModelError
 from ..numeric.quant import QuantParams, QuantSpec
@@ -20,6 +19,7 @@ from ..operators.node import in_subgraph
 from ..operators.tables import table_of
 from ..report import Reason
 from . import large
+from .serialized import nodes_of, unused_name
 
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 
@@ -240,10 +240,7 @@ class Model:
             stem = f"{stem[: LONGEST_NAME // 2]}...{stem[3 - LONGEST_NAME // 2 :]}"
         if not self._names:
             self._names.update(tensor_names(self.graph))
-        candidates = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(1)))
-        name = next(name for name in candidates if name not in self._names)
-        self._names.add(name)
-        return name
+        return unused_name(stem, self._names)
 
     def consumers(self, tensor: gs.Tensor) -> list[gs.Node]:
         """Nodes that read `tensor`, each once, those in subgraphs included."""
@@ -283,49 +280,6 @@ def tensor_names(graph: gs.Graph) -> Iterator[str]:
         for value in node.attrs.values():
             if isinstance(value, gs.Graph):
                 yield from tensor_names(value)
-
-
-def nodes_of(graph: GraphProto) -> Iterator[NodeProto]:
-    """All nodes of a serialized graph, those in subgraphs included."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from nodes_of(inner)
-
-
-def graphs_of(graph: GraphProto) -> Iterator[GraphProto]:
-    """A serialized graph and all its subgraphs."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from graphs_of(inner)
-
-
-def names_read(graph: GraphProto) -> set[str]:
-    """Names of tensors that the nodes of a serialized graph and of its subgraphs read, or that are outputs of these."""
-    read = {name for node in nodes_of(graph) for name in node.input}
-    return read | {output.name for each in graphs_of(graph) for output in each.output}
-
-
-def drop_unread_initializers(graph: GraphProto) -> None:
-    """Remove the initializers of a serialized graph, and of its subgraphs, that nothing in it reads."""
-    read = names_read(graph)
-    for each in graphs_of(graph):
-        unread = [i for i, tensor in enumerate(each.initializer) if tensor.name not in read]
-        for index in reversed(unread):
-            del each.initializer[index]
-
-
-def captured(node: NodeProto) -> set[str]:
-    """Names that the node's subgraphs read; some are their own, which does no harm."""
-    return {
-        name
-        for attribute in node.attribute
-        for graph in (attribute.g, *attribute.graphs)
-        for name in (*(o.name for o in graph.output), *(i for inner in nodes_of(graph) for i in inner.input))
-    }
 
 
 def _header_of(proto: ModelProto) -> ModelProto:

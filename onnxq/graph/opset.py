@@ -23,7 +23,7 @@ from ..operators.node import ONNX_DOMAINS
 from ..operators.registry import registered
 from . import large
 from .expand import expand_newer
-from .model import nodes_of
+from .serialized import nodes_of
 
 OLDEST_OPSET = 6
 OLDEST_RUN = 7

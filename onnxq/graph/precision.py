@@ -9,7 +9,6 @@ types, so that the model can take the place of the original.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 
@@ -20,7 +19,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from ..errors import ModelError
 from ..operators.registry import linear_form, registered
 from . import large
-from .model import graphs_of, nodes_of
+from .serialized import graphs_of, names_of, nodes_of, unused_name
 from .shapes import inferred_types
 
 WIDENED_FROM = "onnxq.float32_from"
@@ -77,7 +76,7 @@ def stored_as_given(proto: ModelProto) -> ModelProto:
     graph = copy.graph
     scales = {name for node in nodes_of(graph) for name in node.input[1:] if node.op_type.endswith("eLinear")}
     scales |= {value.name for value in graph.output}
-    taken = {t.name for t in graph.initializer} | {n for node in nodes_of(graph) for n in (*node.input, *node.output)}
+    taken = names_of(graph)
     casts: list[NodeProto] = []
     for tensor in graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or tensor.name in scales or math.prod(tensor.dims) < _WORTH_A_CAST:
@@ -87,8 +86,7 @@ def stored_as_given(proto: ModelProto) -> ModelProto:
             half = np.asarray(values, np.float16)
         if not np.allclose(half, values, rtol=2.0**-11, atol=2.0**-25, equal_nan=True):
             continue
-        stored = next(n for n in (f"{name}_float16{'_' * i}" for i in itertools.count()) if n not in taken)
-        taken.add(stored)
+        stored = unused_name(f"{name}_float16", taken)
         tensor.CopyFrom(large.tensor(half, stored, spilled=large.is_reference(tensor)))
         casts.append(_cast(stored, name, TensorProto.FLOAT))
     nodes = [*casts, *(node for node in graph.node)]
@@ -197,11 +195,10 @@ def _widen_tensor(tensor: TensorProto, found: set[int], origin: str) -> None:
 
 def _cast_boundary(graph: GraphProto, kinds: dict[str, int]) -> None:
     """Casts behind inputs and before outputs, whose types are `kinds`."""
-    taken = {name for node in nodes_of(graph) for name in (*node.input, *node.output)}
+    taken = names_of(graph)
     fresh: dict[str, str] = {}
     for name in kinds:
-        fresh[name] = next(n for n in (f"{name}_float32{'_' * i}" for i in itertools.count()) if n not in taken)
-        taken.add(fresh[name])
+        fresh[name] = unused_name(f"{name}_float32", taken)
     for node in nodes_of(graph):
         node.input[:] = [fresh.get(name, name) for name in node.input]
         node.output[:] = [fresh.get(name, name) for name in node.output]

@@ -10,15 +10,14 @@ graphs        within graphs, but not too deep: ONNX Runtime 1.23 takes twice as 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
 
 import onnx
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from ..errors import ModelError
-from .model import nodes_of
+from .serialized import bodies_of, constants_of, graphs_of, nodes_of
 
 LARGEST_INPUT = 2**33
 """Bytes that one input of fixed size may take; a sample is held in memory as a whole."""
@@ -45,10 +44,10 @@ def refuse_unsound(proto: ModelProto, origin: str) -> None:
                 f"{origin}: not a valid ONNX model: node {node.name!r} ({node.op_type}) takes"
                 f" {', '.join(referring)} from a function's attribute, but is in no function"
             )
-    for tensor in _tensors_of(proto):
+    for tensor in constants_of(proto):
         if flaw := _flaw(tensor):
             raise ModelError(f"{origin}: not a valid ONNX model: tensor {tensor.name!r} {flaw}")
-    for value in _values_of(proto.graph):
+    for value in (v for g in graphs_of(proto.graph) for v in (*g.input, *g.output, *g.value_info)):
         if not _is_known(value.type):
             raise ModelError(f"{origin}: not a valid ONNX model: {value.name!r} is of an unknown element type")
     for value in proto.graph.input:
@@ -58,10 +57,7 @@ def refuse_unsound(proto: ModelProto, origin: str) -> None:
 
 def _depth(graph: GraphProto) -> int:
     """1 for a graph without subgraphs. The parser lets through no more than some 30."""
-    inner = (
-        g for node in graph.node for a in node.attribute for g in (*((a.g,) if a.HasField("g") else ()), *a.graphs)
-    )
-    return 1 + max(map(_depth, inner), default=0)
+    return 1 + max((_depth(body) for node in graph.node for body in bodies_of(node)), default=0)
 
 
 def _garbled(message: Message) -> str | None:
@@ -77,40 +73,6 @@ def _garbled(message: Message) -> str | None:
             if found is not None:
                 return found
     return None
-
-
-def _tensors_of(proto: ModelProto) -> Iterator[TensorProto]:
-    yield from _in_graph(proto.graph)
-    for function in proto.functions:
-        yield from _in_nodes(function.node)
-
-
-def _in_graph(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from _parts(sparse)
-    yield from _in_nodes(graph.node)
-
-
-def _in_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            yield from _in_attribute(attribute)
-
-
-def _in_attribute(attribute: AttributeProto) -> Iterator[TensorProto]:
-    if attribute.HasField("t"):
-        yield attribute.t
-    yield from attribute.tensors
-    for sparse in (*((attribute.sparse_tensor,) if attribute.HasField("sparse_tensor") else ()),
-                   *attribute.sparse_tensors):  # fmt: skip
-        yield from _parts(sparse)
-    for graph in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-        yield from _in_graph(graph)
-
-
-def _parts(sparse: SparseTensorProto) -> tuple[TensorProto, TensorProto]:
-    return sparse.values, sparse.indices
 
 
 def _flaw(tensor: TensorProto) -> str | None:
@@ -140,14 +102,6 @@ def _lengths(tensor: TensorProto) -> tuple[int, int]:
     if bits is not None:
         return -(-count * bits // 8), got
     return (2 * count if kind in (TensorProto.COMPLEX64, TensorProto.COMPLEX128) else count), got
-
-
-def _values_of(graph: GraphProto) -> Iterator[ValueInfoProto]:
-    yield from (*graph.input, *graph.output, *graph.value_info)
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _values_of(inner)
 
 
 def _is_known(kind: onnx.TypeProto) -> bool:

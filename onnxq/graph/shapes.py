@@ -13,7 +13,7 @@ from onnx import ModelProto
 
 from ..operators.node import is_op
 from . import large
-from .model import graphs_of
+from .serialized import graphs_of
 
 
 def infer_shapes(proto: ModelProto) -> ModelProto:

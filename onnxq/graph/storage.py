@@ -16,9 +16,9 @@ from onnx import ModelProto
 
 from ..errors import AlreadyQuantizedError, ModelError, OutputError
 from . import external_data, large
-from .model import captured, nodes_of
 from .sanitize import refuse_unsound
 from .scratch import scratch_folder
+from .serialized import captured, nodes_of
 
 logger = logging.getLogger("onnxq")
 

@@ -18,7 +18,6 @@ token.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,7 +33,7 @@ from ..operators.node import ONNX_DOMAINS
 from ..operators.registry import linear_form
 from ..thresholds import SMALLEST_STORED
 from . import large
-from .model import drop_unread_initializers, graphs_of, nodes_of
+from .serialized import drop_unread_initializers, graphs_of, nodes_of, unused_name
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 
@@ -143,11 +142,11 @@ class _Writer:
             attributes: dict[str, Any] = {"axis": axis} if spec.per_channel or spec.block else {}
             if spec.block:
                 attributes["block_size"] = spec.block
-            result = self._name(f"{name}_dequantized")
+            result = unused_name(f"{name}_dequantized", self.names)
             nodes = [helper.make_node("DequantizeLinear", [integers, scale, zero_point], [result], **attributes)]
             if shape != tuple(values.shape):
                 target = self._initializer(use.graph, f"{name}_shape", np.asarray(values.shape, np.int64))
-                nodes.append(helper.make_node("Reshape", [result, target], [self._name(f"{name}_shaped")]))
+                nodes.append(helper.make_node("Reshape", [result, target], [unused_name(f"{name}_shaped", self.names)]))
             self._put(use, nodes)
             self.read[place] = nodes[-1].output[0]
         node.input[use.index] = self.read[place]
@@ -176,7 +175,7 @@ class _Writer:
             return False
         integers, scale, _ = self._stored(use, "rows", values, spec, 0)
         output = node.output[0]
-        found, scales, cast = (self._name(f"{output}_{stem}") for stem in ("rows", "row_scales", "cast"))
+        found, scales, cast = (unused_name(f"{output}_{stem}", self.names) for stem in ("rows", "row_scales", "cast"))
         behind = [helper.make_node("Gather", [scale, node.input[1]], [scales], axis=0)]
         rows = found
         if _packs(spec, values):
@@ -185,7 +184,7 @@ class _Writer:
         if _packs(spec, values):
             half, shifted = (
                 self._initializer(use.graph, f"{output}_half", np.float32(_HALF)),
-                self._name(f"{output}_signed"),
+                unused_name(f"{output}_signed", self.names),
             )
             behind.append(helper.make_node("Sub", [cast, half], [shifted]))
             cast = shifted
@@ -197,7 +196,9 @@ class _Writer:
     def _unpacked(self, found: str, output: str, nodes: list[NodeProto]) -> str:
         """Bytes of two columns each, as `graph.table_writer` packs them, as integers of 4 bits and `_HALF`."""
         four = self._initializer(self.model.graph, f"{output}_four", np.asarray(4, np.uint8))
-        upper, left, lower, both = (self._name(f"{output}_{stem}") for stem in ("upper", "left", "lower", "columns"))
+        upper, left, lower, both = (
+            unused_name(f"{output}_{stem}", self.names) for stem in ("upper", "left", "lower", "columns")
+        )
         nodes += [
             helper.make_node("BitShift", [found, four], [upper], direction="RIGHT"),
             helper.make_node("BitShift", [found, four], [left], direction="LEFT"),
@@ -237,7 +238,7 @@ class _Writer:
     def _integers(self, graph: GraphProto, stem: str, values: np.ndarray, params: QuantParams) -> str:
         if params.grid.stored_bits != 4:
             return self._initializer(graph, stem, values.astype(params.grid.dtype))
-        name = self._name(stem)
+        name = unused_name(stem, self.names)
         kind = TensorProto.INT4 if params.grid.signed else TensorProto.UINT4
         flat = values.astype(np.uint8).reshape(-1) & 0xF
         flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
@@ -246,14 +247,14 @@ class _Writer:
         return name
 
     def _initializer(self, graph: GraphProto, stem: str, values: np.ndarray) -> str:
-        name = self._name(stem)
+        name = unused_name(stem, self.names)
         graph.initializer.append(large.tensor(np.asarray(values, order="C"), name, spilled=self.is_large))
         return name
 
     def _put(self, use: _Use, nodes: list[NodeProto], behind: bool = False) -> None:
         place = next(i for i, node in enumerate(use.graph.node) if node is use.node) + behind
         for node in nodes:
-            node.name = self._name(f"{node.op_type}_{node.output[0]}")
+            node.name = unused_name(f"{node.op_type}_{node.output[0]}", self.names)
         self.before.setdefault(id(use.graph), []).extend((place, node) for node in nodes)
 
     def finish(self) -> None:
@@ -270,12 +271,6 @@ class _Writer:
                 del graph.node[:]
                 graph.node.extend(kept)
         drop_unread_initializers(self.model.graph)
-
-    def _name(self, stem: str) -> str:
-        candidates = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(1)))
-        name = next(name for name in candidates if name not in self.names)
-        self.names.add(name)
-        return name
 
 
 _HALF = 8
@@ -316,10 +311,7 @@ def _put_together(model: ModelProto) -> None:
                 continue
             key = _key(tensor)
             if key not in known:
-                name = tensor.name
-                if name in main:
-                    name = next(n for n in (f"{name}_{i}" for i in itertools.count(1)) if n not in taken)
-                    taken.add(name)
+                name = tensor.name if tensor.name not in main else unused_name(tensor.name, taken)
                 lifted = model.graph.initializer.add()
                 lifted.CopyFrom(tensor)
                 lifted.name = name

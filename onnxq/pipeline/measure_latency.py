@@ -22,7 +22,8 @@ from ..errors import EngineError
 from ..execution.latency import NodeTime, compare_times, node_times
 from ..execution.session import Arrays, session_provider
 from ..graph import large
-from ..graph.model import Model, nodes_of
+from ..graph.model import Model
+from ..graph.serialized import nodes_of
 from ..graph.stored_weights import RECURRENT
 from ..report import Latency, OperatorTime
 from ..thresholds import LATENCY_SAMPLES, LATENCY_SECONDS, LATENCY_SHARE, LOST_SHARE, SLOW_OPERATORS

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
-from ..graph.model import Model, nodes_of
+from ..graph.model import Model
+from ..graph.serialized import graphs_of, nodes_of
 from ..operators.node import ONNX_DOMAINS
 from ..operators.registry import linear_form
 from ..report import FloatConstant
@@ -28,18 +29,9 @@ def float_constants(proto: ModelProto, plan: Model) -> tuple[FloatConstant, ...]
     for node in nodes_of(proto.graph):
         for name in node.input:
             readers.setdefault(name, node)
-    found = [_record(tensor, readers.get(tensor.name), plan) for tensor in _tensors(proto.graph)]
+    tensors = (t for graph in graphs_of(proto.graph) for t in graph.initializer if _float_bytes(t) >= _LEAST_BYTES)
+    found = [_record(tensor, readers.get(tensor.name), plan) for tensor in tensors]
     return tuple(sorted(found, key=lambda c: (-c.bytes, c.tensor)))
-
-
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    for tensor in graph.initializer:
-        if _float_bytes(tensor) >= _LEAST_BYTES:
-            yield tensor
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner)
 
 
 def _float_bytes(tensor: TensorProto) -> int:
