@@ -62,7 +62,7 @@ class LowerToQdq:
         lowering.write_tables()
         lowering.writer.insert()
         dynamic = DynamicWriter(model).write()
-        _shield_branches(model)
+        _shield_readers(model, context.target)
         pairs = len(model.quantizers)
         model.quantizers.clear()
         _note_exempt(model)
@@ -286,10 +286,11 @@ def _operators_to_shield(model: Model, target: Target) -> set[int]:
     where MaxPool takes over 100 times as long."""
     found = set()
     for node in model.graph.nodes:
-        if is_op(node, "MaxPool") and node.inputs[0].name not in model.quantizers:
-            found.add(id(node))
         placed, rule = model.placement.nodes.get(node.name), target.rule_of(node)
-        if placed is None or placed.reason is None or rule is None or rule.kind != "elementwise":
+        is_pool = is_op(node, "MaxPool")
+        if is_pool and node.inputs[0].name not in model.quantizers:
+            found.add(id(node))
+        if placed is None or placed.reason is None or rule is None or not (is_pool or rule.kind == "elementwise"):
             continue
         chosen = placed.reason.is_the_users or placed.reason.kind == "slow"
         if chosen and all(t.name in model.quantizers for t in data_inputs(node, rule)):
@@ -297,21 +298,30 @@ def _operators_to_shield(model: Model, target: Target) -> set[int]:
     return found
 
 
-def _shield_branches(model: Model) -> None:
-    """A Sum of one in front of what branches and loops read from outside, where it is quantized: ONNX Runtime 1.32
-    moves DequantizeLinear along data movement, and aborts the process where that ends in a subgraph."""
+def _shield_readers(model: Model, target: Target) -> None:
+    """A Sum of one behind DequantizeLinear, in front of readers that it must not be moved past.
+
+    ONNX Runtime 1.32 moves it along data movement, which aborts the process where that ends in what branches and loops
+    read from outside, and computes a MaxPool in integers that was left in float since its integer kernel is slow.
+    """
     outside = {id(node) for node in model.graph.nodes}
     for node in list(model.graph.nodes):
         for tensor in list(node.outputs) if _is_dequantized(node) else ():
-            inside = [reader for reader in model.consumers(tensor) if id(reader) not in outside]
-            if not inside:
+            readers = [r for r in model.consumers(tensor) if id(r) not in outside or _is_slow_pool(r, model, target)]
+            if not readers:
                 continue
             shielded = gs.Variable(model.unique_name(f"{tensor.name}_shielded"), tensor.dtype, tensor.shape)
             place = next(index for index, other in enumerate(model.graph.nodes) if other is node)
             model.graph.nodes.insert(place + 1, gs.Node("Sum", inputs=[tensor], outputs=[shielded]))
-            for reader in inside:
+            for reader in readers:
                 edit.replace_input(reader, tensor, shielded)
     edit.name_nodes(model.graph.nodes)
+
+
+def _is_slow_pool(node: gs.Node, model: Model, target: Target) -> bool:
+    placed = model.placement.nodes.get(node.name)
+    is_slow = placed is not None and placed.reason is not None and placed.reason.kind == "slow"
+    return is_slow and is_op(node, "MaxPool") and target.quantizes_float_weights
 
 
 def _is_dequantized(node: gs.Node) -> bool:

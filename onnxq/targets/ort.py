@@ -29,9 +29,10 @@ with the operator in float, between DequantizeLinear and QuantizeLinear, over ti
 
 Between HardSwishes, which have no integer kernel, a depthwise Conv in float takes 0.85 to 1.03 of the time (112 x 112 x
 32 to 7 x 7 x 512), and its input keeps its precision: channels of very different ranges, on one grid, are what such
-networks lose most by. A depthwise Conv at the size of the image takes 2 to 5 times as long. MaxPool takes over 100
-times as long on integers that no convolution computed: ONNX Runtime moves a QuantizeLinear behind it to its front,
-unless it is kept from that.
+networks lose most by. A depthwise Conv at the size of the image takes 2 to 5 times as long. MaxPool takes 10 to over
+100 times as long on integers whose channels are not last, where no convolution computed them, or a residual block adds
+them to what one computed in float. ONNX Runtime moves a QuantizeLinear behind it to its front, and a DequantizeLinear
+to its back, unless it is kept from that.
 
 `ort-no-vnni`: without VNNI, x86 multiplies uint8 by int8 with VPMADDUBSW, which adds pairs of products in 16 bits and
 saturates:  |255 q_1 + 255 q_2| <= 2^15 - 1  holds for |q| <= 64.
@@ -124,6 +125,36 @@ def _slow_pool(node: gs.Node) -> str | None:
     return "AveragePool is faster in float, between its conversions"
 
 
+def _slow_max_pool(node: gs.Node) -> str | None:
+    if _is_channels_last(node.inputs[0]):
+        return None
+    return "MaxPool on integers is slow where they cannot stay in the order that convolutions in integers compute in"
+
+
+def _is_channels_last(tensor: gs.Tensor) -> bool:
+    """Whether ONNX Runtime holds a tensor of integers with its channels last, as its integer convolutions compute it.
+
+    It moves the Transposes in front of and behind these along other operators, where more of their inputs come so than
+    do not: of a residual block that starts with a Conv in float, none ever gets through the Add.
+    """
+    if not tensor.inputs:
+        return False
+    node = tensor.inputs[0]
+    if isinstance(linear_layer(node), LinearLayer):
+        return is_op(node, "Conv") and _slow_conv(node) is None
+    if node.op not in _KEEPS_ORDER:
+        return False
+    comes = [_is_channels_last(t) for t in node.inputs if t.name and not isinstance(t, gs.Constant)]
+    return bool(comes) and 2 * sum(comes) > len(comes)
+
+
+_KEEPS_ORDER = (
+    "Relu", "Clip", "LeakyRelu", "Sigmoid", "Add", "Mul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool",
+    "Pad", "Slice", "Split", "Tile", "Resize", "Squeeze", "Unsqueeze", "ReduceMax", "ReduceMin",
+)  # fmt: skip
+"""Operators that it moves a Transpose of integers along."""
+
+
 def _slow_matmul(node: gs.Node) -> str | None:
     if any(isinstance(t, gs.Constant) for t in node.inputs):
         return None
@@ -154,6 +185,7 @@ ORT = Target(
         "AveragePool": OpRule("elementwise", slow=_slow_pool),
         "GlobalAveragePool": _ELEMENTWISE,
         **movement(MOVES, but=("GatherND", "SpaceToDepth", "GlobalMaxPool")),
+        "MaxPool": replace(MOVES, slow=_slow_max_pool),
     },
     fused=frozenset({"Relu", "Clip"}),
     joins="grids",
