@@ -6,12 +6,14 @@
 One network in one configuration is one process, with one quantization in a process of its own; each is written to
 --json when it is done, and what the file has already is not run again. Networks are those of `cost.py` with labels, and
 models/ of this repository; what is missing is left out. --peers: the interpreter of an environment with onnxsim and
-onnxruntime, for its column. --pages: write what --json has to bench/results/networks.md and docs/accuracy.md.
+onnxruntime, for its column; that of `onnxq qat` needs PyTorch in this one. --pages: write what --json has to
+bench/results/networks.md and docs/accuracy.md. `torch_peers.py` has other columns of the same networks.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import pickle
 import re
@@ -33,24 +35,80 @@ import tables
 import task_score
 from cost import Loaded, Network
 
-RESULTS = Path("bench/results/networks.json")
-PAGES = (cases.ROOT / "bench" / "results" / "networks.md", cases.ROOT / "docs" / "accuracy.md")
-BEGIN, END = "<!-- bench/networks.py: begin -->", "<!-- bench/networks.py: end -->"
+FLOAT = "float"
 
-FLOAT, STATIC, ONNXSIM = "float", "quantize_static", "onnxsim"
-CONFIGURATIONS: dict[str, tuple[str, ...]] = {
-    FLOAT: (),
-    STATIC: ("MinMax", "w8a8"),
-    ONNXSIM: ("U8S8_AAWS",),
-    "w8a8": (),
-    "w8a8 per tensor": ("--per-tensor",),
-    "w4a8": ("--preset", "w4a8"),
-    "w4a8 per tensor": ("--preset", "w4a8", "--per-tensor"),
-    "w4a4": ("--preset", "w4a4"),
-}
-"""Columns: the float model, two other tools, and onnxq with these options."""
+
+@dataclass(frozen=True)
+class Configuration:
+    """A column: a tool of `child.py` with its options.
+
+    in_peers: it is in the environment of --peers. module: that this environment must have for it.
+    """
+
+    tool: str
+    options: tuple[str, ...] = ()
+    in_peers: bool = False
+    module: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A bench that measures the networks in other configurations, and writes a section of its own to some pages.
+
+    script: its file. columns: None where another bench measures it, which writes to `beside`.
+    results: the file of all figures. text: above the tables.
+    """
+
+    script: Path
+    columns: Mapping[str, Configuration | None]
+    results: Path
+    pages: tuple[Path, ...]
+    text: str
+    beside: Path | None = None
+
+    @property
+    def configurations(self) -> dict[str, Configuration]:
+        """Those that it measures."""
+        return {name: each for name, each in self.columns.items() if each is not None}
+
+    @property
+    def marks(self) -> tuple[str, str]:
+        """In front of the section, and behind it."""
+        name = f"bench/{self.script.name}"
+        return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+QAT = ("--steps", "300", "--batch", "32")
+
+TEXT = f"""Scores are the networks' own, on samples that calibration has not seen; behind them the difference from the
+float model's and its standard error (jackknife over {task_score.GROUPS} groups of samples, the same samples for both
+models). quantize_static is ONNX Runtime's, per channel, min-max, behind quant_pre_process; onnxsim its
+`quark_compat` with preset U8S8_AAWS (percentiles) and PerChannel. The other columns are `onnxq quantize` with these
+options alone, target `ort`; w4a4 qat is `onnxq qat --preset w4a4 {" ".join(QAT)}` on the calibration samples, without
+labels.
+"""
+
+TABLE = Table(
+    Path(__file__),
+    {
+        FLOAT: Configuration(FLOAT),
+        "quantize_static": Configuration("quantize_static", ("MinMax", "w8a8")),
+        "onnxsim": Configuration("onnxsim", ("U8S8_AAWS",), in_peers=True),
+        "w8a8": Configuration("onnxq"),
+        "w8a8 per tensor": Configuration("onnxq", ("--per-tensor",)),
+        "w4a8": Configuration("onnxq", ("--preset", "w4a8")),
+        "w4a8 per tensor": Configuration("onnxq", ("--preset", "w4a8", "--per-tensor")),
+        "w4a4": Configuration("onnxq", ("--preset", "w4a4")),
+        "w4a4 qat": Configuration("qat", ("--preset", "w4a4", *QAT), module="torch"),
+    },
+    Path("bench/results/networks.json"),
+    (cases.ROOT / "bench" / "results" / "networks.md", cases.ROOT / "docs" / "accuracy.md"),
+    TEXT,
+)
 
 LATENCY_FEEDS = 8
+MOST_SAID = 300
+"""Characters of an error on a page."""
 
 
 @dataclass(frozen=True)
@@ -95,34 +153,32 @@ def networks() -> Iterator[Network | str]:
 # --- one network in one configuration ---------------------------------------------------------------------------------
 
 
-def measured(network: Network, configuration: str, args: argparse.Namespace) -> Row:
-    """scratch keeps the network's calibration files and the float model's outputs between configurations."""
+def measured(network: Network, name: str, configuration: Configuration, args: argparse.Namespace) -> Row:
+    """name: the column's. --scratch keeps calibration files and the float model's outputs for the next columns."""
     scratch = args.scratch / network.name.replace("/", "-")
     scratch.mkdir(exist_ok=True)
     loaded = network.load(scratch)
     assert loaded.score is not None
-    head = network.name, configuration, commit(), len(loaded.score.labels)
+    head = network.name, name, commit(), len(loaded.score.labels)
     reference, without = _float(loaded, scratch)
-    if configuration == FLOAT:
+    if configuration.tool == FLOAT:
         scores, errors = loaded.score.of(_lists(reference)), task_score.standard_error(without)
         return Row(*head, scores=scores, errors=errors)
-    output = scratch / f"{configuration.replace(' ', '-')}.onnx"
-    tool = configuration if configuration in (STATIC, ONNXSIM) else "onnxq"
+    output = scratch / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}.onnx"
+    output.unlink(missing_ok=True)
     run = compare.attempt(
-        tool, loaded.model, _calibration(loaded, scratch), output, *CONFIGURATIONS[configuration],
-        limit=args.limit, interpreter=args.peers if tool == ONNXSIM else None,
+        configuration.tool, loaded.model, _calibration(loaded, scratch), output, *configuration.options,
+        limit=args.limit, interpreter=args.peers if configuration.in_peers else None,
     )  # fmt: skip
     spent: dict[str, Any] = {"cpu_seconds": run.cpu_seconds, "mebibytes": run.mebibytes}
     if run.code is None:
         return Row(*head, outcome="ended", why=f"ended after {args.limit:g} CPU seconds", **spent)
     if run.code:
-        last = run.said.splitlines()[-1].strip() if run.said else "nothing was said"
-        return Row(*head, outcome="failed", why=last, **spent)
+        return Row(*head, outcome="failed", why=why(run.said), **spent)
     try:
         found = measure.outputs(output, loaded.unseen)
     except Exception as error:  # ONNX Runtime's errors share no other class
-        why = f"ONNX Runtime does not run it: {str(error).splitlines()[0]}"
-        return Row(*head, outcome="failed", why=why, **spent)
+        return Row(*head, outcome="failed", why=f"ONNX Runtime does not run it: {str(error).splitlines()[0]}", **spent)
     distances = measure.distances(reference, found)
     few = cost.spread(loaded.unseen, LATENCY_FEEDS)
     low, middle, high = np.percentile(measure.cpu_ratios(loaded.model, output, few, args.latency), (25, 50, 75))
@@ -163,6 +219,17 @@ def _calibration(loaded: Loaded, scratch: Path) -> Path:
     return folder
 
 
+def why(said: str) -> str:
+    """The error that a failed command names last, or else its last line."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["nothing was said"]
+    errors = [
+        line
+        for line in lines
+        if re.match(r"[\w.]*(Error|Exception|Fail|InvalidArgument|InvalidGraph|NotImplemented): ", line)
+    ]
+    return (errors or lines)[-1][:MOST_SAID]
+
+
 def _wider(said: str) -> str:
     """What onnxq prints of exceptions from the preset's width."""
     return "; ".join(re.findall(r"^exceptions: (.+)$", said, re.MULTILINE))
@@ -179,23 +246,15 @@ def commit() -> str:
 # --- pages ------------------------------------------------------------------------------------------------------------
 
 
-TEXT = f"""Scores are the networks' own, on samples that calibration has not seen; behind them the difference from the
-float model's and its standard error (jackknife over {task_score.GROUPS} groups of samples, the same samples for both
-models). quantize_static is ONNX Runtime's, per channel, min-max, behind quant_pre_process; onnxsim its
-`quark_compat` with preset U8S8_AAWS (percentiles) and PerChannel. The other columns are `onnxq quantize` with these
-options alone, target `ort`.
-"""
-
-
-def page(found: Mapping[str, Row], notes: Sequence[str]) -> Iterator[str]:
+def page(table: Table, found: Mapping[str, Row], notes: Sequence[str]) -> Iterator[str]:
     """The tables, as lines of Markdown."""
     names = list(dict.fromkeys(row.network for row in found.values()))
-    yield TEXT
-    yield from tables.head("network, score", "samples", *CONFIGURATIONS)
+    yield table.text
+    yield from tables.head("network, score", "samples", *table.columns)
     for name in names:
         base = found.get(f"{name}, {FLOAT}")
         for title in base.scores if base else ():
-            cells = [_score(found.get(f"{name}, {c}"), base, title) for c in CONFIGURATIONS]
+            cells = [_score(found.get(f"{name}, {c}"), base, title) for c in table.columns]
             yield tables.line(f"{name}, {title}", str(base.samples if base else 0), *cells)
     for title, cell in (
         ("SQNR of the worst output on the same samples, dB", _sqnr),
@@ -203,7 +262,7 @@ def page(found: Mapping[str, Row], notes: Sequence[str]) -> Iterator[str]:
         ("CPU seconds and MiB of quantizing, and the commit that was measured", _cost),
     ):
         yield f"\n{title}:\n"
-        others = [c for c in CONFIGURATIONS if c != FLOAT]
+        others = [c for c in table.columns if c != FLOAT]
         yield from tables.head("network", *others)
         for name in names:
             yield tables.line(name, *(_cell(found.get(f"{name}, {c}"), cell) for c in others))
@@ -242,31 +301,29 @@ def _cost(row: Row) -> str:
     return f"{row.cpu_seconds:.1f} s, {row.mebibytes:.0f} MiB, {row.commit}"
 
 
-def write_pages(found: Mapping[str, Row], notes: Sequence[str]) -> None:
+def write_pages(table: Table, found: Mapping[str, Row], notes: Sequence[str]) -> None:
     """Between the marks of each page; all else on it stays."""
+    begin, end = table.marks
     commits = ", ".join(sorted({row.commit for row in found.values()}))
-    where = f"Written by `bench/networks.py`; commits {commits}; {tables.made_with(compare.processor())}."
-    text = "\n".join([BEGIN, "", where, "", *page(found, notes), "", END])
-    for file in PAGES:
-        before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-        file.write_text(before + text + rest.partition(END)[2], encoding="utf-8")
+    where = f"Written by `bench/{table.script.name}`; commits {commits}; {tables.made_with(compare.processor())}."
+    text = "\n".join([begin, "", where, "", *page(table, found, notes), "", end])
+    for file in table.pages:
+        before, _, rest = file.read_text(encoding="utf-8").partition(begin)
+        file.write_text(before + text + rest.partition(end)[2], encoding="utf-8")
 
 
 # --- command line -----------------------------------------------------------------------------------------------------
 
 
-def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def parsed(table: Table, doc: str, arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="networks [all]")
-    parser.add_argument(
-        "--configurations", nargs="+", default=list(CONFIGURATIONS), choices=CONFIGURATIONS, help="[all]"
-    )
-    parser.add_argument(
-        "--peers", metavar="PYTHON", help="interpreter that imports onnxsim and onnxruntime [no column]"
-    )
+    known = list(table.configurations)
+    parser.add_argument("--configurations", nargs="+", default=known, choices=known, help="[all]")
+    parser.add_argument("--peers", metavar="PYTHON", help="interpreter that has other tools [none of their columns]")
     parser.add_argument("--limit", type=float, default=600, metavar="SECONDS", help="CPU time of one command [600]")
     parser.add_argument("--latency", type=float, default=3, metavar="SECONDS", help="for each latency [3]")
-    parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE", help=f"all figures [{RESULTS}]")
+    parser.add_argument("--json", type=Path, default=table.results, metavar="FILE", help=f"figures [{table.results}]")
     parser.add_argument("--pages", action="store_true", help="write what the file has to the pages")
     parser.add_argument(
         "--scratch", type=Path, metavar="FOLDER", help="calibration files and float outputs, kept [none]"
@@ -280,44 +337,57 @@ def load(file: Path) -> dict[str, Row]:
     return {row.key: row for row in rows}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, table: Table = TABLE, doc: str = __doc__ or "") -> None:
     """Measure what the file of figures has not yet, with a line on standard error for each; then print the tables."""
-    args = parsed(arguments)
+    args = parsed(table, doc, arguments)
     every = list(networks())
     if args.cell:
-        name, configuration = args.cell
+        name, column = args.cell
         network = next(n for n in every if isinstance(n, Network) and n.name == name)
-        print(json.dumps(asdict(measured(network, configuration, args))))
+        print(json.dumps(asdict(measured(network, column, table.configurations[column], args))))
         return
     given = list(sys.argv[1:] if arguments is None else arguments)
     notes = [each for each in every if isinstance(each, str)]
-    names = [n.name for n in every if isinstance(n, Network) and any(fnmatch(n.name, p) for p in args.only)]
-    found = load(args.json)
-    for name in names:
+    order = [n.name for n in every if isinstance(n, Network)]
+    found, others = load(args.json), load(table.beside) if table.beside else {}
+    for name in (n for n in order if any(fnmatch(n, p) for p in args.only)):
         with tempfile.TemporaryDirectory() as temporary:
             scratch = str(args.scratch or temporary)
-            for configuration in args.configurations:
-                if f"{name}, {configuration}" in found or (configuration == ONNXSIM and not args.peers):
+            for column in args.configurations:
+                if f"{name}, {column}" in found or not _is_available(table.configurations[column], args):
                     continue
-                row = _in_child(name, configuration, [*given, "--scratch", scratch])
+                row = _in_child(table.script, name, column, [*given, "--scratch", scratch])
                 found[row.key] = row
                 args.json.write_text(json.dumps([asdict(r) for r in found.values()], indent=1), encoding="utf-8")
-                print(_progress(row, found), file=sys.stderr, flush=True)
-    order = [n.name for n in every if isinstance(n, Network)]
-    listed = sorted(
-        found.values(), key=lambda row: (order.index(row.network) if row.network in order else 99, row.network)
-    )
-    found = {row.key: row for row in listed}
+                print(_progress(row, others | found), file=sys.stderr, flush=True)
+    shown = _shown(table, found, others, order)
     if args.pages:
-        write_pages(found, notes)
-    print("\n".join(page(found, notes)))
+        write_pages(table, shown, notes)
+    print("\n".join(page(table, shown, notes)))
 
 
-def _in_child(name: str, configuration: str, given: Sequence[str]) -> Row:
-    command = [sys.executable, __file__, *given, "--cell", name, configuration]
+def _is_available(configuration: Configuration, args: argparse.Namespace) -> bool:
+    if configuration.in_peers:
+        return args.peers is not None
+    return not configuration.module or importlib.util.find_spec(configuration.module) is not None
+
+
+def _shown(table: Table, found: Mapping[str, Row], others: Mapping[str, Row], order: Sequence[str]) -> dict[str, Row]:
+    """By network in this order; of the other bench, networks and columns that the table has."""
+    names = {row.network for row in found.values()}
+    beside = [r for r in others.values() if r.network in names and table.columns.get(r.configuration, r) is None]
+    every = sorted(
+        [*beside, *found.values()],
+        key=lambda row: (order.index(row.network) if row.network in order else len(order), row.network),
+    )
+    return {row.key: row for row in every}
+
+
+def _in_child(script: Path, name: str, column: str, given: Sequence[str]) -> Row:
+    command = [sys.executable, str(script), *given, "--cell", name, column]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        return Row(name, configuration, commit(), outcome="failed", why=f"the bench ended with {done.returncode}")
+        return Row(name, column, commit(), outcome="failed", why=f"the bench ended with {done.returncode}")
     return Row(**json.loads(done.stdout.splitlines()[-1]))
 
 
