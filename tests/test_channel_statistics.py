@@ -38,6 +38,18 @@ def test_statistics_do_not_depend_on_batches_or_order(axis: int) -> None:
     np.testing.assert_array_equal(one.hi, x.max(others))
 
 
+@pytest.mark.parametrize("channels", [1, 3, 7])
+def test_channels_that_are_summed_in_parts_are_those_of_the_whole(channels: int) -> None:
+    x = np.random.default_rng(0).normal(3, 2, (2, channels, 2**16 + 5)).astype(np.float32)
+    statistics = ChannelStatistics(1)
+    statistics.update(x)
+    facts, exact = statistics.facts(), x.astype(np.float64)
+    sums = [[math.fsum(row.sum() for row in exact[:, c])] for c in range(channels)]
+    np.testing.assert_array_equal(facts.mean, np.ravel(sums) / (2 * x.shape[2]))
+    np.testing.assert_allclose(facts.std, exact.std((0, 2)), rtol=1e-9)
+    np.testing.assert_array_equal([facts.lo, facts.hi], [x.min((0, 2)), x.max((0, 2))])
+
+
 def test_merging_with_nothing() -> None:
     some = ChannelStatistics(1)
     some.update(np.ones((2, 3, 4), np.float32))

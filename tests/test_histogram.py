@@ -35,6 +35,11 @@ def test_counts_depend_on_neither_order_nor_batches_nor_merging(parts: list[np.n
         assert same(collect(shuffled[:cut]).merge(collect(shuffled[cut:])), whole)
 
 
+def test_a_large_tensor_is_counted_whole() -> None:
+    values = np.random.default_rng(0).normal(0, 1, 3 * 2**17 + 5).astype(np.float32)
+    assert same(collect([values]), collect(np.array_split(values, 1000)))
+
+
 @given(batches)
 def test_every_value_lies_in_its_bin(parts: list[np.ndarray]) -> None:
     values = np.concatenate(parts).astype(np.float64)

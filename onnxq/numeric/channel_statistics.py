@@ -25,6 +25,10 @@ _LOWEST = -1120  # exponent of the first digit: below that of the smallest subno
 _DIGITS = (1024 - _LOWEST) // _DIGIT + 2
 _AT_ONCE = 32
 
+_VALUES = 2**17
+"""Values that are summed at once, of whole channels and of two at least, since numpy sums one alone in another order:
+their float64 copies are to stay in the cache."""
+
 
 @dataclass(frozen=True)
 class ChannelFacts:
@@ -113,6 +117,12 @@ def _carry(digits: NDArray[np.int64]) -> None:
         digits[:, i] &= 2**_DIGIT - 1
 
 
+def _summary(rows: NDArray[np.generic]) -> tuple[Vector, Vector, Vector, Vector]:
+    """Of rows (C, n): least, largest, sum, sum of squares."""
+    exact = np.ascontiguousarray(rows, np.float64)
+    return rows.min(axis=1), rows.max(axis=1), exact.sum(axis=1), np.einsum("cn,cn->c", exact, exact)
+
+
 @dataclass
 class ChannelStatistics:
     """Statistics of one tensor along `axis`, not its first one; that counts samples.
@@ -142,11 +152,12 @@ class ChannelStatistics:
             self._sum, self._squares = ExactSum(channels), ExactSum(channels)
         for sample in x:
             rows = np.moveaxis(sample, self.axis - 1 if self.axis > 0 else self.axis, 0).reshape(self.lo.size, -1)
-            self.lo, self.hi = np.minimum(self.lo, rows.min(axis=1)), np.maximum(self.hi, rows.max(axis=1))
+            parts = np.array_split(rows, min(max(rows.size // _VALUES, 1), max(len(rows) // 2, 1)))
+            lo, hi, sums, squares = (np.concatenate(found) for found in zip(*map(_summary, parts), strict=True))
+            self.lo, self.hi = np.minimum(self.lo, lo), np.maximum(self.hi, hi)
             self.count += rows.shape[1]
-            rows = np.ascontiguousarray(rows, np.float64)
-            for total, sums in ((self._sum, rows.sum(axis=1)), (self._squares, np.einsum("cn,cn->c", rows, rows))):
-                total.add(np.where(np.isfinite(sums), sums, 0.0))
+            for total, found in ((self._sum, sums), (self._squares, squares)):
+                total.add(np.where(np.isfinite(found), found, 0.0))
 
     def merge(self, other: ChannelStatistics) -> ChannelStatistics:
         if not self.count or not other.count:

@@ -25,6 +25,9 @@ from .samples import MinMax, Samples
 BINS = 2**16
 _UPPER_HALF = 1 if sys.byteorder == "little" else 0
 
+_AT_ONCE = 2**17
+"""Values that are counted at once: numpy makes 64-bit numbers of their bins first, which are to stay in the cache."""
+
 
 @dataclass
 class Histogram:
@@ -38,8 +41,10 @@ class Histogram:
         flat = np.ascontiguousarray(x, np.float32).reshape(-1)
         if flat.size:
             self.extremes.update(flat)
-            counts = np.bincount(flat.view(np.uint16)[_UPPER_HALF::2])
-            self.counts[: counts.size] += counts
+            bins = flat.view(np.uint16)[_UPPER_HALF::2]
+            for first in range(0, bins.size, _AT_ONCE):
+                counts = np.bincount(bins[first : first + _AT_ONCE])
+                self.counts[: counts.size] += counts
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Between processes travel only the bins that are filled."""
