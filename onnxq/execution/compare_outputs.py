@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..data import Feed
+from ..graph.comparable import Comparable
 from ..numeric.metrics import OutputSqnr
 from .services import R, Services
 from .session import Session, Source, parallel_map, without_padding
@@ -138,12 +139,12 @@ class Reference:
             yield sample.outputs(0), outputs
 
 
-def output_sqnr(pairs: Iterable[tuple[Outputs, Outputs]]) -> float | None:
+def output_sqnr(pairs: Iterable[tuple[Outputs, Outputs]], compared: Sequence[Comparable] = ()) -> float | None:
     """SQNR in dB over all float outputs together, each in units of its own power; None where nothing is comparable.
 
-    pairs: (reference, other) of each sample.
+    pairs: (reference, other) of each sample. compared: what the outputs are, where some lie in front of others.
     """
-    total = OutputSqnr()
+    total = OutputSqnr({each.label: each.front for each in compared if each.front is not None})
     for reference, outputs in pairs:
         total.update(reference, outputs)
     return total.db

@@ -1,6 +1,7 @@
 """The SQNR of what is comparable of a network's outputs, as what switchboards score.
 
-Outputs behind a selection are replaced by the tensors in front of it (`graph.comparable`). Where nothing is comparable
+Outputs behind a selection are replaced by the tensors in front of it, and those that hide quality count with what shows
+it (`graph.comparable.telling`). Where nothing is comparable
 the score is infinite, since that is no reason to change anything.
 """
 
@@ -13,7 +14,7 @@ import numpy as np
 from onnx import ModelProto
 
 from ..data import Feed
-from ..graph.comparable import comparables
+from ..graph.comparable import telling
 from .compare_outputs import Outputs, output_sqnr, reference_outputs
 from .observe import observed
 from .services import Services
@@ -28,7 +29,7 @@ class OutputScore:
 
     def __init__(self, proto: ModelProto, feeds: Sequence[Feed], services: Services) -> None:
         self._feeds, self._services = feeds, services
-        self._compared = comparables(proto)
+        self._compared = telling(proto)
         found = reference_outputs(observed(proto, self._compared), feeds, services.threads)
         wanted = {each.label for each in self._compared}
         self._references = [{name: value for name, value in each.items() if name in wanted} for each in found]
@@ -42,5 +43,5 @@ class OutputScore:
 
     def _db(self, outputs: Iterable[tuple[Feed, Outputs]]) -> float:
         pairs: Any = zip(self._references, (each for _, each in outputs), strict=True)
-        found = output_sqnr(pairs)
+        found = output_sqnr(pairs, self._compared)
         return np.inf if found is None else found

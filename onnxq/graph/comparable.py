@@ -12,6 +12,14 @@ the same in both models, and selects nothing here.
 A threshold (comparison, rounding, cast) keeps the shape and changes single values. Behind the next layer with weights
 it is but an activation function of the network, and outputs are compared again; not so where it makes indices or
 shapes.
+
+Some outputs hide how good they are (`telling`):
+
+    y = Softmax(z), Sigmoid(z), ...     saturates: z = (10, 0) may move by 5, and y by 0.007; other samples, whose z is
+                                        smaller, have another class then. What y tells apart of z (`metrics.Front`) is
+                                        compared beside y, and the worse counts
+    y = Concat(boxes, scores)           holds values of different magnitudes, of which the larger make the whole SQNR:
+                                        what is joined is compared instead
 """
 
 from __future__ import annotations
@@ -22,8 +30,10 @@ from dataclasses import dataclass, field, replace
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
+from ..numeric.metrics import Front
 from ..operators.node import ONNX_DOMAINS
 from ..operators.registry import Selects, find, linear_form
+from ..operators.saturation import EVERYTHING, Interval
 from .serialized import bodies_of, captured, nodes_of
 from .shapes import infer_shapes
 
@@ -37,6 +47,15 @@ _SMALL = 1024
 
 _SAME_VALUES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout"})
 """Operators whose first output holds exactly the values of the first input."""
+
+_SATURATING: dict[str, Interval | None] = {
+    "Sigmoid": (-8.0, 8.0), "HardSigmoid": (-3.0, 3.0), "Tanh": (-4.0, 4.0), "Softmax": None,
+}  # fmt: skip
+"""Operators whose outputs hardly change where their inputs are large, and where that begins, as in
+`operators.saturation`; of Softmax that depends on the classes. LogSoftmax keeps how far they are apart."""
+
+_PART = frozenset({"Slice", "Split", "Gather"})
+"""Operators whose outputs hold some of the first input's values."""
 
 _INDEXED = frozenset({
     "Gather", "GatherND", "GatherElements", "Scatter", "ScatterND", "ScatterElements", "Slice", "Compress", "Pad",
@@ -53,12 +72,14 @@ class Comparable:
     """A tensor to compare. output: of the model, which it stands for; more: further outputs that it stands for.
 
     selection: the operator that the tensor lies in front of; None where it is the output itself.
+    front: of a tensor in front of a saturating operator, what that tells apart; its output is compared, too.
     """
 
     tensor: str
     output: str
     selection: str | None = None
     more: tuple[str, ...] = ()
+    front: Front | None = None
 
     @property
     def label(self) -> str:
@@ -82,6 +103,25 @@ def comparables(proto: ModelProto) -> tuple[Comparable, ...]:
                 found[tensor] = Comparable(tensor, name, selection)
             elif name not in (known.output, *known.more):
                 found[tensor] = replace(known, more=(*known.more, name))
+    return tuple(found.values())
+
+
+def telling(proto: ModelProto) -> tuple[Comparable, ...]:
+    """The same, for decisions between quantized models: of joined outputs the parts, and beside what saturates what
+    lies in front of it."""
+    outputs = comparables(proto)
+    makers = {name: node for node in proto.graph.node for name in node.output if name}
+    if not any(_is(makers[each.tensor], "Concat", *_SATURATING, *_PART, *_SAME_VALUES) for each in outputs
+               if each.tensor in makers):  # fmt: skip
+        return outputs
+    trace = _trace(proto)
+    parts = {trace.origin(part.tensor): part for each in outputs for part in trace.parts_of(each)}
+    found = {part.tensor: part for part in parts.values()}
+    for part in parts.values():
+        node = trace.saturating(part.tensor)
+        if node is not None and node.input[0] not in found:
+            front = Front(part.label, _SATURATING[node.op_type] or EVERYTHING, _class_axis(node, proto))
+            found[node.input[0]] = Comparable(node.input[0], part.output, node.op_type, front=front)
     return tuple(found.values())
 
 
@@ -234,6 +274,35 @@ class _Trace:
                     yield self.origin(read), by
                 else:
                     waiting.append(read)
+
+    def parts_of(self, place: Comparable) -> list[Comparable]:
+        """What a tensor joins, each with values that rounding can change; the tensor itself where that is all."""
+        name = place.tensor
+        while (node := self.makers.get(name)) is not None and _is(node, *_SAME_VALUES) and node.output[0] == name:
+            name = node.input[0]
+        if node is None or not _is(node, "Concat"):
+            return [place]
+        read = [part for part in dict.fromkeys(node.input) if part in self.rounded and self.is_comparable(part)]
+        parts = [Comparable(part, place.output, "Concat", place.more) for part in read]
+        return [part for each in parts for part in self.parts_of(each)] or [place]
+
+    def saturating(self, name: str) -> NodeProto | None:
+        """The saturating operator that made these values of what rounding can change."""
+        while (node := self.makers.get(name)) is not None:
+            if _is(node, *_SATURATING):
+                return node if node.input[0] in self.rounded and self.is_comparable(node.input[0]) else None
+            if not _is(node, *_SAME_VALUES, *_PART):
+                return None
+            name = node.input[0]
+        return None
+
+
+def _class_axis(node: NodeProto, proto: ModelProto) -> int | None:
+    """The axis of a Softmax; before operator set 13 it flattens what is behind it, which is of length 1 mostly."""
+    if not _is(node, "Softmax"):
+        return None
+    version = next((o.version for o in proto.opset_import if o.domain in ONNX_DOMAINS), 13)
+    return next((int(a.i) for a in node.attribute if a.name == "axis"), -1 if version >= 13 else 1)
 
 
 def _trace(proto: ModelProto) -> _Trace:

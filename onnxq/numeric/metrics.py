@@ -79,10 +79,40 @@ def standard_error(single: Sequence[Sqnr], count: int | None = None) -> float | 
     return float(10 / np.log(10) * np.sqrt(relative.var(ddof=1) / (count or len(single))))
 
 
+@dataclass(frozen=True)
+class Front:
+    """What a saturating operator reads, of which it shows little where the values are large; what it tells apart of it:
+
+        Sigmoid, Tanh, ...    the values within the interval beyond which it hardly changes
+        Softmax               how far the two best classes of the reference are apart
+
+    behind: name of the operator's output.  interval: of the former.  axis: of the classes; None for the former.
+    """
+
+    behind: str
+    interval: tuple[float, float] = (-np.inf, np.inf)
+    axis: int | None = None
+
+    def seen(self, reference: FloatArray, other: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """What the operator tells apart of two arrays of one shape."""
+        x, y = np.asarray(reference), np.asarray(other)
+        if self.axis is None:
+            return np.clip(x, *self.interval), np.clip(y, *self.interval)
+        if x.shape[self.axis] < 2:
+            return x[..., :0], y[..., :0]
+        best = np.argpartition(x, -2, axis=self.axis).take((-1, -2), axis=self.axis)
+        margins = (np.diff(np.take_along_axis(z, best, self.axis), axis=self.axis) for z in (x, y))
+        return next(margins), next(margins)
+
+
 @dataclass
 class OutputSqnr:
-    """SQNR over all float outputs of a model together, each in units of its own power: the mean of the noise shares."""
+    """SQNR over all float outputs of a model together, each in units of its own power: the mean of the noise shares.
 
+    fronts: tensors in front of a saturating operator, by name; of them and what lies behind, the larger share counts.
+    """
+
+    fronts: Mapping[str, Front] = field(default_factory=dict)
     totals: dict[str, Sqnr] = field(default_factory=dict)
 
     def update(self, reference: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
@@ -90,14 +120,19 @@ class OutputSqnr:
         for name, x in reference.items():
             y = outputs.get(name)
             if y is not None and comparable(x, y):
-                self.totals.setdefault(name, Sqnr()).update(x, y)
+                front = self.fronts.get(name)
+                self.totals.setdefault(name, Sqnr()).update(*((x, y) if front is None else front.seen(x, y)))
 
     @property
     def db(self) -> float | None:
         """Infinite where all outputs are identical; None where none was comparable."""
         if not self.totals:
             return None
-        noise = float(np.mean([10 ** (-total.db / 10) for total in self.totals.values()]))
+        shares: dict[str, float] = {}
+        for name, total in self.totals.items():
+            place = self.fronts[name].behind if name in self.fronts else name
+            shares[place] = max(shares.get(place, 0.0), 10 ** (-total.db / 10) if total.noise else 0.0)
+        noise = float(np.mean(list(shares.values())))
         return float(-10 * np.log10(noise)) if noise > 0 else np.inf
 
 

@@ -54,7 +54,10 @@ class AddQuantizers:
     def apply(self, model: Model, context: Context) -> Outcome:
         self._refuse_unmatched_patterns(model)
         target = context.target
-        choice = choose(model, target, self.users_reason, force_int_kernels=self.force_int_kernels)
+        choice = choose(
+            model, target, self.users_reason,
+            force_int_kernels=self.force_int_kernels, weights_only=self.activation is None,
+        )  # fmt: skip
         placement = _Placement(model, target, self, choice)
         placement.place()
         tied = [

@@ -1,7 +1,8 @@
 """A step is kept where the quantized model is no worse with it.
 
     dB(model) = SQNR of all float outputs, the original's against the quantized model's, on the choosing samples;
-                of outputs behind a selection, that of the tensors in front of it (`graph.comparable`)
+                of outputs behind a selection, that of the tensors in front of it; of a Softmax or another function
+                that saturates, the worse of both sides; of joined outputs, the parts (`graph.comparable.telling`)
 
 A step is tried on a copy, which is then quantized to the end: what counts is the result, not how the weights look. It
 is kept unless it costs more than `TOLERANCE_DB`. Ranges of the copy come from other samples than those compared: a
@@ -13,9 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 import numpy as np
@@ -29,7 +30,7 @@ from ..execution.memory import return_freed_memory
 from ..execution.observe import observed
 from ..execution.services import Services
 from ..graph import large
-from ..graph.comparable import Comparable, comparables
+from ..graph.comparable import Comparable, telling
 from ..graph.model import Model
 from ..numeric.metrics import comparable
 from ..passes.base import Outcome, Pass
@@ -60,7 +61,7 @@ class QualityMeasure:
 
     def db(self, quantized: ModelProto) -> float | None:
         """SQNR over all float outputs together, each in units of its own power; None where nothing is comparable."""
-        return self._beside(quantized, output_sqnr) if self.compared else None
+        return self._beside(quantized, partial(output_sqnr, compared=self.compared)) if self.compared else None
 
     def bias_share(self, quantized: ModelProto) -> float:
         """The share of the noise of all float outputs that a constant for each channel would take away; 0 where that is
@@ -68,7 +69,8 @@ class QualityMeasure:
 
             r samples, e_rc the mean error of channel c (axis 1) in one of them:   bias_c^2 = mean(e_c)^2 - var(e_c) / r
         """
-        return self._beside(quantized, _bias_share) if self.compared else 0.0
+        fronts = {each.label for each in self.compared if each.front is not None}
+        return self._beside(quantized, partial(_bias_share, without=fronts)) if self.compared else 0.0
 
     def _beside(self, quantized: ModelProto, measure: Callable[[Iterable[tuple[Outputs, Outputs]]], T]) -> T:
         """What `measure` makes of the outputs of both models."""
@@ -81,7 +83,7 @@ class QualityMeasure:
     @cached_property
     def compared(self) -> tuple[Comparable, ...]:
         """The tensors that are compared."""
-        return comparables(self.original)
+        return telling(self.original)
 
     @cached_property
     def _optimised(self) -> Reference:
@@ -116,11 +118,12 @@ class _Bias:
         return max(float(squared.sum()) * sum(count for _, count in self.means), 0.0)
 
 
-def _bias_share(pairs: Iterable[tuple[Outputs, Outputs]]) -> float:
+def _bias_share(pairs: Iterable[tuple[Outputs, Outputs]], without: Collection[str] = ()) -> float:
+    """without: names of tensors that are not looked at."""
     found: dict[str, _Bias] = {}
     for reference, other in pairs:
         for name, x in reference.items():
-            if comparable(x, other.get(name)) and x.ndim > 1:
+            if name not in without and comparable(x, other.get(name)) and x.ndim > 1:
                 found.setdefault(name, _Bias()).update(x, other[name])
     noise = sum(each.noise / each.signal for each in found.values() if each.signal)
     return sum(each.bias() / each.signal for each in found.values() if each.signal) / noise if noise else 0.0

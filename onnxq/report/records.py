@@ -9,7 +9,7 @@ from ..thresholds import NOT_FASTER, UNSURE_RATIO
 
 ReasonKind = Literal[
     "excluded", "not included", "override", "preset", "target", "slow", "inputs", "output", "constant", "type", "part",
-    "range", "encodings", "runtime", "fallback",
+    "range", "encodings", "runtime", "fallback", "spectrum",
 ]  # fmt: skip
 """Who or what keeps a node or a tensor in float:
 
@@ -23,6 +23,7 @@ ReasonKind = Literal[
     range, encodings                    nothing sets a range, or the given encodings say so
     runtime                             ONNX Runtime computes it in float all the same
     fallback                            its grid costs the outputs too much, and --fallback does without it
+    spectrum                            it computes a spectrum that a logarithm reads: no grid holds its small values
 """
 
 

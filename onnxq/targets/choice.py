@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 
 from ..graph.model import Model
 from ..graph.patterns import ACTIVATIONS, Composite, find_composites, residual_input
+from ..graph.spectra import in_front_of_logarithms
 from ..operators.elementwise import clip_bounds, is_infinite_at_zero
 from ..operators.linear import LinearLayer, linear_layer, linear_layers
 from ..operators.node import is_float, is_op
@@ -56,12 +57,15 @@ class Choice:
     kept: set[str] = field(default_factory=set)
 
 
-def choose(model: Model, target: Target, keeps: Keeps, *, force_int_kernels: bool = False) -> Choice:
+def choose(
+    model: Model, target: Target, keeps: Keeps, *, force_int_kernels: bool = False, weights_only: bool = False
+) -> Choice:
     """The nodes of a float model that the target runs in integers.
 
-    force_int_kernels: also those whose integer kernels are slower than their float ones.
+    force_int_kernels: also those whose integer kernels are slower than their float ones.  weights_only: whether all
+    activations stay in float.
     """
-    return _Chooser(model, target, keeps, force_int_kernels).run()
+    return _Chooser(model, target, keeps, force_int_kernels, weights_only).run()
 
 
 def data_inputs(node: gs.Node, rule: OpRule) -> list[gs.Tensor]:
@@ -75,7 +79,7 @@ def data_inputs(node: gs.Node, rule: OpRule) -> list[gs.Tensor]:
 
 
 class _Chooser:
-    def __init__(self, model: Model, target: Target, keeps: Keeps, force: bool) -> None:
+    def __init__(self, model: Model, target: Target, keeps: Keeps, force: bool, weights_only: bool) -> None:
         self.model, self.target, self.keeps, self.force = model, target, keeps, force
         self.result = Choice(composites={id(n): whole for whole in find_composites(model) for n in whole.nodes})
         self.integer: set[int] = {id(t) for t in model.graph.inputs if is_float(t)}  # tensors, by identity
@@ -85,6 +89,7 @@ class _Chooser:
         fusible = {operator: forms for operator, forms in ACTIVATIONS.items() if operator in target.fused}
         self.activations = {id(whole.input): whole for whole in find_composites(model, fusible)}
         self.fused_nodes: set[int] = set()
+        self.spectra = {} if weights_only else in_front_of_logarithms(model)
 
     def run(self) -> Choice:
         layers = linear_layers(self.model.graph.nodes) if self.target.added_bias == "layer" else ()
@@ -113,6 +118,10 @@ class _Chooser:
         rule = self.target.rule(node)
         if isinstance(rule, str):
             return self._follows_float_layer(node) or Reason("target", rule)
+        if (logarithm := self.spectra.get(id(node))) is not None and isinstance(self.target.rule(logarithm), str):
+            return Reason(
+                "spectrum", f"it makes a spectrum for Log {logarithm.name!r}, whose small values a grid loses"
+            )
         if not self.force and (slow := rule.slow(node)) is not None:
             return Reason("slow", slow)
         if rule.kind in ("commuting", "either"):
