@@ -25,10 +25,10 @@ STATIC_TYPES = {"w8a8": ("QInt8", "QUInt8"), "w4a8": ("QInt4", "QUInt8"), "w8a16
 
 
 def run_onnxq(command: str, arguments: list[str]) -> None:
-    """The command line as a user calls it."""
+    """The command line as a user calls it; `qat` has --data for --calib."""
     from onnxq.cli import main
 
-    main([command, *arguments])
+    main([command, *("--data" if command == "qat" and word == "--calib" else word for word in arguments)])
 
 
 def run_quantize_static(

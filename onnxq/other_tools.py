@@ -11,7 +11,7 @@ from collections.abc import Mapping
 _SAME_VALUE = {
     "calibration": """calibration calibration_data calibration_dataset calibration_dataset_path calibration_data_path
         calib_data calib_dir calibration_dir dataset dataset_path dataloader calib_dataloader calibration_data_reader
-        calibration_loader input_list images data_dir data_path input_dir""",
+        calibration_loader input_list images data_dir data_path input_dir data calib""",
     "samples": """num_samples calibration_size calib_size subset_size num_calib_samples n_samples sampling_sizes
         max_samples""",
     "mean": "mean_values means image_mean input_mean",

@@ -58,6 +58,8 @@ WRITE = "onnxq quantize in.onnx out.onnx --calib images"
 # ruff: noqa: E501
 COMMANDS: list[tuple[str, int, str]] = [
     # the arguments
+    ("quantize in.onnx out.onnx --data images", 2, f"No such option '--data': it is --calib here. Write: {WRITE}"),
+    ("evaluate in.onnx --calib images", 2, "No such option '--calib': it is --data here. Write: onnxq evaluate in.onnx --data images"),
     ("quantize in.onnx out.onnx", 2, "Missing option '--calib' .* Write: onnxq quantize in.onnx out.onnx --calib images/"),
     ("quantize in.onnx --calib images", 2, "Write: onnxq quantize in.onnx in.int8.onnx --calib images$"),
     ("in.onnx out.onnx --calib images", 2, f"a command comes first. Write: {WRITE}$"),

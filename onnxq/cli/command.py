@@ -120,9 +120,10 @@ class Command(click.Command):
     def _other_name(self, ctx: click.Context, given: list[str], error: click.NoSuchOption) -> click.UsageError:
         """The error for an option that is none of ours, with ours."""
         name, key = error.option_name, key_of(error.option_name)
-        flags = flags_of(self) | {"calibration": "--calib"}
+        own = {option for p in self.params for option in p.opts}
+        flags = flags_of(self) | {"calibration": "--data" if "--data" in own else "--calib"}
         flag = flags.get(RENAMED.get(key, ""), "")
-        if flag in {own for p in self.params for own in p.opts}:
+        if flag in own:
             right = [_renamed(argument, name, flag) for argument in given]
             return _usage(ctx, f"No such option '{name}': it is {flag} here. {_write(self, right)}")
         if key in EXPLAINED:
@@ -134,7 +135,7 @@ class Command(click.Command):
                 else ""
             )
             return _usage(ctx, f"No such option '{name}': {text}.{hint}")
-        known = [own for p in self.params for own in (*p.opts, *p.secondary_opts) if own.startswith("--")]
+        known = [option for p in self.params for option in (*p.opts, *p.secondary_opts) if option.startswith("--")]
         close = difflib.get_close_matches(name.lower().replace("_", "-"), known, 1)
         if not close:
             return _usage(ctx, f"No such option '{name}'; `onnxq {self.name} --help-all` lists them.")
