@@ -33,12 +33,16 @@ HARD_SIGMOID = {"quotient": f"{RAMP}  y = Div(c, six)", "product": f"{RAMP}  y =
 POOLING = {
     "axes stay": ("y = ReduceMean<axes=[2,3]>(x)", ["GlobalAveragePool"]),
     "axes from the end": ("y = ReduceMean<axes=[-1,-2]>(x)", ["GlobalAveragePool"]),
+    "pooling of all": ("y = AveragePool<kernel_shape=[7,5]>(x)", ["GlobalAveragePool"]),
+    "pooling of all, in steps": ("y = AveragePool<kernel_shape=[7,5], strides=[3,3]>(x)", ["GlobalAveragePool"]),
     "axes go": ("y = ReduceMean<axes=[2,3], keepdims=0>(x)", ["GlobalAveragePool", "Squeeze"]),
 }
 LEFT = {
     "another slope": "g = HardSigmoid<alpha=0.2>(x)  y = Mul(x, g)",
     "another bound": "b = Add(x, three)  c = Clip(b, zero, three)  m = Mul(x, c)  y = Div(m, six)",
     "another gate": f"a = Abs(x)  {RAMP}  m = Mul(a, c)  y = Div(m, six)",
+    "pooling of a part": "y = AveragePool<kernel_shape=[7,4]>(x)",
+    "pooling of all and zeros": "y = AveragePool<kernel_shape=[7,5], pads=[1,0,1,0], count_include_pad=1>(x)",
     "mean of a row": "y = ReduceMean<axes=[3]>(x)",
     "mean of the channels": "y = ReduceMean<axes=[1,2,3]>(x)",
     "normalization": "m = ReduceMean<axes=[2,3]>(x)  d = Sub(x, m)  q = Mul(d, d)  v = ReduceMean<axes=[2,3]>(q)"

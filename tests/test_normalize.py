@@ -59,6 +59,13 @@ CHANGED = {
     "Dropout, mask unread": ("(float[N,3] x) => (float[N,3] y) { d, m = Dropout(x) y = Abs(d) }", "Abs"),
     "Dropout, not training": ("(float[N,3] x) => (float[N,3] y) <float r={0.5}, bool t={0}>"
                               " { d = Dropout(x, r, t) y = Abs(d) }", "Abs"),
+    "Reshape to the same shape": ("(float[N,3,1] x) => (float[N,3,1] y) <int64[3] s={-1,3,1}>"
+                                  " { h = Relu(x) r = Reshape(h, s) y = Abs(r) }", "Relu Abs"),
+    "Reshape to another shape": ("(float[N,3,1] x) => (float[N,1,3] y) <int64[3] s={-1,1,3}>"
+                                 " { h = Relu(x) r = Reshape(h, s) y = Abs(r) }", "Relu Reshape Abs"),
+    "Expand and Flatten to the same shape": (
+        "(float[2,3] x) => (float[2,3] y) <int64[2] s={1,3}>"
+        " { h = Relu(x) e = Expand(h, s) f = Flatten(e) y = Abs(f) }", "Relu Abs"),
     "Constant": ("(float[N,3] x) => (float[N,3] y) { k = Constant<value = float[3] {1,2,3}>() y = Add(x, k) }", "Add"),
     "Constant, number": ("(float[N,3] x) => (float[N,3] y) { k = Constant<value_float=2.5>() y = Mul(x, k) }", "Mul"),
     "Constant, numbers": ("(float[N,6] x) => (float[N,2,3] y)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import google.protobuf.message
@@ -134,3 +134,25 @@ def shape_elements(tensor: gs.Tensor) -> list[Dim] | None:
         step = int(constants[3][0]) if len(constants) > 3 else 1
         return source[start:stop:step] if step > 0 else None
     return source if node.inputs[0].shape is not None and len(node.inputs[0].shape) == 0 else None
+
+
+def order_of_axes(
+    source: Sequence[int | str | None] | None, target: Sequence[int | str | None] | None
+) -> tuple[int, ...] | None:
+    """p with target[i] = source[p[i]], where a Reshape from one shape to the other moves axes of length 1 only.
+
+    None where it does more, or lengths are not known: one of each may be, which the others then tell. Axes of length 1
+    stay in order among themselves.
+    """
+    if source is None or target is None or len(source) != len(target):
+        return None
+    if any(sum(not isinstance(size, int) for size in shape) > 1 for shape in (source, target)):
+        return None
+
+    def known(shape: Sequence[int | str | None]) -> list[int]:
+        return [size if isinstance(size, int) else -1 for size in shape]
+
+    ones, longs = [[axis for axis, size in enumerate(source) if (size == 1) is short] for short in (True, False)]
+    if 0 in source or [s for s in known(source) if s != 1] != [s for s in known(target) if s != 1]:
+        return None
+    return tuple(ones.pop(0) if size == 1 else longs.pop(0) for size in target)

@@ -3,7 +3,7 @@ step of an accelerator, with a quantizer before and behind it, not in between).
 
     HardSigmoid           min(max(x + 3, 0), 6) / 6                   older exporters: Add, Clip, Div or Mul
     HardSwish             x HardSigmoid(x)                            Add, Clip, Mul, Div in any order; HardSigmoid, Mul
-    GlobalAveragePool     ReduceMean over all axes behind the channels
+    GlobalAveragePool     ReduceMean over all axes behind the channels; AveragePool of the size of the image
     LeakyRelu             PRelu with one slope for all channels
     Conv with pads        Pad with zeros, and Conv
     AveragePool with pads Pad with zeros, and AveragePool, which then counts them
@@ -53,7 +53,10 @@ class FuseDecomposedOperators:
         fused.update(_fuse(model, context.target.max_opset))
         normalizing = {id(node) for whole in find_composites(model) for node in whole.nodes}
         for node in [node for node in model.graph.nodes if id(node) not in normalizing]:
-            if _is_global_mean(node):
+            if _is_global_pool(node):
+                fused["GlobalAveragePool"] += 1
+                node.op, node.attrs = "GlobalAveragePool", {}
+            elif _is_global_mean(node):
                 fused["GlobalAveragePool"] += 1
                 _replace(model, [node], *_pooling(model, node))
             elif is_op(node, "PRelu") and isinstance(node.inputs[1], gs.Constant) and node.inputs[1].values.size == 1:
@@ -133,6 +136,15 @@ def _is_global_mean(node: gs.Node) -> bool:
     axes = node.attrs.get("axes") if axes is None else axes
     ndim = len(node.inputs[0].shape)
     return axes is not None and sorted(int(axis) % ndim for axis in axes) == list(range(2, ndim))
+
+
+def _is_global_pool(node: gs.Node) -> bool:
+    """Whether an AveragePool takes the mean of all positions."""
+    if not is_op(node, "AveragePool") or node.inputs[0].shape is None:
+        return False
+    plain = not any(node.attrs.get("pads", ())) and node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    dilated = any(int(step) != 1 for step in node.attrs.get("dilations", ()))
+    return plain and not dilated and list(node.attrs["kernel_shape"]) == list(node.inputs[0].shape[2:])
 
 
 def _pooling(model: Model, node: gs.Node) -> Iterable[gs.Node]:

@@ -9,6 +9,7 @@ of channels, where neither fusion nor integer kernels look for them. With y = T_
     reduce(T_p(x); a)    = reduce(x; p[a])            reductions that drop them, and Squeeze, where the other axes stay
                                                       in order; Reshape and Flatten where all longer than 1 do
     T_q(T_p(x))          = T_r(x), r[i] = p[q[i]]     nothing at all where r[i] = i
+    Reshape(x)           = T_p(x)                     where it moves axes of length 1 only, as in front of a gate
 
 The other way, a Transpose moves in front of a Pad where that brings the Pad to a convolution. Where the model is left
 with no fewer Transposes than before, nothing is changed.
@@ -25,6 +26,7 @@ import onnx_graphsurgeon as gs
 
 from ..graph import edit
 from ..graph.model import Model
+from ..graph.shapes import order_of_axes
 from ..operators.node import constant_input, in_subgraph, is_op
 from .base import Context, Outcome
 
@@ -55,25 +57,45 @@ class MoveTransposes:
     preserves: ClassVar[bool | None] = True
 
     def apply(self, model: Model, context: Context) -> Outcome:
-        before = _count(model)
-        if not before:
+        if not any(is_op(node, "Transpose") for node in model.graph.nodes):
             return Outcome()
         trial = model.clone()
         _move(trial)
-        removed = before - _count(trial)
-        if removed <= 0:
+        before, after = _count(model), _count(trial)
+        if after >= before:
             return Outcome(notes=("no Transpose would cancel another",))
         _move(model)
         edit.name_nodes(model.graph.nodes)
-        return Outcome(removed, notes=(f"Transposes: {before}, then {before - removed}",))
+        return Outcome(max(before[1] - after[1], 1), notes=(f"Transposes and Reshapes: {before[1]}, then {after[1]}",))
 
 
-def _count(model: Model) -> int:
-    return sum(is_op(node, "Transpose") for node in model.graph.nodes)
+def _count(model: Model) -> tuple[int, int]:
+    """Transposes that move values in memory; all Transposes and Reshapes."""
+    moves = [node for node in model.graph.nodes if is_op(node, "Transpose", "Reshape")]
+    return sum(is_op(node, "Transpose") and _reorders(node) for node in moves), len(moves)
+
+
+def _reorders(node: gs.Node) -> bool:
+    """Whether a Transpose moves more than axes of length 1."""
+    shape, perm = node.inputs[0].shape, node.attrs.get("perm")
+    if shape is None or perm is None or len(shape) != len(perm):
+        return True
+    long = [axis for axis in perm if shape[axis] != 1]
+    return long != sorted(long)
+
+
+def _transpose_reshapes(model: Model) -> None:
+    """Write a Reshape that moves axes of length 1 only as a Transpose, which others may cancel."""
+    for node in model.graph.nodes:
+        if is_op(node, "Reshape") and not in_subgraph(node):
+            perm = order_of_axes(node.inputs[0].shape, node.outputs[0].shape)
+            if perm is not None:
+                node.op, node.attrs, node.inputs = "Transpose", {"perm": list(perm)}, node.inputs[:1]
 
 
 def _move(model: Model) -> None:
     """Down as far as they go, then up to Pads."""
+    _transpose_reshapes(model)
     changed = True
     while changed:
         changed = False

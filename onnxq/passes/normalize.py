@@ -19,7 +19,7 @@ from ..execution.partial import extract
 from ..execution.session import CPU, Session
 from ..graph import edit
 from ..graph.model import Model
-from ..graph.shapes import inferred_types, shape_elements
+from ..graph.shapes import inferred_types, order_of_axes, shape_elements
 from ..graph.ties import find_ties
 from ..operators.node import ONNX_DOMAINS, is_op
 from .base import Context, Outcome, Skip
@@ -39,7 +39,7 @@ _NEVER_FOLDED = {
 @dataclass(frozen=True)
 class Normalize:
     """Constants become initializers, constant expressions their values, If with a constant condition its branch,
-    Identity and Dropout go, nodes get names."""
+    Identity, Dropout and Reshapes to the same shape go, nodes get names."""
 
     title: ClassVar[str] = "Normalize"
     preserves: ClassVar[bool | None] = True
@@ -54,6 +54,7 @@ class Normalize:
         while folded := _fold_constants(model) + _fold_shapes(model) + _take_branches(model):
             counts["constant expressions folded"] += folded
             _infer(model)
+        counts["Reshape and Expand to the same shape removed"] = _remove_same_shapes(model)
         counts["Gemm attributes folded"] = sum(_plain_gemm(model, n) for n in model.graph.nodes if is_op(n, "Gemm"))
         counts["dangling nodes removed"] = edit.drop_dangling(model)
         _drop_unused_domains(model)
@@ -110,6 +111,17 @@ def _remove_no_ops(model: Model) -> int:
         )
         if (identity or dropout) and edit.bypass(model, node):
             removed.append(node)
+    edit.remove(model, removed)
+    return len(removed)
+
+
+def _remove_same_shapes(model: Model) -> int:
+    removed = []
+    for node in model.graph.nodes:
+        if is_op(node, "Reshape", "Expand", "Flatten"):
+            order = order_of_axes(node.inputs[0].shape, node.outputs[0].shape)
+            if order is not None and list(order) == sorted(order) and edit.bypass(model, node):
+                removed.append(node)
     edit.remove(model, removed)
     return len(removed)
 
