@@ -150,6 +150,12 @@ class Options:
     symmetric_activations: bool = option(
         False, "Activations with zero point 0; unsigned where nothing is negative (7, 8b).", TARGET
     )
+    narrow_activations: str = option(
+        "products",
+        "Which activations have fewer than 8 bits, where the preset says so: products, what convolutions and matrix"
+        " products read, but for the model's inputs; all others have 8. Or all.",
+        TARGET, choices=("products", "all"),
+    )  # fmt: skip
     asymmetric_weights: bool | None = option(
         None, "Weights with zero points.", TARGET, opposite="symmetric-weights",
         shown="those of 4 bits in blocks, where activations stay in float and the target takes it",

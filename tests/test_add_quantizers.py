@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from graphs import model
@@ -298,6 +300,55 @@ def test_movement_that_is_only_read_in_float_does_not_count_as_integer():
     model_, outcome = planned(conv("a = Conv(x, w) b = Transpose(a) y = Tanh(b)"))
     assert activations(model_.quantizers) == ["x", "a"]
     assert outcome.changed == 1
+
+
+# --- few bits are for products ----------------------------------------------------------------------------------
+
+
+FOUR = QuantSpec(Grid(4, signed=False), symmetric=False)
+RESIDUAL = "a = Conv(x, w) r = Relu(a) b = Conv(r, v) c = Add(b, r) s = Relu(c) y = Conv(s, u)"
+
+
+def widths(proto, **options):
+    found, outcome = planned(proto, **{"activation": FOUR, **options})
+    return {name: q.spec.grid.bits for name, q in found.quantizers.items() if name not in "wvu"}, outcome
+
+
+def test_activations_that_no_product_reads_and_inputs_have_8_bits():
+    found, outcome = widths(conv(RESIDUAL))
+    assert found == {"x": 8, "r": 4, "b": 8, "s": 4, "y": 8}
+    assert "3 of them with 8 bits: no product reads them, or they are inputs" in outcome.notes
+    assert set(widths(conv(RESIDUAL), narrow="all")[0].values()) == {4}
+
+
+@pytest.mark.parametrize("bits", [8, 11])
+def test_widths_of_8_bits_and_more_stay(bits):
+    assert set(widths(conv(RESIDUAL), activation=replace(FOUR, grid=Grid(bits, signed=False)))[0].values()) == {bits}
+
+
+def test_what_a_product_reads_behind_data_movement_has_few_bits_all_the_way():
+    proto = conv(
+        "a = Conv(x, w) b = Reshape(a, s) c = Conv(b, v) d = Transpose<perm=[0,1,3,2]>(c) e = Add(d, k) y = Conv(e, u)",
+        ", int64[4] s = {1, 3, 2, 8}, float[3,8,2] k",
+    )
+    found, _ = widths(proto)
+    assert {name: found[name] for name in "xabcdke"} == {"x": 8, "a": 4, "b": 4, "c": 8, "d": 8, "k": 8, "e": 4}
+
+
+def test_both_inputs_of_a_product_of_activations_have_few_bits():
+    proto = model(
+        "(float[2,3,4] x) => (float[?,?,?] y) { p = Relu(x) q = Transpose<perm=[0,2,1]>(x) y = MatMul(p, q) }"
+    )
+    found, _ = widths(proto)
+    assert found["p"] == 4
+    assert found["q"] == found["x"] == 8, "the input's own grid, moved"
+
+
+def test_what_shares_a_grid_has_one_width():
+    proto = conv("a = Conv(x, w) b = Conv(x, v) c = Add(a, b) d = Add(c, k) y = Conv(a, u)", ", float[3,4,4] k",
+                 "float[?,?,?,?] y, float[?,?,?,?] d")  # fmt: skip
+    assert {n: bits for n, bits in widths(proto)[0].items() if n in "abc"} == {"a": 4, "b": 8, "c": 8}
+    assert {n: bits for n, bits in widths(proto, tie=("Add",))[0].items() if n in "abc"} == {"a": 4, "b": 4, "c": 4}
 
 
 # --- tied inputs ------------------------------------------------------------------------------------------------

@@ -20,7 +20,11 @@ TYPES = onnx.TensorProto
 
 
 def quantize(proto, feeds=None, **options):
-    options = {"weight_range": "minmax", "activation_range": "minmax", "force_int_kernels": True, **PLAIN, **options}
+    """Every activation has the preset's width, the input as well."""
+    options = {
+        "weight_range": "minmax", "activation_range": "minmax", "force_int_kernels": True,
+        "narrow_activations": "all", **PLAIN, **options,
+    }  # fmt: skip
     return onnxq.quantize(proto, samples(proto) if feeds is None else feeds, **options)
 
 

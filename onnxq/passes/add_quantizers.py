@@ -5,6 +5,10 @@
        that the target fuses stands between an operator and the quantizer of its output.
     3. Data movement keeps the grid of its input: walking backwards, what is wanted behind a Reshape is wanted
        before it, and the quantizer behind follows the one before.
+    4. Few bits are for products: where activations have fewer than 8, those that no convolution or matrix product reads
+       get 8, and the model's inputs do (`narrow`). Of ResNet-20's outputs at w4a4, on unseen images, the 4-bit image
+       makes 8.7 dB alone, all else 11 dB; sums of a residual stream, in front of Add, a third of that. BRECQ
+       (arXiv:2102.05426) and LSQ (arXiv:1902.08153) quantize so.
 
 A tensor has one quantizer, however many nodes read it. What was decided of each node is in `Model.placement`.
 """
@@ -14,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import onnx_graphsurgeon as gs
 
@@ -30,6 +34,9 @@ from ..targets.choice import Choice, ChosenNode, choose
 from ..targets.target import uneven_blocks
 from .base import Context, Outcome, Skip
 
+WIDE_BITS = 8
+"""Of activations that no product reads, at least."""
+
 
 @dataclass(frozen=True)
 class AddQuantizers:
@@ -38,7 +45,8 @@ class AddQuantizers:
     activation, weight: what they are to be like; None: they stay in float.  force_int_kernels: also use integer kernels
     that are slower than float ones.  include, exclude, keep_float: patterns (glob) of node names or operator types;
     only what is included and not excluded is quantized; keep_float excludes, too, in the name of overrides.
-    tie: operator types whose inputs and output share one grid.
+    tie: operator types whose inputs and output share one grid.  narrow: which activations have fewer bits than 8, where
+    `activation` has: `products`, step 4, or `all`.
     """
 
     activation: QuantSpec | None
@@ -48,6 +56,7 @@ class AddQuantizers:
     exclude: tuple[str, ...] = ()
     keep_float: tuple[str, ...] = ()
     tie: tuple[str, ...] = ()
+    narrow: Literal["products", "all"] = "products"
     title: ClassVar[str] = "Add quantizers"
     preserves: ClassVar[bool | None] = None
 
@@ -65,6 +74,7 @@ class AddQuantizers:
             for each in choice.chosen
             if each.node.op in self.tie or each.rule.tie != "none"
         ]
+        widened = placement.widen_others() if self.narrow == "products" else 0
         model.quantizers.update(placement.quantizers)
         for each in choice.chosen:
             if each.rule.kind != "movement" or placement.keeps_grid(each.node):
@@ -75,7 +85,8 @@ class AddQuantizers:
         rules = (each.rule for each in choice.chosen if self.activation is not None)
         cautions = dict.fromkeys(rule.caution for rule in rules if rule.caution is not None)
         warnings = (*cautions, *self._unneeded_patterns(model, choice.kept), *self._unneeded_ties(any(tied)))
-        notes = (f"quantized tensors: {len(placement.quantizers)}", *placement.whole_channels)
+        wide = (f"{widened} of them with {WIDE_BITS} bits: no product reads them, or they are inputs",) * bool(widened)
+        notes = (f"quantized tensors: {len(placement.quantizers)}", *wide, *placement.whole_channels)
         return Outcome(count, skips, notes, warnings=warnings)
 
     def _placed(self, chosen: ChosenNode, placement: _Placement) -> PlacedNode:
@@ -299,6 +310,23 @@ class _Placement:
             self.quantizers[other] = replace(self.quantizers[other], grid_of=leader, widened_by=(), fixed=None)
         self.quantizers[leader] = replace(self.quantizers[leader], widened_by=members, fixed=None)
         return True
+
+    def widen_others(self) -> int:
+        """Step 4; returns how many tensors it concerns. All that share a grid have one width."""
+        tensors = self.model.graph.tensors()
+        linear = [each for each in self.choice.chosen if each.rule.kind == "linear"]
+        read = {grid_root(self.quantizers, t.name) for each in linear for t in each.data if t.name in self.quantizers}
+        inputs = {t.name for t in self.model.graph.inputs}
+        weights = {layer.weight.name for layer in linear_layers(self.model.graph.nodes)}
+        widened = 0
+        for name, quantizer in self.quantizers.items():
+            root = grid_root(self.quantizers, name)
+            if name in weights or quantizer.spec.grid.bits >= WIDE_BITS or (root in read and root not in inputs):
+                continue
+            grid = replace(quantizer.spec.grid, bits=WIDE_BITS)
+            self.quantizers[name] = replace(quantizer, spec=replace(quantizer.spec, grid=grid))
+            widened += isinstance(tensors[name], gs.Variable)
+        return widened
 
     def keeps_grid(self, node: gs.Node) -> bool:
         """Whether what a node of data movement writes is on the grid of what it reads."""
