@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -30,53 +30,11 @@ import cases
 import compare
 import cost
 import measure
+import network_table
 import numpy as np
-import tables
 import task_score
 from cost import Loaded, Network
-
-FLOAT = "float"
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """A column: a tool of `child.py` with its options.
-
-    in_peers: it is in the environment of --peers. module: that this environment must have for it.
-    """
-
-    tool: str
-    options: tuple[str, ...] = ()
-    in_peers: bool = False
-    module: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A bench that measures the networks in other configurations, and writes a section of its own to some pages.
-
-    script: its file. columns: None where another bench measures it, which writes to `beside`.
-    results: the file of all figures. text: above the tables.
-    """
-
-    script: Path
-    columns: Mapping[str, Configuration | None]
-    results: Path
-    pages: tuple[Path, ...]
-    text: str
-    beside: Path | None = None
-
-    @property
-    def configurations(self) -> dict[str, Configuration]:
-        """Those that it measures."""
-        return {name: each for name, each in self.columns.items() if each is not None}
-
-    @property
-    def marks(self) -> tuple[str, str]:
-        """In front of the section, and behind it."""
-        name = f"bench/{self.script.name}"
-        return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-
+from network_table import FLOAT, OURS, Configuration, Row, Table
 
 QAT = ("--steps", "300", "--batch", "32")
 
@@ -94,7 +52,7 @@ TABLE = Table(
         FLOAT: Configuration(FLOAT),
         "quantize_static": Configuration("quantize_static", ("MinMax", "w8a8")),
         "onnxsim": Configuration("onnxsim", ("U8S8_AAWS",), in_peers=True),
-        "w8a8": Configuration("onnxq"),
+        OURS: Configuration("onnxq"),
         "w8a8 per tensor": Configuration("onnxq", ("--per-tensor",)),
         "w4a8": Configuration("onnxq", ("--preset", "w4a8")),
         "w4a8 per tensor": Configuration("onnxq", ("--preset", "w4a8", "--per-tensor")),
@@ -109,37 +67,6 @@ TABLE = Table(
 LATENCY_FEEDS = 8
 MOST_SAID = 300
 """Characters of an error on a page."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One network in one configuration.
-
-    outcome: `done`, `ended` at the limit, or `failed`; why: what was said then.
-    scores: by name, the first one counts. errors: standard errors, of the float model's scores, or of the differences
-    from them. sqnr_db: of the worst float output, on the samples of the scores. ratio, low, high: median and quartiles
-    of CPU time over the float model's. wider: what onnxq says of weights that are wider than the preset.
-    """
-
-    network: str
-    configuration: str
-    commit: str
-    samples: int = 0
-    outcome: str = "done"
-    why: str = ""
-    scores: dict[str, float] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
-    sqnr_db: float | None = None
-    ratio: float | None = None
-    low: float = 0.0
-    high: float = 0.0
-    cpu_seconds: float = 0.0
-    mebibytes: float = 0.0
-    wider: str = ""
-
-    @property
-    def key(self) -> str:
-        return f"{self.network}, {self.configuration}"
 
 
 def networks() -> Iterator[Network | str]:
@@ -243,75 +170,6 @@ def commit() -> str:
     return said.stdout.strip() or "unknown"
 
 
-# --- pages ------------------------------------------------------------------------------------------------------------
-
-
-def page(table: Table, found: Mapping[str, Row], notes: Sequence[str]) -> Iterator[str]:
-    """The tables, as lines of Markdown."""
-    names = list(dict.fromkeys(row.network for row in found.values()))
-    yield table.text
-    yield from tables.head("network, score", "samples", *table.columns)
-    for name in names:
-        base = found.get(f"{name}, {FLOAT}")
-        for title in base.scores if base else ():
-            cells = [_score(found.get(f"{name}, {c}"), base, title) for c in table.columns]
-            yield tables.line(f"{name}, {title}", str(base.samples if base else 0), *cells)
-    for title, cell in (
-        ("SQNR of the worst output on the same samples, dB", _sqnr),
-        ("CPU time of a run over the float model's, one thread, with quartiles", _latency),
-        ("CPU seconds and MiB of quantizing, and the commit that was measured", _cost),
-    ):
-        yield f"\n{title}:\n"
-        others = [c for c in table.columns if c != FLOAT]
-        yield from tables.head("network", *others)
-        for name in names:
-            yield tables.line(name, *(_cell(found.get(f"{name}, {c}"), cell) for c in others))
-    remarks = [f"- {row.key}: {row.wider}" for row in found.values() if row.wider]
-    remarks += [f"- {row.key}: {row.why}" for row in found.values() if row.why] + [f"- {note}" for note in notes]
-    if remarks:
-        yield "\nExceptions from the preset's widths, and what is missing:\n"
-        yield from remarks
-
-
-def _cell(row: Row | None, of: Any) -> str:
-    if row is None:
-        return "not run"
-    return str(of(row)) if row.outcome == "done" else row.outcome
-
-
-def _score(row: Row | None, base: Row | None, title: str) -> str:
-    def text(row: Row) -> str:
-        score, error = row.scores[title], row.errors[title]
-        if row.configuration == FLOAT or base is None:
-            return f"{score:.2f} ± {error:.2f}"
-        return f"{score:.2f} ({score - base.scores[title]:+.2f} ± {error:.2f})"
-
-    return _cell(row, text)
-
-
-def _sqnr(row: Row) -> str:
-    return cost.decibels(row.sqnr_db)
-
-
-def _latency(row: Row) -> str:
-    return "unknown" if row.ratio is None else f"{row.ratio:.2f} ({row.low:.2f} to {row.high:.2f})"
-
-
-def _cost(row: Row) -> str:
-    return f"{row.cpu_seconds:.1f} s, {row.mebibytes:.0f} MiB, {row.commit}"
-
-
-def write_pages(table: Table, found: Mapping[str, Row], notes: Sequence[str]) -> None:
-    """Between the marks of each page; all else on it stays."""
-    begin, end = table.marks
-    commits = ", ".join(sorted({row.commit for row in found.values()}))
-    where = f"Written by `bench/{table.script.name}`; commits {commits}; {tables.made_with(compare.processor())}."
-    text = "\n".join([begin, "", where, "", *page(table, found, notes), "", end])
-    for file in table.pages:
-        before, _, rest = file.read_text(encoding="utf-8").partition(begin)
-        file.write_text(before + text + rest.partition(end)[2], encoding="utf-8")
-
-
 # --- command line -----------------------------------------------------------------------------------------------------
 
 
@@ -332,11 +190,6 @@ def parsed(table: Table, doc: str, arguments: Sequence[str] | None) -> argparse.
     return parser.parse_args(arguments)
 
 
-def load(file: Path) -> dict[str, Row]:
-    rows = [Row(**each) for each in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
-    return {row.key: row for row in rows}
-
-
 def main(arguments: Sequence[str] | None = None, table: Table = TABLE, doc: str = __doc__ or "") -> None:
     """Measure what the file of figures has not yet, with a line on standard error for each; then print the tables."""
     args = parsed(table, doc, arguments)
@@ -349,7 +202,7 @@ def main(arguments: Sequence[str] | None = None, table: Table = TABLE, doc: str 
     given = list(sys.argv[1:] if arguments is None else arguments)
     notes = [each for each in every if isinstance(each, str)]
     order = [n.name for n in every if isinstance(n, Network)]
-    found, others = load(args.json), load(table.beside) if table.beside else {}
+    found, others = network_table.load(args.json), network_table.load(table.beside) if table.beside else {}
     for name in (n for n in order if any(fnmatch(n, p) for p in args.only)):
         with tempfile.TemporaryDirectory() as temporary:
             scratch = str(args.scratch or temporary)
@@ -359,11 +212,11 @@ def main(arguments: Sequence[str] | None = None, table: Table = TABLE, doc: str 
                 row = _in_child(table.script, name, column, [*given, "--scratch", scratch])
                 found[row.key] = row
                 args.json.write_text(json.dumps([asdict(r) for r in found.values()], indent=1), encoding="utf-8")
-                print(_progress(row, others | found), file=sys.stderr, flush=True)
-    shown = _shown(table, found, others, order)
+                print(network_table.progress(row, others | found), file=sys.stderr, flush=True)
+    shown = network_table.shown(table, found, others, order)
     if args.pages:
-        write_pages(table, shown, notes)
-    print("\n".join(page(table, shown, notes)))
+        network_table.write_pages(table, shown, notes)
+    print("\n".join(network_table.page(table, shown, notes)))
 
 
 def _is_available(configuration: Configuration, args: argparse.Namespace) -> bool:
@@ -372,29 +225,12 @@ def _is_available(configuration: Configuration, args: argparse.Namespace) -> boo
     return not configuration.module or importlib.util.find_spec(configuration.module) is not None
 
 
-def _shown(table: Table, found: Mapping[str, Row], others: Mapping[str, Row], order: Sequence[str]) -> dict[str, Row]:
-    """By network in this order; of the other bench, networks and columns that the table has."""
-    names = {row.network for row in found.values()}
-    beside = [r for r in others.values() if r.network in names and table.columns.get(r.configuration, r) is None]
-    every = sorted(
-        [*beside, *found.values()],
-        key=lambda row: (order.index(row.network) if row.network in order else len(order), row.network),
-    )
-    return {row.key: row for row in every}
-
-
 def _in_child(script: Path, name: str, column: str, given: Sequence[str]) -> Row:
     command = [sys.executable, str(script), *given, "--cell", name, column]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         return Row(name, column, commit(), outcome="failed", why=f"the bench ended with {done.returncode}")
     return Row(**json.loads(done.stdout.splitlines()[-1]))
-
-
-def _progress(row: Row, found: Mapping[str, Row]) -> str:
-    base = found.get(f"{row.network}, {FLOAT}")
-    scores = ", ".join(f"{title} {_score(row, base, title)}" for title in row.scores)
-    return f"{row.key}: {scores or row.why}; {_sqnr(row)} dB, {_latency(row)}, {_cost(row)} {row.wider}"
 
 
 if __name__ == "__main__":

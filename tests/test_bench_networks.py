@@ -13,9 +13,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 
 import child
+import network_table
 import networks
 import torch_peers
-from networks import Configuration, Row
+from network_table import Configuration, Row
 from task_score import TaskScore, difference_error, standard_error, top1
 
 
@@ -142,3 +143,18 @@ def test_steps_of_peers_are_named() -> None:
     assert child._named(("cle", "adaround=200"), "cle", "adaround") == {"cle": "", "adaround": "200"}
     with pytest.raises(ValueError, match="expected steps of cle, got claw"):
         child._named(("claw",), "cle")
+
+
+def test_a_faster_model_of_another_tool_is_named() -> None:
+    def line(peer: tuple[float, float, float], own: tuple[float, float, float]) -> str | None:
+        rows = [
+            Row("net", name, "abc", ratio=middle, low=low, high=high)
+            for name, (low, middle, high) in {"onnxsim": peer, "quantize_static": (2.0, 2.0, 2.0), "w8a8": own}.items()
+        ]
+        return network_table._slower(networks.TABLE, {row.key: row for row in rows}, "net")
+
+    assert line((0.5, 0.6, 0.7), (0.5, 0.6, 0.7)) is None
+    assert line((0.5, 0.6, 0.7), (0.4, 0.5, 0.6)) is None
+    both = "- net: onnxsim 0.50 (0.40 to 0.60), w8a8 "
+    assert line((0.4, 0.5, 0.6), (0.7, 0.8, 0.9)) == both + "0.80 (0.70 to 0.90)"
+    assert line((0.4, 0.5, 0.6), (0.5, 0.6, 0.7)) == both + "0.60 (0.50 to 0.70); their quartiles overlap"
