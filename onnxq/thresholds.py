@@ -52,6 +52,10 @@ EXCEPTION_NOISE = 0.01
 """Share of the noise that all units make, each alone, below which a unit is no exception. Chosen: a hundredth of the
 noise is 0.04 dB."""
 
+EXCEPTION_PROMISE_DB = 1.0
+"""What exceptions must promise by the noises of the rounded model, for everything to be rounded once more with them.
+Chosen: twice `LEAST_GAIN_DB`, which they must bring then."""
+
 EXCEPTION_PASSES = 200
 """Passes through the network that the search for exceptions may take, about: where there are many tensors, on fewer
 samples. Chosen: as many as calibration takes with 200 samples."""

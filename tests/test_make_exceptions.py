@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import graphs
@@ -12,7 +13,9 @@ from quantized import context, with_ranges
 
 import onnxq
 from onnxq.numeric.quant import QuantSpec
+from onnxq.passes import make_exceptions
 from onnxq.passes.make_exceptions import MakeExceptions
+from onnxq.passes.round_weights import RoundWeights
 from onnxq.report import Step
 from onnxq.report.text import to_text
 from onnxq.targets import ORT
@@ -87,13 +90,36 @@ def test_nothing_is_excepted_where_it_may_not_or_need_not_be(settings: dict[str,
     assert set(bits(result).values()) == {width}
 
 
-def test_what_gains_too_little_is_dropped() -> None:
+def test_what_promises_too_little_is_not_made() -> None:
+    result = onnxq.quantize(network(tail=8), feeds(), preset="w3a8", exceptions=5, **narrow())
+    step = step_of(result)
+    assert step is not None
+    assert (step.status, step.changed) == ("nothing to do", 0)
+    assert re.fullmatch(r"what fits the budget would bring about 0\.\d dB, which is too little", step.notes[0])
+    assert set(bits(result).values()) == {"int3"}
+    assert "exceptions:" not in to_text(result.report)
+
+
+def test_what_gains_less_than_it_promises_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make_exceptions, "EXCEPTION_PROMISE_DB", 0.0)
     result = onnxq.quantize(network(tail=8), feeds(), preset="w3a8", exceptions=5, **narrow())
     step = step_of(result)
     assert step is not None
     assert step.status == "dropped"
     assert set(bits(result).values()) == {"int3"}
     assert "exceptions:" not in to_text(result.report)
+
+
+def test_weights_are_rounded_once_where_little_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"per_channel": False, "rounding": "gptq", "cle": "off", "force_int_kernels": True}
+    rounded = []
+    apply = RoundWeights.apply
+    monkeypatch.setattr(RoundWeights, "apply", lambda *args: rounded.append(1) or apply(*args))
+    for promise, times in ((1e9, 1), (0.0, 2)):
+        monkeypatch.setattr(make_exceptions, "EXCEPTION_PROMISE_DB", promise)
+        rounded.clear()
+        onnxq.quantize(network(), feeds(), preset="w3a8", exceptions=5, **settings)
+        assert len(rounded) == times
 
 
 def loud(count: int = 32) -> tuple[ModelProto, list[dict[str, np.ndarray]]]:
@@ -127,15 +153,19 @@ def test_an_activation_within_the_budget_gets_what_runs_best() -> None:
         asked.append(len(planned.quantizers))
         return float(len(planned.quantizers))  # the more are left, the better: 16 bits
 
-    step = MakeExceptions(0.03, None, ("a16", "float"), measure)
     model = with_ranges(proto, data, force_int_kernels=False)
+    step = MakeExceptions(0.03, None, ("a16", "float"), measure, model.clone())
     outcome = step.apply(model, context(proto, data))
     assert outcome.changed == 1
     assert outcome.notes[0] == "1 activation changed (in layers of 1.2% of the multiplications)"
     assert model.quantizers["a"].spec.grid.bits == 16
     assert len(asked) == 2
     untouched = with_ranges(proto, data, force_int_kernels=False)
-    assert not MakeExceptions(0.01, None, ("a16",), measure).apply(untouched, context(proto, data)).changed
+    assert (
+        not MakeExceptions(0.01, None, ("a16",), measure, untouched.clone())
+        .apply(untouched, context(proto, data))
+        .changed
+    )
     assert untouched.quantizers["a"].spec.grid.bits == 8
 
 
@@ -150,10 +180,11 @@ def test_an_activation_that_carries_the_loss_of_the_default_gets_more() -> None:
     assert step_of(plain) is None
 
 
-def test_weights_get_nothing_where_the_target_has_nothing_wider() -> None:
+def test_weights_get_nothing_where_the_target_has_nothing_wider(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make_exceptions, "EXCEPTION_PROMISE_DB", 0.0)
     proto, data = network(), feeds(8)
     model = with_ranges(proto, data, weight=onnxq.Options(preset="w4a8").weight)
     wider: QuantSpec | None = ORT.weight_of(8)
     for weight, count in ((None, 0), (wider, 1)):
-        outcome = MakeExceptions(0.05, weight, (), lambda _: None).apply(model, context(proto, data))
+        outcome = MakeExceptions(0.05, weight, (), lambda _: None, model.clone()).apply(model, context(proto, data))
         assert outcome.changed == count

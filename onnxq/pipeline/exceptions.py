@@ -6,10 +6,9 @@ import time
 from dataclasses import replace
 
 from ..graph.model import Model
-from ..numeric.quant import QuantSpec
 from ..passes.choose_storage import ChooseStorage
 from ..passes.make_exceptions import MakeExceptions
-from ..targets.contradictions import FALLBACKS, contradictions, no_fallback
+from ..targets.contradictions import FALLBACKS, no_fallback
 from ..thresholds import EXCEPTIONS_BELOW_DB, LEAST_GAIN_DB
 from .correct import correct
 from .log import log_steps
@@ -18,6 +17,7 @@ from .plan import Plan
 from .run_passes import Steps, run_passes
 from .set_ranges import completing
 from .task import Task
+from .wider_weight import wider_weight
 
 
 def with_exceptions(plan: Plan, task: Task) -> Plan:
@@ -37,7 +37,9 @@ def with_exceptions(plan: Plan, task: Task) -> Plan:
 
     kinds = [kind for kind in FALLBACKS if options.fallback in ("off", "auto", kind)]
     kinds = [kind for kind in kinds if no_fallback(task.context.target, kind) is None]
-    step = MakeExceptions(options.exceptions / 100, _wider_weight(task), tuple(kinds), measure)
+    was_rounded = any(step.name == "RoundWeights" and step.status == "kept" for step in plan.correction)
+    rounded = plan.model if was_rounded else None
+    step = MakeExceptions(options.exceptions / 100, wider_weight(task), tuple(kinds), measure, rounded)
     then = (*completing(options), ChooseStorage(options.store_4bit))
     ranged, (record, *others) = run_passes((step, *then), plan.ranged.clone(), task.context)
     if not record.changed:
@@ -66,13 +68,3 @@ def _db_of(model: Model, correction: Steps, task: Task) -> float | None:
         if step.before_db is not None:
             return step.after_db if step.status == "kept" else step.before_db
     return task.quality.db(lowered(model.clone(), task))
-
-
-def _wider_weight(task: Task) -> QuantSpec | None:
-    """What weights of fewer bits may get; None where the target has nothing wider for them."""
-    options, target = task.options, task.context.target
-    if options.weight is None or options.weight.grid.bits >= 8:
-        return None
-    wider = target.weight_of(8)
-    refused = any(contradictions(target, replace(options.weight, grid=wider.grid), options.activation))
-    return None if refused else wider
