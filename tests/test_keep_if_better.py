@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from graphs import feeds, model, wrapped
+from onnx import ModelProto, TensorProto, numpy_helper
 
 import onnxq
+from onnxq.calibration import channel_facts
 from onnxq.data import Feed
 from onnxq.execution.layerwise import planned_layers
 from onnxq.graph.model import Model
@@ -243,6 +245,25 @@ def test_default_effort_tries_equalization_per_channel_only_where_outputs_are_no
         assert "not run" not in {steps(effort="high")[name].status for name in names}
 
 
+def test_with_few_bits_it_is_8_bits_that_say_whether_outputs_are_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, largest, measure = ("RemoveDeadChannels", "EqualizeLayers", "AbsorbBias"), list[int](), QualityMeasure.db
+
+    def db(self: QualityMeasure, quantized: ModelProto) -> float | None:
+        weights = [t for t in quantized.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) > 1]
+        largest.append(max(int(np.abs(numpy_helper.to_array(weight)).max()) for weight in weights))
+        return measure(self, quantized)
+
+    monkeypatch.setattr(QualityMeasure, "db", db)
+    for clear in (-1000.0, 1000.0):
+        monkeypatch.setattr(equalize, "CLEAR_DB", clear)
+        largest.clear()
+        found = steps(preset="w3a8", exceptions=0)
+        assert {found[name].status == "not run" for name in names} == {clear < 0}
+        assert largest[0] == 127
+        assert max(largest[1:]) <= 4
+        assert ("with a scale and 8 bits for each channel" in found["EqualizeLayers"].notes[0]) == (clear < 0)
+
+
 def test_effort_fast_measures_no_quality_but_that_of_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QualityMeasure, "db", lambda *_: pytest.fail("a trial"))
     for options in ({}, {"per_channel": False}, {"preset": "w4a8"}, {"rounding": "gptq"}, {"smoothquant": 0.5}):
@@ -262,3 +283,9 @@ def test_means_for_bias_correction_come_from_the_pass_that_sets_ranges() -> None
     assert next(step for step in result.report.steps if step.name == "CorrectBias").changed
     assert "calibrating" in labels
     assert "measuring means" not in labels
+
+
+def test_what_weights_are_weighed_by_comes_from_the_pass_that_sets_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_facts, "collect_tensors", lambda *_: pytest.fail("a pass of its own"))
+    found = steps(per_channel=False, cle="off", dead_channels=False, absorb=False)
+    assert found["RefineWeightRanges"].changed

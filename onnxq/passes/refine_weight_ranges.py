@@ -32,6 +32,11 @@ from .base import Context, Outcome, Skip
 BINS = 2**14
 
 
+def weighed_tensors(model: Model) -> dict[str, int]:
+    """The tensors whose channels are measured for it, with their channel axes."""
+    return measured_tensors(find_groups(model))
+
+
 @dataclass(frozen=True)
 class RefineWeightRanges:
     """Set the scales of linear layers' weights anew; it runs behind `SetWeightRanges`."""

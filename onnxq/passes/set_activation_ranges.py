@@ -40,12 +40,13 @@ class SetActivationRanges:
     Scores of attention are ranged without their masks, which are cut off where Softmax makes nearly nothing of them.
     What activation functions do not tell apart is cut off where nothing else reads a tensor (`operators.saturation`).
     A tensor that takes infinite values or not-a-number (masks of attention) has no range: it stays in float.
-    channels: which tensors' channels (name -> axis) are measured in the same pass over the data, for steps that follow.
+    channels: which tensors' channels (name -> axis) are measured in the same pass over the data, for each of the steps
+    that follow.
     """
 
     method: str = "mse"
     logits_method: str = "cross-entropy"
-    channels: Callable[[Model], Mapping[str, int]] | None = field(default=None, repr=False)
+    channels: Sequence[Callable[[Model], Mapping[str, int]]] = field(default=(), repr=False)
     title: ClassVar[str] = "Set activation ranges"
     preserves: ClassVar[bool | None] = None
 
@@ -113,17 +114,23 @@ class SetActivationRanges:
         self, model: Model, context: Context, make: Callable[[str], Statistic], names: Collection[str]
     ) -> Mapping[str, Statistic]:
         """One pass over the data: a statistic of each tensor, and facts of channels, which the context keeps."""
-        axes = {} if self.channels is None else self.channels(model)
+        places = dict.fromkeys(place for needed in self.channels for place in needed(model).items())
+        known = context.channel_facts.setdefault(model.fingerprint(), {}) if places else {}
+        axes: dict[str, list[int]] = {}
+        for name, axis in places:
+            if (name, axis) not in known:
+                axes.setdefault(name, []).append(axis)
 
-        def both(name: str) -> Together:
+        def every(name: str) -> Together:
             first = (make(name),) if name in names else ()
-            return Together((*first, *((ChannelStatistics(axes[name]),) if name in axes else ())))
+            return Together((*first, *(ChannelStatistics(axis) for axis in axes.get(name, ()))))
 
-        found = collect_tensors(model, [*dict.fromkeys((*names, *axes))], context, both)
+        found = collect_tensors(model, [*dict.fromkeys((*names, *axes))], context, every)
         parts = {name: each.parts for name, each in found.items() if isinstance(each, Together)}
-        known = {(n, axes[n]): p[-1].facts() for n, p in parts.items() if isinstance(p[-1], ChannelStatistics)}
-        if known:
-            context.channel_facts.setdefault(model.fingerprint(), {}).update(known)
+        for name, each in parts.items():
+            for part in each:
+                if isinstance(part, ChannelStatistics):
+                    known[name, part.axis] = part.facts()
         return {name: parts[name][0] for name in names}
 
     def _params(

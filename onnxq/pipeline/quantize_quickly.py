@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
-
 from onnx import ModelProto
 
-from ..calibration.context import Context
-from ..data import Feed
-from ..execution.services import no_progress
 from ..graph.model import Model
+from ..numeric.quant import QuantSpec
 from ..passes.base import Pass
 from ..passes.correct_bias import CorrectBias
+from ..passes.make_exceptions import give_bits, narrow_weights
 from .lower import at_sufficient_opset, lowered
 from .run_passes import run_passes
 from .set_ranges import ranging
@@ -21,21 +17,23 @@ from .task import Task
 _ANALYTIC = CorrectBias()
 
 
-def quantized_quickly(model: Model, task: Task, correction: Pass = _ANALYTIC) -> ModelProto:
-    """A float model quantized with a few samples and a quick correction: good enough to compare steps."""
-    return lowered(plan_quickly(model, task, correction), task)
+def quantized_quickly(
+    model: Model, task: Task, correction: Pass = _ANALYTIC, wider: QuantSpec | None = None
+) -> ModelProto:
+    """A float model quantized with a few samples and a quick correction: good enough to compare steps.
+
+    wider: what weights get that would have fewer bits.
+    """
+    return lowered(plan_quickly(model, task, correction, wider), task)
 
 
-def plan_quickly(model: Model, task: Task, correction: Pass = _ANALYTIC) -> Model:
+def plan_quickly(model: Model, task: Task, correction: Pass = _ANALYTIC, wider: QuantSpec | None = None) -> Model:
     """The same, before it is lowered."""
-    few = silent(task.context, task.samples.trial)
-    model, _ = run_passes(ranging(task.options, correction=correction), model, few)
+    model, _ = run_passes(ranging(task.options, correction=correction), model, task.trying)
+    if wider is not None:
+        for name in narrow_weights(model, wider):
+            give_bits(model, name, wider)
     model = at_sufficient_opset(model, task.options)
     if task.options.weight is not None:
-        correction.apply(model, few)
+        correction.apply(model, task.trying)
     return model
-
-
-def silent(context: Context, feeds: Iterable[Feed]) -> Context:
-    """The context for a trial on some feeds, which shows no progress of its own."""
-    return replace(context, feeds=feeds, services=replace(context.services, progress=no_progress))

@@ -20,7 +20,7 @@ from ..passes.fallback import Fallback
 from ..passes.fit_scales import FitScales
 from ..passes.leave_incomplete import LeaveIncompleteOperators
 from ..passes.quantize_dynamically import QuantizeDynamically
-from ..passes.refine_weight_ranges import RefineWeightRanges
+from ..passes.refine_weight_ranges import RefineWeightRanges, weighed_tensors
 from ..passes.set_activation_ranges import SetActivationRanges
 from ..passes.set_data_free_ranges import SetDataFreeRanges
 from ..passes.set_weight_ranges import SetWeightRanges
@@ -58,14 +58,17 @@ def placement(options: Options) -> tuple[Pass, ...]:
 def ranging(options: Options, given: Sequence[Pass] = (), correction: Pass | None = None) -> tuple[Pass, ...]:
     """Where quantizers go, and what their scales are. given: passes that decide some of them beforehand.
 
-    correction: what follows; the means that bias correction needs are measured with the ranges.
+    correction: what follows; what bias correction and weighted weight ranges need of channels is measured with the
+    ranges of activations, in one pass over the data.
     """
     passes = [*placement(options), *given, SetWeightRanges(options.weight_method)]
-    if options.weighs_weights and options.weight is not None:
-        passes.append(RefineWeightRanges())
+    refined = options.weighs_weights and options.weight is not None
     if options.synthetic or not options.data_free:
-        channels = input_axes if correction == CorrectBias() and options.weight is not None else None
-        passes.append(SetActivationRanges(options.activation_range, options.logits_range, channels))
+        corrected = correction == CorrectBias() and options.weight is not None
+        needed = (*((weighed_tensors,) if refined else ()), *((input_axes,) if corrected else ()))
+        passes.append(SetActivationRanges(options.activation_range, options.logits_range, needed))
+    if refined:
+        passes.append(RefineWeightRanges())
     if options.data_free:
         passes.append(SetDataFreeRanges(inputs=options.input_ranges))
     if find_target(options.target).fits_scales:

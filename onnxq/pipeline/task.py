@@ -67,6 +67,13 @@ class Task:
         return replace(made, choosing=self.samples.choosing)
 
     @cached_property
+    def trying(self) -> Context:
+        """The context of all trials, on a few feeds, without progress of their own: what one of them measures of a
+        network serves the others."""
+        services = replace(self.context.services, progress=no_progress)
+        return replace(self.context, feeds=self.samples.trial, services=services)
+
+    @cached_property
     def quality(self) -> QualityMeasure:
         """Measures quantized models on the choosing samples, which no range is set on while steps are compared."""
         services, target = self.context.services, self.context.target
