@@ -23,11 +23,17 @@ CLEAR_DB = 25.0
 nearest there, and `debug` goes on behind its target up to it. Measured: accuracy-rounding.md. Option: rounding."""
 
 TOLERANCE_DB = 0.1
-"""What a step may cost the outputs and still be kept. Chosen: a loss that no accuracy in accuracy-steps.md shows."""
+"""What a step may cost the outputs and still be kept, and what exceptions must bring. Chosen: a loss that no accuracy
+in accuracy-steps.md shows."""
 
 LEAST_GAIN_DB = 0.5
-"""Gain in SQNR below which `debug` takes no other option, and exceptions are dropped. Chosen: another draw of samples
-may turn such a gain around."""
+"""Gain in SQNR below which `debug` takes no other option. Chosen: another draw of samples may turn such a gain
+around."""
+
+EXCEPTION_ERRORS = 1.0
+"""Standard errors of the gain in SQNR over the choosing samples that exceptions must bring, and `TOLERANCE_DB` at
+least: their price is within the budget that the user allows. By definition: five of six other draws of samples agree
+that there is a gain. Option: exceptions."""
 
 LEAST_DB = 20.0
 """The SQNR that `debug` aims at: noise of a tenth of the outputs' magnitude. By definition: 20 log10(10). Option:
@@ -54,7 +60,7 @@ noise is 0.04 dB."""
 
 EXCEPTION_PROMISE_DB = 1.0
 """What exceptions must promise by the noises of the rounded model, for everything to be rounded once more with them.
-Chosen: twice `LEAST_GAIN_DB`, which they must bring then."""
+Chosen: a gain that is worth the time."""
 
 EXCEPTION_PASSES = 200
 """Passes through the network that the search for exceptions may take, about: where there are many tensors, on fewer

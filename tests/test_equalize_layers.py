@@ -18,7 +18,7 @@ from onnxq.data import Feed
 from onnxq.execution.services import Services
 from onnxq.graph.model import Moments
 from onnxq.graph.scaling_groups import find_groups
-from onnxq.numeric.equalization import LayerSensitivity, Ranges, in_memory, least_noise
+from onnxq.numeric.equalization import Activation, LayerSensitivity, Ranges, in_memory, least_noise
 from onnxq.options import Options
 from onnxq.passes.base import Context
 from onnxq.passes.equalize_layers import LARGEST, EqualizeLayers
@@ -180,3 +180,36 @@ def test_powers_that_are_kept_as_float32_lead_to_the_same_scales() -> None:
     assert np.abs(expected).max() > 3.7, "as far as so many steps go"
     assert set(kept) == {np.dtype(np.float32)}
     np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("groups", [1, 6], ids=["dense", "depthwise"])
+def test_with_a_scale_for_each_row_weights_set_another_price_on_scales(groups: int) -> None:
+    """The noise that the formula at the head of the module foretells is least, with maxima that are not smoothed."""
+    rng = np.random.default_rng(1)
+    first = np.abs(rng.standard_normal((1, 6, 5)))
+    second = np.abs(rng.standard_normal((groups, 6 // groups, 6 // groups))) * np.exp(rng.uniform(-3, 3, 6)).reshape(
+        groups, -1, 1
+    )
+    largest, power, counts = np.exp(rng.uniform(-2, 2, 6)), np.exp(rng.uniform(-4, 4, 6)), np.exp(rng.uniform(-2, 2, 6))
+    ids, outer, steps = np.arange(6), np.arange(6, 12), (7.0, 15.0)
+    layers = [
+        (Ranges(in_memory(first), ids, None), LayerSensitivity(np.ones(5), counts, 1)),
+        (Ranges(in_memory(second), outer, ids), LayerSensitivity(power, np.ones(6), 1)),
+    ]
+    free = np.arange(12) < 6
+    bounds = np.where(free, -LARGEST, 0.0), np.where(free, LARGEST, 0.0)
+    tensor = Activation(ids, largest, counts)
+
+    def noise(u: np.ndarray) -> float:
+        s = np.exp(u[:6])
+        rows = np.square((second * s.reshape(groups, 1, -1)).max(axis=2)).sum(axis=1)
+        weights = (rows * (power / s**2).reshape(groups, -1).sum(axis=1)).sum() / steps[0] ** 2
+        return float(weights + np.square((largest / s).max()) * (counts * s**2).sum() / steps[1] ** 2)
+
+    by_row, by_tensor = (least_noise(layers, [tensor], *bounds, steps, per_row=each) for each in (True, False))
+    assert noise(by_row) < noise(by_tensor)
+    near = [noise(by_row + 0.3 * free * rng.standard_normal(12)) for _ in range(50)]
+    assert noise(by_row) <= 1.03 * min(near), "maxima are smoothed"
+    if groups == 6:
+        even = largest / np.exp(by_row[:6])
+        assert even.max() / even.min() < 0.2 * largest.max() / largest.min(), "no weight keeps channels apart"

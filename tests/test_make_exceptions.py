@@ -16,6 +16,7 @@ from onnxq.numeric.quant import QuantSpec
 from onnxq.passes import make_exceptions
 from onnxq.passes.make_exceptions import MakeExceptions
 from onnxq.passes.round_weights import RoundWeights
+from onnxq.pipeline import exceptions
 from onnxq.report import Step
 from onnxq.report.text import to_text
 from onnxq.targets import ORT
@@ -100,8 +101,20 @@ def test_what_promises_too_little_is_not_made() -> None:
     assert "exceptions:" not in to_text(result.report)
 
 
+@pytest.mark.parametrize(("errors", "status"), [(-1000.0, "kept"), (0.5, "kept"), (1000.0, "dropped")])
+def test_what_gains_is_kept_by_the_standard_error_of_the_gain(
+    errors: float, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exceptions, "EXCEPTION_ERRORS", errors)
+    step = step_of(onnxq.quantize(network(), feeds(), preset="w3a8", exceptions=5, **narrow()))
+    assert step is not None
+    assert step.status == status
+    assert any("with a standard error of 0.1 dB" in note for note in step.notes) == (status == "dropped")
+
+
 def test_what_gains_less_than_it_promises_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make_exceptions, "EXCEPTION_PROMISE_DB", 0.0)
+    monkeypatch.setattr(exceptions, "TOLERANCE_DB", 1.0)
     result = onnxq.quantize(network(tail=8), feeds(), preset="w3a8", exceptions=5, **narrow())
     step = step_of(result)
     assert step is not None

@@ -15,7 +15,7 @@ import onnxq
 from onnxq import cli
 from onnxq.data import CalibrationData, InputSpec
 from onnxq.graph import storage
-from onnxq.numeric.metrics import Sqnr, standard_error
+from onnxq.numeric.metrics import OutputSqnr, Sqnr, gain, standard_error
 from onnxq.pipeline import pipeline
 from onnxq.pipeline.samples import Division, divide, evaluated
 
@@ -249,3 +249,33 @@ def test_rows_of_sequences_count() -> None:
     ids = InputSpec("x", np.dtype(np.int64), ("N", "T"))
     assert CalibrationData([np.zeros((1, n), np.int64) for n in lengths], [ids]).rows() == 20
     assert numbered(7).rows() == 7
+
+
+def outputs(signal: np.ndarray, noise: np.ndarray) -> list[OutputSqnr]:
+    return [OutputSqnr(totals={"y": Sqnr(s, n)}) for s, n in zip(signal, noise, strict=True)]
+
+
+def test_the_standard_error_of_a_gain_is_that_of_other_draws_and_leaves_out_what_both_models_share() -> None:
+    random = np.random.default_rng(0)
+    found, alone = [], []
+    for _ in range(300):
+        hard = np.exp(random.normal(0, 1, 16))
+        before, after = (
+            outputs(np.ones(16), hard * share * np.exp(random.normal(0, 0.2, 16))) for share in (0.1, 0.08)
+        )
+        known = gain(before, after)
+        assert known is not None
+        found.append(known)
+        alone.append(standard_error([one.totals["y"] for one in before]))
+    gains, errors = np.array(found).T
+    assert gains.mean() == pytest.approx(10 * np.log10(0.1 / 0.08), abs=0.05)
+    assert errors.mean() == pytest.approx(gains.std(), rel=0.15)
+    assert errors.mean() < 0.5 * np.mean(alone)
+
+
+def test_a_gain_that_cannot_be_known() -> None:
+    one = outputs(np.ones(3), np.ones(3))
+    assert gain(one[:1], one[:1]) is None
+    assert gain([OutputSqnr(), OutputSqnr()], one[:2]) is None
+    assert gain(one, outputs(np.ones(3), np.zeros(3))) is None
+    assert gain(one, one) == (0.0, 0.0)

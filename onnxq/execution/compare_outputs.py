@@ -144,7 +144,17 @@ def output_sqnr(pairs: Iterable[tuple[Outputs, Outputs]], compared: Sequence[Com
 
     pairs: (reference, other) of each sample. compared: what the outputs are, where some lie in front of others.
     """
-    total = OutputSqnr({each.label: each.front for each in compared if each.front is not None})
-    for reference, outputs in pairs:
-        total.update(reference, outputs)
+    total = OutputSqnr()
+    for one in single_sqnr(pairs, compared):
+        total.fronts = one.fronts
+        total.merge(one)
     return total.db
+
+
+def single_sqnr(pairs: Iterable[tuple[Outputs, Outputs]], compared: Sequence[Comparable] = ()) -> Iterator[OutputSqnr]:
+    """The same of each sample alone."""
+    fronts = {each.label: each.front for each in compared if each.front is not None}
+    for reference, outputs in pairs:
+        one = OutputSqnr(fronts)
+        one.update(reference, outputs)
+        yield one

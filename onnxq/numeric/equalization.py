@@ -25,6 +25,12 @@ With x_i = E[x_i^2] and g_o, how much an error in output o counts behind it, bot
 
 n_w, n_x: steps in [0, R] and [0, T]. Each term is the product of maxima and sums of exponentials of linear functions:
 log J is convex in u, the minimum is global. Maxima are smoothed, max_j m_j ~ (sum_j m_j^P)^(1/P).
+
+Where each output o has a scale, R_o = max_i w_oi s_i / s_o takes the place of R, and its term is
+
+    sum over layers  1 / n_w^2 sum_o g_o (max_i w_oi s_i)^2 sum_(i joined with o) x_i / s_i^2
+
+in which s_o has no part: a layer with one input for each output, as depthwise ones are, sets no price on its scales.
 """
 
 from __future__ import annotations
@@ -144,18 +150,21 @@ def least_noise(
     steps: tuple[float, float],
     iterations: int = 150,
     keep: Keep = in_memory,
+    per_row: bool = False,
 ) -> Vector:
     """Log scales u (G,) that minimize J. steps: (n_w, n_x). Adam with a step that falls from 0.05 to 0.
 
     layers are read once, one after the other. keep: where the powers of each, as large as its weight, stay.
+    per_row: whether each output of a layer has a scale of its own.
     """
     u = np.clip(np.zeros_like(lower), lower, upper)
     free = lower < upper
     if not free.any():
         return u
     first, second = np.zeros_like(u), np.zeros_like(u)
-    terms: list[_WeightNoise | _ActivationNoise] = []
-    terms += [_WeightNoise(ranges, layer, steps[0], keep) for ranges, layer in layers if ranges.weight().any()]
+    weight_noise = _RowNoise if per_row else _WeightNoise
+    terms: list[_WeightNoise | _RowNoise | _ActivationNoise] = []
+    terms += [weight_noise(ranges, layer, steps[0], keep) for ranges, layer in layers if ranges.weight().any()]
     terms += [_ActivationNoise(a, steps[1]) for a in activations if 0 < a.largest.max(initial=0.0) < BEYOND]
     for i in range(iterations):
         gradient = np.zeros_like(u)
@@ -200,6 +209,35 @@ class _WeightNoise:
         if inputs is not None:
             np.add.at(gradient, inputs, 2 * (noise * columns / total - largest * power * counting).reshape(-1))
         return noise
+
+
+class _RowNoise:
+    """The same where each output has a scale: what it is divided by cancels."""
+
+    def __init__(self, ranges: Ranges, layer: LayerSensitivity, steps: float, keep: Keep) -> None:
+        weight = ranges.weight()
+        largest = weight.max(axis=2, keepdims=True)
+        powers = weight / np.where(largest > 0, largest, 1)
+        self.powers, self.inputs = keep(np.power(powers, _SMOOTH, out=powers)), ranges.inputs
+        g, rows, columns = weight.shape
+        self.power = layer.power.reshape(g, columns)
+        scales = np.square(largest[:, :, 0].astype(np.float64) / steps)
+        self.counting = layer.taps / 12 * scales * layer.sensitivity.reshape(g, rows)
+
+    def add(self, u: Vector, gradient: Vector) -> float:
+        """The term at u; its gradient is added to `gradient`."""
+        inputs, powers = self.inputs, self.powers()
+        down = np.zeros_like(self.power) if inputs is None else u[inputs].reshape(self.power.shape)
+        a = np.exp(_SMOOTH * down)[:, :, None]
+        rows = (powers @ np.asarray(a, powers.dtype))[:, :, 0]
+        largest = self.counting * rows ** (2 / _SMOOTH)
+        power = self.power * np.exp(-2 * down)
+        arriving, counting = power.sum(axis=1, keepdims=True), largest.sum(axis=1, keepdims=True)
+        if inputs is not None:
+            shares = (largest / np.where(rows > 0, rows, 1))[:, :, None]
+            columns = a[:, :, 0] * (powers.transpose(0, 2, 1) @ np.asarray(shares, powers.dtype))[:, :, 0]
+            np.add.at(gradient, inputs, 2 * (arriving * columns - counting * power).reshape(-1))
+        return float((arriving * counting).sum())
 
 
 class _ActivationNoise:

@@ -123,6 +123,11 @@ class OutputSqnr:
                 front = self.fronts.get(name)
                 self.totals.setdefault(name, Sqnr()).update(*((x, y) if front is None else front.seen(x, y)))
 
+    def merge(self, other: OutputSqnr) -> None:
+        """Add the sums of other feeds."""
+        for name, sums in other.totals.items():
+            self.totals.setdefault(name, Sqnr()).merge(sums)
+
     @property
     def db(self) -> float | None:
         """Infinite where all outputs are identical; None where none was comparable."""
@@ -134,6 +139,33 @@ class OutputSqnr:
             shares[place] = max(shares.get(place, 0.0), 10 ** (-total.db / 10) if total.noise else 0.0)
         noise = float(np.mean(list(shares.values())))
         return float(-10 * np.log10(noise)) if noise > 0 else np.inf
+
+
+def gain(before: Sequence[OutputSqnr], after: Sequence[OutputSqnr]) -> tuple[float, float] | None:
+    """dB that one model is nearer to the float one than another, over the same samples, and the standard error of that;
+    None where there is but one sample, or the outputs of one model cannot be compared, or are identical.
+
+        g    gain over all n samples        g_i    without sample i        error    sqrt((n - 1) / n sum (g_i - g)^2)
+
+    The jackknife of the difference, not of each figure: what makes a sample hard for both cancels.
+    """
+    found = [_difference(before, after, without) for without in (None, *range(len(before)))]
+    known = [each for each in found if each is not None and np.isfinite(each)]
+    if len(before) < 2 or len(known) < len(found):
+        return None
+    squares = np.square(np.array(known[1:]) - known[0]).sum()
+    return known[0], float(np.sqrt(squares * (len(before) - 1) / len(before)))
+
+
+def _difference(before: Sequence[OutputSqnr], after: Sequence[OutputSqnr], without: int | None) -> float | None:
+    ends = []
+    for single in (before, after):
+        together = OutputSqnr(single[0].fronts if single else {})
+        for i, one in enumerate(single):
+            if i != without:
+                together.merge(one)
+        ends.append(together.db)
+    return None if ends[0] is None or ends[1] is None else ends[1] - ends[0]
 
 
 def finite(db: float) -> float | None:

@@ -55,13 +55,15 @@ class EqualizeLayers:
 
     method: `range` or `noise`, see above. headroom: how far beyond the largest value seen unseen data may go before
     a Clip cuts it; it costs freedom. deviations: how far from its mean a channel goes where there is no data.
-    bits: of weights and activations, which `noise` weighs against each other.
+    bits: of weights and activations, which `noise` weighs against each other. per_channel: whether weights have a scale
+    for each output channel, which `noise` reckons with.
     """
 
     method: Literal["range", "noise"] = "range"
     headroom: float = 1.0
     deviations: float = 3.0
     bits: tuple[int, int] = (8, 8)
+    per_channel: bool = False
     title: ClassVar[str] = "Cross-layer equalization"
     preserves: ClassVar[bool | None] = True
 
@@ -74,7 +76,7 @@ class EqualizeLayers:
             u, sweeps = equalization.equal_ranges([_ranges(s, model.is_large, keep) for s in groups.layers], *limits)
             notes = [f"converged after {sweeps} sweeps"]
         else:
-            u, notes = _least_noise(groups, facts, limits, self.bits, model.is_large, keep), []
+            u, notes = _least_noise(groups, facts, limits, self.bits, model.is_large, keep, self.per_channel), []
         for scaled in groups.layers:
             ranges = _ranges(scaled, model.is_large)
             before, after = (equalization.spread(ranges, v) for v in (np.zeros_like(u), u))
@@ -134,6 +136,7 @@ def _least_noise(
     bits: tuple[int, int],
     is_large: bool,
     keep: Keep,
+    per_channel: bool,
 ) -> Vector:
     of_layers, sensitivities = output_sensitivities(groups, facts)
     activations = {}
@@ -145,7 +148,9 @@ def _least_noise(
     layers = ((_ranges(scaled, is_large), own) for scaled, own in zip(groups.layers, of_layers, strict=True))
     steps = 2.0 ** (bits[0] - 1) - 1, 2.0 ** bits[1] - 1
     with one_blas_thread():  # many products of a matrix and a vector
-        return equalization.least_noise(layers, list(activations.values()), *limits, steps, keep=keep)
+        return equalization.least_noise(
+            layers, list(activations.values()), *limits, steps, keep=keep, per_row=per_channel
+        )
 
 
 def _spilled(values: NDArray[np.floating]) -> Callable[[], NDArray[np.floating]]:

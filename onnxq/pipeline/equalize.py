@@ -33,7 +33,8 @@ def equalization(options: Options) -> tuple[Pass, ...]:
         passes.append(RemoveDeadChannels())
     if options.cle != "off":
         method: Literal["range", "noise"] = "range" if options.cle == "range" else "noise"
-        passes.append(EqualizeLayers(method, bits=(weight_bits or 16, activation_bits or 16)))
+        per_channel = options.weight is not None and options.weight.per_channel
+        passes.append(EqualizeLayers(method, bits=(weight_bits or 16, activation_bits or 16), per_channel=per_channel))
     if options.absorb:
         passes.append(AbsorbBias())
     if options.smoothquant is not None:

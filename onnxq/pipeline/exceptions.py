@@ -9,7 +9,7 @@ from ..graph.model import Model
 from ..passes.choose_storage import ChooseStorage
 from ..passes.make_exceptions import MakeExceptions
 from ..targets.contradictions import FALLBACKS, no_fallback
-from ..thresholds import EXCEPTIONS_BELOW_DB, LEAST_GAIN_DB
+from ..thresholds import EXCEPTION_ERRORS, EXCEPTIONS_BELOW_DB, TOLERANCE_DB
 from .correct import correct
 from .log import log_steps
 from .lower import at_sufficient_opset, lowered
@@ -47,8 +47,13 @@ def with_exceptions(plan: Plan, task: Task) -> Plan:
     ranged = at_sufficient_opset(ranged, options)
     model, correction = correct(ranged, task)
     after = _db_of(model, correction, task)
-    kept = after is not None and after >= before + LEAST_GAIN_DB
-    notes = (f"outputs at {before:.1f} dB, then {after:.1f} dB; {'kept' if kept else 'dropped: they gain too little'}",)
+    gain = task.quality.gain(lowered(plan.model.clone(), task), lowered(model.clone(), task))
+    kept = gain is not None and gain[0] >= max(EXCEPTION_ERRORS * gain[1], TOLERANCE_DB)
+    why = "kept" if kept else "dropped: they gain too little"
+    if gain is not None and not kept:
+        why += f", with a standard error of {gain[1]:.1f} dB"
+    then_at = "unknown" if after is None else f"{after:.1f} dB"
+    notes = (f"outputs at {before:.1f} dB, then {then_at}; {why}",)
     record = replace(
         record, before_db=before, after_db=after, seconds=time.perf_counter() - start,
         notes=notes + record.notes * kept, changed=record.changed * kept, status="kept" if kept else "dropped",

@@ -25,14 +25,14 @@ from onnx import ModelProto
 from ..calibration.context import Context
 from ..data import Feed
 from ..errors import EngineError
-from ..execution.compare_outputs import Outputs, Reference, output_sqnr
+from ..execution.compare_outputs import Outputs, Reference, output_sqnr, single_sqnr
 from ..execution.memory import return_freed_memory
 from ..execution.observe import observed
 from ..execution.services import Services
 from ..graph import large
 from ..graph.comparable import Comparable, telling
 from ..graph.model import Model
-from ..numeric.metrics import comparable
+from ..numeric.metrics import comparable, gain
 from ..passes.base import Outcome, Pass
 from ..report import Step
 from ..thresholds import TOLERANCE_DB
@@ -62,6 +62,16 @@ class QualityMeasure:
     def db(self, quantized: ModelProto) -> float | None:
         """SQNR over all float outputs together, each in units of its own power; None where nothing is comparable."""
         return self._beside(quantized, partial(output_sqnr, compared=self.compared)) if self.compared else None
+
+    def gain(self, before: ModelProto, after: ModelProto) -> tuple[float, float] | None:
+        """dB that the outputs of one quantized model are nearer to the float ones than another's, and the standard
+        error of that (`numeric.metrics.gain`)."""
+        if not self.compared:
+            return None
+        first, second = (
+            self._beside(model, lambda pairs: list(single_sqnr(pairs, self.compared))) for model in (before, after)
+        )
+        return gain(first, second)
 
     def bias_share(self, quantized: ModelProto) -> float:
         """The share of the noise of all float outputs that a constant for each channel would take away; 0 where that is
