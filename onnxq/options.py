@@ -24,7 +24,7 @@ from .rounding.methods import ROUNDINGS
 from .schema import check_fields, documented, option, unknown
 from .targets import Target, find_target
 from .targets.contradictions import FALLBACKS, contradictions, no_fallback, no_table_of_4_bits
-from .thresholds import CLEAR_DB, EXCEPTIONS_BELOW_DB, LATENCY_SECONDS
+from .thresholds import CLEAR_DB, EXCEPTIONS_BELOW_DB, HARD_SWISH_DB, HARD_SWISH_PRODUCTS, LATENCY_SECONDS, LEAST_DB
 
 DATA = "Calibration data"
 TARGET = "Target, bits and placement"
@@ -187,6 +187,13 @@ class Options:
     smoothquant: float | None = option(
         None, "SmoothQuant: move outliers behind LayerNorm into the weights that read them, by alpha; 0.5 is usual.",
         STEPS, least=0, most=1, metavar="ALPHA", shown="off",
+    )  # fmt: skip
+    hard_swish: str = option(
+        "auto",
+        "Whether HardSwish runs in integers where `target` computes it by a look-up and a product: faster, with more"
+        f" that is rounded. auto: in float where layers have fewer than {HARD_SWISH_PRODUCTS:g} multiplications for"
+        f" each value of it, or outputs are below {LEAST_DB:g} dB otherwise, and gain {HARD_SWISH_DB:g} dB.",
+        STEPS, choices=("auto", "integers", "float"),
     )  # fmt: skip
     fallback: str = option(
         "off",

@@ -37,6 +37,7 @@ class Settings(TypedDict, total=False):
     absorb: bool
     bias_correction: Literal["analytic", "empirical", "off"]
     smoothquant: float | None
+    hard_swish: Literal["auto", "integers", "float"]
     fallback: Literal["off", "a16", "dynamic", "float", "auto"]
     exceptions: float
     rounding: Literal["auto", "nearest", "gptq", "coordinate-descent", "adaround"]

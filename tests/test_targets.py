@@ -24,6 +24,7 @@ KERNELS = {
     "Sigmoid": ("QLinearSigmoid", chain("z = Sigmoid(a)")),
     "Concat": ("QLinearConcat", chain("s = Sigmoid(a) z = Concat<axis=2>(a, s)")),
     "Where": ("QLinearWhere", chain("z = Where(c, a, k)", ", bool[8,8] c, float[4,1,1] k")),
+    "HardSwish": ("QLinearMul", chain("z = HardSwish(a)")),
     "LeakyRelu": ("QLinearLeakyRelu", chain("z = LeakyRelu<alpha=0.1>(a)")),
     "Softmax": ("QLinearSoftmax", chain("z = Softmax<axis=-1>(a)")),
     "AveragePool": ("QLinearAveragePool", chain("z = AveragePool<kernel_shape=[2,2]>(a)")),

@@ -27,6 +27,7 @@
     set_bias_scales         s_x s_w fits 32-bit biases
     fuse_activation         Relu and Clip that requantization performs anyway fall away       (2.3.2)
     lower_to_qdq            quantizers become QuantizeLinear and DequantizeLinear
+    tabulate_hard_swish     HardSwish is a look-up and a product, where the target wants it so
 
 Passes never import each other; they communicate through `Model`.
 """

@@ -26,7 +26,7 @@ from ..errors import UsageError
 from ..graph.model import Model, PlacedNode, Quantizer, grid_root
 from ..numeric.quant import QuantSpec
 from ..operators.linear import LinearLayer, linear_layer, linear_layers
-from ..operators.node import ONNX_DOMAINS
+from ..operators.node import ONNX_DOMAINS, is_op
 from ..operators.registry import preserves_grid
 from ..report import Reason
 from ..targets import OpRule, Target
@@ -47,6 +47,7 @@ class AddQuantizers:
     only what is included and not excluded is quantized; keep_float excludes, too, in the name of overrides.
     tie: operator types whose inputs and output share one grid.  narrow: which activations have fewer bits than 8, where
     `activation` has: `products`, step 4, or `all`.
+    float_hard_swish: whether HardSwish stays in float.
     """
 
     activation: QuantSpec | None
@@ -57,6 +58,7 @@ class AddQuantizers:
     keep_float: tuple[str, ...] = ()
     tie: tuple[str, ...] = ()
     narrow: Literal["products", "all"] = "products"
+    float_hard_swish: bool = False
     title: ClassVar[str] = "Add quantizers"
     preserves: ClassVar[bool | None] = None
 
@@ -133,6 +135,8 @@ class AddQuantizers:
                 return Reason("override", f"kept in float by the override of node {pattern!r}")
         if self.include and not any(_matches(node, pattern) for pattern in self.include):
             return Reason("not included", "not included")
+        if self.float_hard_swish and is_op(node, "HardSwish"):
+            return Reason("fallback", "in integers, it would cost the outputs too much (`hard_swish`)")
         return None
 
 

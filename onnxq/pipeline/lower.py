@@ -20,12 +20,13 @@ from ..passes.base import Pass
 from ..passes.fuse_activation import FuseActivation
 from ..passes.lower_to_qdq import LowerToQdq
 from ..passes.set_bias_scales import SetBiasScales
+from ..passes.tabulate_hard_swish import TabulateHardSwish
 from ..report import Step
 from ..targets import find_target
 from .run_passes import Steps, run_passes
 from .task import Task
 
-LOWERING: tuple[Pass, ...] = (SetBiasScales(), FuseActivation(), LowerToQdq())
+LOWERING: tuple[Pass, ...] = (SetBiasScales(), FuseActivation(), LowerToQdq(), TabulateHardSwish())
 
 
 def lower(model: Model, context: Context) -> tuple[ModelProto, Steps]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from ..graph.dynamic_lstm import with_dynamic_lstms
 from ..graph.precision import stored_as_given
+from .choose_hard_swish import choose_hard_swish
 from .collect_report import ReportCollector
 from .correct import correct
 from .equalize import equalize
@@ -52,6 +53,8 @@ def make_plan(task: Task, collector: ReportCollector | None = None) -> Plan:
     findings = data_findings(model, task)
     if collector is not None:
         collector.start(model)
+    task, chosen = choose_hard_swish(model, task)
+    log_steps(chosen)
     model, equalized = equalize(model, task)
     log_steps(equalized)
     ranged, ranges = set_ranges(model, task, collector)
@@ -60,4 +63,4 @@ def make_plan(task: Task, collector: ReportCollector | None = None) -> Plan:
         collector.adjusted(ranged)
     model, corrected = correct(ranged, task)
     log_steps(corrected)
-    return Plan(ranged, model, prepared + equalized + ranges + corrected, findings, corrected)
+    return Plan(ranged, model, prepared + chosen + equalized + ranges + corrected, findings, corrected)

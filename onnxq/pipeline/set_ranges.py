@@ -45,6 +45,7 @@ def placement(options: Options) -> tuple[Pass, ...]:
         tuple(o.node for o in options.overrides if o.node is not None and o.keep_float),
         options.tie,
         "all" if options.narrow_activations == "all" else "products",
+        options.hard_swish == "float",
     )
     why = "the preset leaves weights in float" if options.weight is None else "`embeddings` float"
     if options.from_encodings is not None:

@@ -124,6 +124,9 @@ class _Chooser:
             )
         if not self.force and (slow := rule.slow(node)) is not None:
             return Reason("slow", slow)
+        beside = None if self.force else rule.between_floats(node)
+        if beside is not None and self._is_between_floats(node):
+            return Reason("slow", beside)
         if rule.kind in ("commuting", "either"):
             return None
         data = data_inputs(node, rule)
@@ -142,6 +145,17 @@ class _Chooser:
             return chosen if self.target.joins == "everywhere" and not idle else None
         reason = self._elementwise_reason(node, data) if rule.kind == "elementwise" else None
         return reason or self._infinity_reason(chosen) or chosen
+
+    def _is_between_floats(self, node: gs.Node) -> bool:
+        """Whether all that a layer reads, and all that reads it, computes in float."""
+        layer = linear_layer(node)
+        if not isinstance(layer, LinearLayer):
+            return False
+        neighbours = [*layer.input.inputs, *layer.output.outputs]
+        fused, rules = self.target.fused, self.target.rules
+        return len(neighbours) > 1 and all(
+            n.op not in fused and (n.op not in rules or self.keeps(n) is not None) for n in neighbours
+        )
 
     def _elementwise_reason(self, node: gs.Node, data: list[gs.Tensor]) -> Reason | None:
         """Why an elementwise operator that has an integer kernel stays in float here."""

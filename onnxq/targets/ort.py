@@ -27,12 +27,13 @@ with the operator in float, between DequantizeLinear and QuantizeLinear, over ti
     AveragePool of 2 x 2, stride 2: 0.74 to 0.95; of the whole image: 1.06 to 1.18
     depthwise Conv of 3 x 3: 0.97 to 1.6; of 5 x 5: 0.80 to 1.2; pointwise, from 4 channels on: 1.3 to 1.75
 
-Between HardSwishes, which have no integer kernel, a depthwise Conv in float takes 0.85 to 1.03 of the time (112 x 112 x
-32 to 7 x 7 x 512), and its input keeps its precision: channels of very different ranges, on one grid, are what such
-networks lose most by. A depthwise Conv at the size of the image takes 2 to 5 times as long. MaxPool takes 10 to over
-100 times as long on integers whose channels are not last, where no convolution computed them, or a residual block adds
-them to what one computed in float. ONNX Runtime moves a QuantizeLinear behind it to its front, and a DequantizeLinear
-to its back, unless it is kept from that.
+HardSwish runs as a look-up and a product (`passes.tabulate_hard_swish`): a PP-LCNet takes 0.88 of the time in float,
+1.18 with HardSwish in float. Between HardSwishes in float, a depthwise Conv in float takes 0.85 to 1.03 of the time in
+integers (112 x 112 x 32 to 7 x 7 x 512), and its input keeps its precision: channels of very different ranges, on one
+grid, are what such networks lose most by. A depthwise Conv at the size of the image takes 2 to 5 times as long. MaxPool
+takes 10 to over 100 times as long on integers whose channels are not last, where no convolution computed them, or a
+residual block adds them to what one computed in float. ONNX Runtime moves a QuantizeLinear behind it to its front, and
+a DequantizeLinear to its back, unless it is kept from that.
 
 `ort-no-vnni`: without VNNI, x86 multiplies uint8 by int8 with VPMADDUBSW, which adds pairs of products in 16 bits and
 saturates:  |255 q_1 + 255 q_2| <= 2^15 - 1  holds for |q| <= 64.
@@ -74,8 +75,6 @@ def _slow_conv(node: gs.Node) -> str | None:
         return f"a Conv on an image, of fewer than {_LEAST_CHANNELS} channels, is faster in float"
     if layer.groups > 1 and not is_depthwise(layer) and int(layer.weight.shape[1]) < _LEAST_GROUP:
         return f"a grouped Conv of fewer than {_LEAST_GROUP} channels a group is faster in float"
-    if is_depthwise(layer) and _is_between_floats(layer):
-        return "a depthwise Conv between activations in float is no faster in integers"
     return None
 
 
@@ -95,7 +94,7 @@ def _positions(output: gs.Tensor) -> int:
 
 def _starts_separable(layer: LinearLayer) -> bool:
     behind = layer.output
-    while len(behind.outputs) == 1 and is_op(behind.outputs[0], "Relu", "Clip"):
+    while len(behind.outputs) == 1 and is_op(behind.outputs[0], "Relu", "Clip", "HardSwish"):
         behind = behind.outputs[0].outputs[0]
     readers = [linear_layer(reader) for reader in behind.outputs]
     return len(readers) == 1 and isinstance(readers[0], LinearLayer) and is_depthwise(readers[0])
@@ -104,7 +103,7 @@ def _starts_separable(layer: LinearLayer) -> bool:
 def _follows_image(layer: LinearLayer) -> bool:
     """A depthwise Conv, right behind a Conv on an image that it alone reads."""
     source = layer.input
-    while source.inputs and is_op(source.inputs[0], "Relu", "Clip"):
+    while source.inputs and is_op(source.inputs[0], "Relu", "Clip", "HardSwish"):
         source = source.inputs[0].inputs[0]
     before = linear_layer(source.inputs[0]) if source.inputs else ""
     if not (is_depthwise(layer) and isinstance(before, LinearLayer)):
@@ -112,11 +111,11 @@ def _follows_image(layer: LinearLayer) -> bool:
     return _reads_image(before) and _starts_separable(before)
 
 
-def _is_between_floats(layer: LinearLayer) -> bool:
-    """Whether operators without an integer kernel, such as HardSwish, compute what a layer reads and read what it
-    computes."""
-    neighbours = [*layer.input.inputs, *layer.output.outputs]
-    return len(neighbours) > 1 and all(n.op not in ORT.rules and n.op not in ORT.fused for n in neighbours)
+def _slow_between_floats(node: gs.Node) -> str | None:
+    layer = linear_layer(node)
+    if isinstance(layer, LinearLayer) and is_depthwise(layer):
+        return "a depthwise Conv between activations in float is no faster in integers"
+    return None
 
 
 def _slow_pool(node: gs.Node) -> str | None:
@@ -149,8 +148,8 @@ def _is_channels_last(tensor: gs.Tensor) -> bool:
 
 
 _KEEPS_ORDER = (
-    "Relu", "Clip", "LeakyRelu", "Sigmoid", "Add", "Mul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool",
-    "Pad", "Slice", "Split", "Tile", "Resize", "Squeeze", "Unsqueeze", "ReduceMax", "ReduceMin",
+    "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSwish", "Add", "Mul", "Concat", "MaxPool", "AveragePool",
+    "GlobalAveragePool", "Pad", "Slice", "Split", "Tile", "Resize", "Squeeze", "Unsqueeze", "ReduceMax", "ReduceMin",
 )  # fmt: skip
 """Operators that it moves a Transpose of integers along."""
 
@@ -172,11 +171,12 @@ ORT = Target(
     activation=QuantSpec(Grid(8, signed=False), symmetric=False),
     weight=QuantSpec(Grid(8, signed=True, narrow=True), symmetric=True, per_channel=True),
     rules={
-        "Conv": OpRule("linear", refuses=no_layer, slow=_slow_conv),
+        "Conv": OpRule("linear", refuses=no_layer, slow=_slow_conv, between_floats=_slow_between_floats),
         "Gemm": OpRule("linear", output="free", refuses=no_layer),
         "MatMul": OpRule("linear", "free", refuses=no_layer, slow=_slow_matmul, per_channel="matrix"),
         "Add": _MASKING,
         "Mul": _ELEMENTWISE,
+        "HardSwish": _ELEMENTWISE,
         "Concat": _ELEMENTWISE,
         "Where": _MASKING,
         "LeakyRelu": _ELEMENTWISE,
@@ -195,6 +195,7 @@ ORT = Target(
     runs_here=True,
     dynamic_activations=True,
     rounds_activations=(4, 8),
+    tabulates_hard_swish=True,
     stores_int4="weights only",
     zero_points_in_blocks=True,
     max_opset=27,
@@ -220,7 +221,8 @@ ORT_NO_VNNI = replace(
 
 ELSEWHERE = replace(
     ORT,
-    rules={op: replace(rule, slow=never) for op, rule in ORT.rules.items()},
+    rules={op: replace(rule, slow=never, between_floats=never) for op, rule in ORT.rules.items() if op != "HardSwish"},
+    tabulates_hard_swish=False,
     quantizes_float_weights=False,
     runs_here=False,
     zero_points_in_blocks=False,

@@ -53,7 +53,8 @@ class OpRule:
     tie: whether all `inputs`, or all inputs and the output, share one grid.
     fixed: the output's range where it is known without data. encodings: those that the tool-chain insists on.
     refuses: the reason why this very node has no integer kernel, or None.
-    slow: the reason why its integer kernel does not pay, or None.
+    slow: the reason why its integer kernel does not pay, or None.  between_floats: why it does not where all that it
+    reads and all that reads it computes in float.
     caution: what is to be known of a tool-chain where the operator is quantized, said once a model.
     per_channel: whether the kernel takes one weight scale a channel: `always`, only for a `matrix`, or `never`.
     """
@@ -68,6 +69,7 @@ class OpRule:
     encodings: tuple[FixedEncoding, ...] = ()
     refuses: Condition = never
     slow: Condition = never
+    between_floats: Condition = never
     per_channel: Literal["always", "matrix", "never"] = "always"
     caution: str | None = None
 
@@ -121,6 +123,7 @@ class Target:
     (`graph.dynamic_writer`).
     rounds_activations: widths of weight matrices beside which the runtime rounds activations of more than 8 bits to
     integers of 8, in blocks along the input channels, whatever the model says; none where it computes as written.
+    tabulates_hard_swish: whether HardSwish runs in integers as a look-up and a product (`passes.tabulate_hard_swish`).
     static_shapes: whether it runs nothing of a model with dynamic dimensions.
     toolchain: which of `onnxq.toolchains` runs the result.
 
@@ -165,6 +168,7 @@ class Target:
     runs_here: bool = False
     dynamic_activations: bool = False
     rounds_activations: tuple[int, ...] = ()
+    tabulates_hard_swish: bool = False
     static_shapes: bool = False
     toolchain: ToolchainName = ""
     requirements: Mapping[str, str] = field(default_factory=dict)
