@@ -26,7 +26,7 @@ class Settings(TypedDict, total=False):
     per_channel: bool
     force_int_kernels: bool
     symmetric_activations: bool
-    narrow_activations: str
+    narrow_activations: Literal["products", "all"]
     asymmetric_weights: bool | None
     power_of_two: bool
     block_size: int | None
