@@ -296,6 +296,7 @@ def test_all_options_in_a_file(place):
         "tie": ["Add"], "force_int_kernels": True, "freeze": ["x=1x3x8x8"],
         "dead_channels": False, "cle": "range", "absorb": False,
         "embeddings": "4", "smoothquant": 0.25, "hard_swish": "auto", "fallback": "auto", "exceptions": 3.0,
+        "narrow_activations": "products",
         "bias_correction": "off", "rounding": "nearest", "effort": "fast",
         "checkpoint": None, "data_free": False, "synthetic": False, "input_ranges": [],
         "symmetric_activations": True, "asymmetric_weights": True,

@@ -158,7 +158,7 @@ CHANGED: dict[str, Any] = {
     "target": "openvino", "preset": "w4a16", "store_4bit": "int8", "embeddings": "4", "per_channel": False,
     "force_int_kernels": True, "symmetric_activations": True,
     "asymmetric_weights": True, "power_of_two": True, "block_size": 7, "dead_channels": False, "cle": "off",
-    "absorb": False, "bias_correction": "empirical", "smoothquant": 0.25, "hard_swish": "float", "fallback": "auto",
+    "absorb": False, "bias_correction": "empirical", "smoothquant": 0.25, "hard_swish": "float", "fallback": "auto", "narrow_activations": "all",
     "exceptions": 1.5, "rounding": "gptq",
     "effort": "fast", "input_ranges": (("a=b", -1.0, 2.5), ("x", 0.0, 1.0)), "weight_range": "minmax",
     "activation_range": "percentile:99.9", "logits_range": "mse", "freeze": ("image=1x3x8x8", "n=1"),
