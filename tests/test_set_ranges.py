@@ -5,11 +5,13 @@ import pytest
 from graphs import model, wrapped
 from quantized import context, planned, quantized, reasons, samples, with_ranges
 
+from onnxq.calibration import collect
 from onnxq.data import CalibrationData
 from onnxq.errors import DataError, ModelError
+from onnxq.execution.services import Services
 from onnxq.numeric.quant import Grid, QuantSpec
 from onnxq.numeric.ranges import set_range
-from onnxq.numeric.samples import Samples
+from onnxq.numeric.samples import MinMax, Samples
 from onnxq.passes import set_weight_ranges
 from onnxq.passes.base import Context
 from onnxq.passes.set_activation_ranges import SetActivationRanges
@@ -158,6 +160,20 @@ def test_memory_for_a_single_tensor_gives_the_same_ranges():
     SetActivationRanges().apply(parts, tiny)
     assert labels[-1] == "calibrating, part 2 of 2"
     assert {n: str(q) for n, q in parts.quantizers.items()} == {n: str(q) for n, q in whole.quantizers.items()}
+
+
+def test_tensors_share_a_pass_as_far_as_the_memory_of_all_threads_allows_in_the_order_of_the_network(monkeypatch):
+    proto = model("(float[N,8] x) => (float[N,8] c) { a = Relu(x)  b = Neg(a)  c = Relu(b) }")
+    feeds, parts, extract = [{"x": np.ones((1, 8), np.float32)}] * 4, [], collect.extract
+    monkeypatch.setattr(collect, "extract", lambda whole, part: parts.append(part) or extract(whole, part))
+    for tensors, expected in ((3, [["a", "b", "c"]]), (2, [["a", "b"], ["c"]])):
+        parts.clear()
+        services = Services(threads=2, in_flight=4, max_memory=2 * tensors * 8 * 4)
+        found = collect.collect_tensors(
+            wrapped(proto), ["c", "a", "b"], replace(context(proto, feeds), services=services), lambda _: MinMax()
+        )
+        assert parts == expected
+        assert {name: (each.lo, each.hi) for name, each in found.items()} == {"a": (1, 1), "b": (-1, -1), "c": (0, 0)}
 
 
 def test_rows_that_fill_up_a_fixed_batch_do_not_count():

@@ -23,15 +23,22 @@ from .context import Context
 def collect_tensors(
     model: Model, names: Iterable[str], context: Context, make: Callable[[str], Statistic], label: str = "calibrating"
 ) -> dict[str, Statistic]:
-    """A statistic of each tensor. Raises DataError where there is no data, EngineError where the model fails."""
+    """A statistic of each tensor. Raises DataError where there is no data, EngineError where the model fails.
+
+    What a thread computes of a sample is gone when the next one comes, so that there is as much of it at once as there
+    are threads. Tensors that do not fit together are measured in the order in which they are computed: the first passes
+    then end early in the network.
+    """
     first = next(iter(context.feeds), None)
     if first is None:
         raise DataError("no calibration data: activation ranges need at least one sample")
     return_freed_memory()
     proto, services = model.to_proto(), context.services
     statistics: dict[str, Statistic] = {}
-    limit = services.max_memory // services.in_flight
-    for title, part in parts_that_fit(proto, names, first.arrays, limit, label):
+    limit = services.max_memory // min(services.threads, services.in_flight)
+    places = {name: place for place, node in enumerate(proto.graph.node) for name in node.output}
+    ordered = sorted(names, key=lambda name: places.get(name, -1))
+    for title, part in parts_that_fit(proto, ordered, first.arrays, limit, label):
         prepare = partial(_collector, extract(proto, part), make, services.in_flight)
         found = services.workers.run(prepare, context.with_progress(title), services.threads)
         statistics.update(merged(found))
