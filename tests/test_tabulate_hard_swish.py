@@ -122,3 +122,12 @@ def test_names_are_kept_for_reports() -> None:
     proto = network()
     names = {node.name for node in quantized(proto).model.graph.node if node.op_type == "Mul"}
     assert names == {"HardSwish_h", "HardSwish_k"}
+
+
+def test_a_dry_run_and_tuning_choose_alike() -> None:
+    proto = network()
+    foretold = onnxq.dry_run(proto, samples(proto), **PLAIN, threads=1)
+    done = quantized(proto, hard_swish="auto").report
+    assert {n.node for n in foretold.float_nodes} == {n.node for n in done.float_nodes}
+    tuned = quantized(proto, hard_swish="auto", latency="tune").report
+    assert {n.node for n in done.float_nodes} <= {n.node for n in tuned.float_nodes}

@@ -15,7 +15,7 @@ import dataclasses
 import json
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -28,6 +28,7 @@ from ..graph.model import Model
 from ..operators.node import is_float
 from ..options import Options
 from ..pipeline.build_report import float_nodes
+from ..pipeline.choose_hard_swish import too_few_products
 from ..pipeline.correct import correction
 from ..pipeline.equalize import fitting_equalization
 from ..pipeline.lower import LOWERING, at_sufficient_opset, store_inner_weights
@@ -105,6 +106,9 @@ def dry_run(task: Task) -> DryRun:
     """What the task would do. Raises OnnxqError as `pipeline.quantize` does before its long work."""
     options = task.options
     model, prepared = prepare(task.proto, task.origin, options, task.context)
+    if too_few_products(model, task) is not None:
+        options = replace(options, hard_swish="float")
+        task = replace(task, options=options)
     placing = (*placement(options), *given_encodings(task))
     refuse_contradictions(model, task, placing)
     warnings = data_findings(model, task)

@@ -136,7 +136,7 @@ class AddQuantizers:
         if self.include and not any(_matches(node, pattern) for pattern in self.include):
             return Reason("not included", "not included")
         if self.float_hard_swish and is_op(node, "HardSwish"):
-            return Reason("fallback", "in integers, it would cost the outputs too much (`hard_swish`)")
+            return Reason("fallback", "in integers it would cost time, or the outputs too much (`hard_swish`)")
         return None
 
 

@@ -29,9 +29,7 @@ from .task import Task
 def choose_hard_swish(model: Model, task: Task) -> tuple[Task, Steps]:
     """The task with `hard_swish` decided, where it is to be measured, and what was found. model: the prepared one."""
     options, start = task.options, time.perf_counter()
-    outputs = [node.outputs[0].name for node in model.graph.nodes if is_op(node, "HardSwish")]
-    decided = options.hard_swish != "auto" or options.force_int_kernels or task.encodings
-    if decided or not outputs or not task.context.target.tabulates_hard_swish or not options.has_integer_kernels:
+    if not _is_open(model, task):
         return task, ()
     other = replace(task, options=replace(options, hard_swish="float"))
 
@@ -39,12 +37,9 @@ def choose_hard_swish(model: Model, task: Task) -> tuple[Task, Steps]:
         title = f"HardSwish in {'float' if in_float else 'integers'}"
         return (Step("ChooseHardSwish", title, "", 0, time.perf_counter() - start, (note,)),)
 
-    few = next(iter(task.feeds), None)
+    few = too_few_products(model, task)
     if few is not None:
-        work = workload(model.to_proto(), few, task.context.services.max_memory)
-        each = sum(work.products.values()) / max(sum(map(work.elements, outputs)), 1)
-        if each < HARD_SWISH_PRODUCTS:
-            return other, record(True, f"{each:.0f} multiplications a value are too few for integers to pay")
+        return other, record(True, f"{few:.0f} multiplications a value are too few for integers to pay")
     if options.effort == "fast" or task.has_no_data or task.statistics is not None:
         return task, ()
     integers = task.quality.db(quantized_quickly(model.clone(), task))
@@ -54,3 +49,22 @@ def choose_hard_swish(model: Model, task: Task) -> tuple[Task, Steps]:
     in_float = floats is not None and floats >= integers + HARD_SWISH_DB
     note = f"outputs at {integers:.1f} dB in integers, {floats:.1f} dB in float"
     return other if in_float else task, record(in_float, note)
+
+
+def too_few_products(model: Model, task: Task) -> float | None:
+    """m, where it alone says that HardSwish stays in float."""
+    feed = next(iter(task.feeds), None) if _is_open(model, task) else None
+    if feed is None:
+        return None
+    work = workload(model.to_proto(), feed, task.context.services.max_memory)
+    values = sum(work.elements(node.outputs[0].name) for node in model.graph.nodes if is_op(node, "HardSwish"))
+    products = sum(work.products.values()) / max(values, 1)
+    return products if products < HARD_SWISH_PRODUCTS else None
+
+
+def _is_open(model: Model, task: Task) -> bool:
+    """Whether there is something to choose."""
+    options = task.options
+    if options.hard_swish != "auto" or options.force_int_kernels or task.encodings or not options.has_integer_kernels:
+        return False
+    return task.context.target.tabulates_hard_swish and any(is_op(n, "HardSwish") for n in model.graph.nodes)

@@ -28,6 +28,7 @@ from ..graph.model import Model
 from ..operators.linear import LinearLayer, is_depthwise, linear_layer
 from ..options import Override
 from ..thresholds import LATENCY_SAMPLES, LATENCY_SECONDS, LOST_SHARE, TOLERANCE_DB, TUNED_SETS
+from .choose_hard_swish import choose_hard_swish
 from .lower import float_model_of
 from .measure_latency import lost_seconds
 from .prepare import prepare
@@ -56,6 +57,7 @@ def tune_latency(task: Task) -> Tuned:
     if task.has_random_inputs:
         raise UsageError("`latency` tune needs calibration data: it measures what leaving operators in float is worth")
     model, _ = prepare(task.proto, task.origin, task.options, task.context)
+    task, _ = choose_hard_swish(model, task)
     feeds = [feed.arrays for feed in task.feeds.take(LATENCY_SAMPLES)]
     planned, best = plan_quickly(model.clone(), task), quantized_quickly(model.clone(), task)
     db = task.quality.db(best)
