@@ -31,9 +31,9 @@ LEAST_GAIN_DB = 0.5
 around."""
 
 EXCEPTION_ERRORS = 1.0
-"""Standard errors of the gain in SQNR over the choosing samples that exceptions must bring, and `TOLERANCE_DB` at
-least: their price is within the budget that the user allows. By definition: five of six other draws of samples agree
-that there is a gain. Option: exceptions."""
+"""Standard errors, over the choosing samples, by which exceptions must lower what is lost of the outputs, and by
+`TOLERANCE_DB` at least: their price is within the budget that the user allows. By definition: five of six other draws
+of samples agree that there is a gain. Option: exceptions."""
 
 LEAST_DB = 20.0
 """The SQNR that `debug` aims at: noise of a tenth of the outputs' magnitude. By definition: 20 log10(10). Option:

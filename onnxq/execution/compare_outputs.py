@@ -15,7 +15,7 @@ import numpy as np
 
 from ..data import Feed
 from ..graph.comparable import Comparable
-from ..numeric.metrics import OutputSqnr
+from ..numeric.metrics import Front, OutputSqnr, losses
 from .services import R, Services
 from .session import Session, Source, parallel_map, without_padding
 from .spill import CachedArray, SpillCache
@@ -144,17 +144,19 @@ def output_sqnr(pairs: Iterable[tuple[Outputs, Outputs]], compared: Sequence[Com
 
     pairs: (reference, other) of each sample. compared: what the outputs are, where some lie in front of others.
     """
-    total = OutputSqnr()
-    for one in single_sqnr(pairs, compared):
-        total.fronts = one.fronts
-        total.merge(one)
+    total = OutputSqnr(fronts_of(compared))
+    for reference, outputs in pairs:
+        total.update(reference, outputs)
     return total.db
 
 
-def single_sqnr(pairs: Iterable[tuple[Outputs, Outputs]], compared: Sequence[Comparable] = ()) -> Iterator[OutputSqnr]:
-    """The same of each sample alone."""
-    fronts = {each.label: each.front for each in compared if each.front is not None}
-    for reference, outputs in pairs:
-        one = OutputSqnr(fronts)
-        one.update(reference, outputs)
-        yield one
+def output_losses(
+    pairs: Iterable[tuple[Outputs, Outputs]], compared: Sequence[Comparable] = ()
+) -> list[dict[str, float]]:
+    """What is lost of each sample's outputs (`numeric.metrics.losses`); arguments as above."""
+    return [losses(reference, outputs, fronts_of(compared)) for reference, outputs in pairs]
+
+
+def fronts_of(compared: Sequence[Comparable]) -> dict[str, Front]:
+    """Those that lie in front of saturating operators, by label."""
+    return {each.label: each.front for each in compared if each.front is not None}

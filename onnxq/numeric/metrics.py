@@ -123,11 +123,6 @@ class OutputSqnr:
                 front = self.fronts.get(name)
                 self.totals.setdefault(name, Sqnr()).update(*((x, y) if front is None else front.seen(x, y)))
 
-    def merge(self, other: OutputSqnr) -> None:
-        """Add the sums of other feeds."""
-        for name, sums in other.totals.items():
-            self.totals.setdefault(name, Sqnr()).merge(sums)
-
     @property
     def db(self) -> float | None:
         """Infinite where all outputs are identical; None where none was comparable."""
@@ -141,31 +136,47 @@ class OutputSqnr:
         return float(-10 * np.log10(noise)) if noise > 0 else np.inf
 
 
-def gain(before: Sequence[OutputSqnr], after: Sequence[OutputSqnr]) -> tuple[float, float] | None:
-    """dB that one model is nearer to the float one than another, over the same samples, and the standard error of that;
-    None where there is but one sample, or the outputs of one model cannot be compared, or are identical.
+def losses(reference: Mapping[str, Any], outputs: Mapping[str, Any], fronts: Mapping[str, Front]) -> dict[str, float]:
+    """What a quantized model has lost of the outputs of one feed: of each its squared error, of what a Softmax makes
+    the KL divergence of the classes. fronts: as in `OutputSqnr`.
 
-        g    gain over all n samples        g_i    without sample i        error    sqrt((n - 1) / n sum (g_i - g)^2)
-
-    The jackknife of the difference, not of each figure: what makes a sample hard for both cancels.
+    A squared error of probabilities is that of the few samples of which the network is sure. MobileNetV1 at w4a8, 25
+    samples, 2.9 % of the weights in 8 bits, by which unseen images lose a third of their divergence: the noise falls by
+    -3 +- 36 %, the divergence by 24 +- 12 %.
     """
-    found = [_difference(before, after, without) for without in (None, *range(len(before)))]
-    known = [each for each in found if each is not None and np.isfinite(each)]
-    if len(before) < 2 or len(known) < len(found):
+    classes = {front.behind for front in fronts.values() if front.axis is not None}
+    found = {}
+    for name, x in reference.items():
+        y, front = outputs.get(name), fronts.get(name)
+        if y is None or name in classes or not comparable(x, y):
+            continue
+        if front is not None and front.axis is not None:
+            rows = (np.moveaxis(z, front.axis, -1) for z in (x, y))
+            found[name] = float(kl_divergence(*(z.reshape(-1, z.shape[-1]) for z in rows)).sum())
+        else:
+            one = Sqnr()
+            one.update(*((x, y) if front is None else front.seen(x, y)))
+            found[name] = one.noise
+    return found
+
+
+def gain(before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]]) -> tuple[float, float] | None:
+    """The share of what one model has lost that another has not, and its standard error, from the losses l_io of both
+    for the outputs o of the same n samples i; None where there are fewer than two, or nothing can be compared.
+
+        d_i = mean over o of (l_io - l'_io) / mean over i of l_io        gain = mean d        error = std d / sqrt(n)
+
+    Both models see the same samples, so that what makes these hard cancels.
+    """
+    names = set.intersection(*(set(each) for each in (*before, *after))) if before else set()
+    was, now = (np.array([[each[name] for name in sorted(names)] for each in side]) for side in (before, after))
+    if len(before) < 2 or not names or not (np.isfinite(was).all() and np.isfinite(now).all()):
         return None
-    squares = np.square(np.array(known[1:]) - known[0]).sum()
-    return known[0], float(np.sqrt(squares * (len(before) - 1) / len(before)))
-
-
-def _difference(before: Sequence[OutputSqnr], after: Sequence[OutputSqnr], without: int | None) -> float | None:
-    ends = []
-    for single in (before, after):
-        together = OutputSqnr(single[0].fronts if single else {})
-        for i, one in enumerate(single):
-            if i != without:
-                together.merge(one)
-        ends.append(together.db)
-    return None if ends[0] is None or ends[1] is None else ends[1] - ends[0]
+    lost = was.mean(axis=0)
+    if not lost.any():
+        return None
+    found = ((was - now)[:, lost > 0] / lost[lost > 0]).mean(axis=1)
+    return float(found.mean()), float(found.std(ddof=1) / np.sqrt(len(found)))
 
 
 def finite(db: float) -> float | None:

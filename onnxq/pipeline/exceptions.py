@@ -48,12 +48,11 @@ def with_exceptions(plan: Plan, task: Task) -> Plan:
     model, correction = correct(ranged, task)
     after = _db_of(model, correction, task)
     gain = task.quality.gain(lowered(plan.model.clone(), task), lowered(model.clone(), task))
-    kept = gain is not None and gain[0] >= max(EXCEPTION_ERRORS * gain[1], TOLERANCE_DB)
-    why = "kept" if kept else "dropped: they gain too little"
-    if gain is not None and not kept:
-        why += f", with a standard error of {gain[1]:.1f} dB"
-    then_at = "unknown" if after is None else f"{after:.1f} dB"
-    notes = (f"outputs at {before:.1f} dB, then {then_at}; {why}",)
+    least = 1 - 10 ** (-TOLERANCE_DB / 10)
+    kept = gain is not None and gain[0] >= max(EXCEPTION_ERRORS * gain[1], least)
+    outputs = "outputs at " + ", then ".join("unknown" if db is None else f"{db:.1f} dB" for db in (before, after))
+    why = "" if gain is None else f": what is lost falls by {gain[0]:.0%}, with a standard error of {gain[1]:.0%}"
+    notes = (f"{outputs}; {'kept' if kept else 'dropped'}{why}",)
     record = replace(
         record, before_db=before, after_db=after, seconds=time.perf_counter() - start,
         notes=notes + record.notes * kept, changed=record.changed * kept, status="kept" if kept else "dropped",

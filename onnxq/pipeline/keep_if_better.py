@@ -25,7 +25,7 @@ from onnx import ModelProto
 from ..calibration.context import Context
 from ..data import Feed
 from ..errors import EngineError
-from ..execution.compare_outputs import Outputs, Reference, output_sqnr, single_sqnr
+from ..execution.compare_outputs import Outputs, Reference, output_losses, output_sqnr
 from ..execution.memory import return_freed_memory
 from ..execution.observe import observed
 from ..execution.services import Services
@@ -64,14 +64,11 @@ class QualityMeasure:
         return self._beside(quantized, partial(output_sqnr, compared=self.compared)) if self.compared else None
 
     def gain(self, before: ModelProto, after: ModelProto) -> tuple[float, float] | None:
-        """dB that the outputs of one quantized model are nearer to the float ones than another's, and the standard
-        error of that (`numeric.metrics.gain`)."""
+        """The share of what one quantized model has lost that another has not, and its standard error
+        (`numeric.metrics.gain`)."""
         if not self.compared:
             return None
-        first, second = (
-            self._beside(model, lambda pairs: list(single_sqnr(pairs, self.compared))) for model in (before, after)
-        )
-        return gain(first, second)
+        return gain(*(self._beside(m, partial(output_losses, compared=self.compared)) for m in (before, after)))
 
     def bias_share(self, quantized: ModelProto) -> float:
         """The share of the noise of all float outputs that a constant for each channel would take away; 0 where that is
