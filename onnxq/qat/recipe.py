@@ -21,8 +21,10 @@ class Recipe:
     steps: int = option(2000, "Training steps, a batch each.", TRAINING, least=1)
     batch: int = option(128, "Samples a step.", TRAINING, least=1)
     lr: float = option(
-        1e-2, "Learning rate of weights at its height, in steps of their grids.", TRAINING, above=0, most=1
-    )
+        1e-2,
+        "Learning rate of weights at its height, in steps of their grids; small batches want less.",
+        TRAINING, above=0, most=1,
+    )  # fmt: skip
     scale_lr: float = option(
         2e-3, "The same of scales and zero points, relative to the range.", TRAINING, above=0, most=1
     )
