@@ -21,7 +21,7 @@ FLOAT = {
     "efficientnet.dynamo-18": set(),
     "gru.dynamo-18": {"GRU"},
     "lstm.torchscript-13": {"ConstantOfShape", "LSTM"},
-    "mobilenet-v3.torchscript-11": {"HardSwish", "HardSigmoid"},
+    "mobilenet-v3.torchscript-11": {"HardSigmoid"},
     "shufflenet.dynamo-21": set(),
     "shufflenet.torchscript-13": set(),
     "style-transfer.dynamo-18": {"InstanceNormalization", "Relu", "Elu"},

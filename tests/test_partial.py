@@ -66,3 +66,16 @@ def test_constants_may_be_replaced() -> None:
     constants = {"w": numpy_helper.from_array(halved, "w")}
     plain, other = (Session(network.part(["a"], constants=c)).run(feed)["a"] for c in ({}, constants))
     np.testing.assert_array_equal(other, plain / 2)
+
+
+def test_constants_that_are_inputs_are_no_inputs_of_a_part_that_lacks_them() -> None:
+    """Before IR version 4 each initializer was; a runtime would ask for values of one that is left out."""
+    text = "(float[N,3] x) => (float[N,3] y) <float[3,3] w, int64 counted> { a = MatMul(x, w) y = Relu(a) }"
+    for version in (3, 8):
+        proto = graphs.model(text, ir_version=version)
+        if version == 8:
+            proto.graph.input.extend(graphs.model(text, ir_version=3).graph.input[1:])
+        assert [v.name for v in proto.graph.input] == ["x", "w", "counted"]
+        part = Network(proto).part(["a"])
+        assert [v.name for v in part.graph.input] == ["x", "w"]
+        assert Session(part).run({"x": np.ones((2, 3), np.float32)})["a"].shape == (2, 3)

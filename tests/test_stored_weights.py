@@ -10,6 +10,7 @@ from graphs import feeds, model, run
 from onnx import ModelProto, helper, numpy_helper
 
 import onnxq
+from onnxq.checking import check
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
@@ -165,3 +166,13 @@ def test_layers_that_another_target_computes_in_float_keep_their_weights() -> No
     for settings in ({"target": "tract"}, {"exclude": ("ConvTranspose",)}):
         result = onnxq.quantize(proto, [feeds(proto)] * 8, threads=1, **settings)
         assert "w" in {t.name for t in result.model.graph.initializer}
+
+
+def test_a_float_layer_with_stored_weights_keeps_its_bias_in_float_between_grids() -> None:
+    """ConvTranspose has no integer kernel: nothing asks for an integer bias, though its input is on a grid."""
+    proto = model(
+        "(float[1,4,8,8] x) => (float[?,?,?,?] y) <float[8,4,3,3] u, float[8,16,2,2] w, float[16] b, float[4,16,3,3] v>"
+        " { c = Conv(x, u) r = Relu(c) a = ConvTranspose<strides=[2,2]>(r, w, b) h = Relu(a) y = Conv(h, v) }"
+    )
+    result = onnxq.quantize(proto, [feeds(proto, seed=seed) for seed in range(8)], threads=1, latency="off")
+    assert not check(result.model, onnxq.TARGETS["ort"]).violations

@@ -122,8 +122,8 @@ def smallest_range(graph: QdqGraph, target: Target) -> Iterator[Violation]:
 def bias(graph: QdqGraph, target: Target) -> Iterator[Violation]:
     for node in graph.nodes:
         index, layer = _bias_input(graph, node)
-        if layer is None or not node.inputs[index].name:
-            continue
+        if layer is None or not node.inputs[index].name or target.rule_of(layer) is None:
+            continue  # a layer without a rule computes in float, whatever its weight is stored in
         x, weight = (graph.read(layer, 0), graph.constant(layer, operands(layer)[1]))
         if x is None or x.scale.size > 1 or weight is None or weight.grid.block:
             continue

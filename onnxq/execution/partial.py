@@ -67,7 +67,7 @@ class Network:
         """A model that computes `outputs`, any of the network's tensors, each once.
 
         given: tensors to compute them from, with their types: those that are read become the inputs. None: the
-        network's own inputs, all of them. constants: instead of the network's. Types of other tensors are left for the
+        network's own inputs, all of them but constants that nothing reads. constants: instead of the network's. Types of other tensors are left for the
         runtime to infer. Raises KeyError for a name that nothing in the network has.
         """
         outputs, graph = list(dict.fromkeys(outputs)), self.proto.graph
@@ -79,7 +79,7 @@ class Network:
         part.graph.name = graph.name or "part"
         part.graph.node.extend(self.nodes[i] for i in nodes)
         if given is None:
-            part.graph.input.extend(graph.input)
+            part.graph.input.extend(v for v in graph.input if v.name not in self.constants or v.name in read)
         else:
             part.graph.input.extend(_input(name, dtype) for name, dtype in given.items() if name in read)
         part.graph.initializer.extend(constants.get(n, t) for n, t in self.constants.items() if n in read)
