@@ -171,7 +171,8 @@ def test_layers_that_another_target_computes_in_float_keep_their_weights() -> No
 def test_a_float_layer_with_stored_weights_keeps_its_bias_in_float_between_grids() -> None:
     """ConvTranspose has no integer kernel: nothing asks for an integer bias, though its input is on a grid."""
     proto = model(
-        "(float[1,4,8,8] x) => (float[?,?,?,?] y) <float[8,4,3,3] u, float[8,16,2,2] w, float[16] b, float[4,16,3,3] v>"
+        "(float[1,4,8,8] x) => (float[?,?,?,?] y)"
+        " <float[16,4,3,3] u, float[16,32,2,2] w, float[32] b, float[4,32,3,3] v>"
         " { c = Conv(x, u) r = Relu(c) a = ConvTranspose<strides=[2,2]>(r, w, b) h = Relu(a) y = Conv(h, v) }"
     )
     result = onnxq.quantize(proto, [feeds(proto, seed=seed) for seed in range(8)], threads=1, latency="off")

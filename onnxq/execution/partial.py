@@ -67,8 +67,8 @@ class Network:
         """A model that computes `outputs`, any of the network's tensors, each once.
 
         given: tensors to compute them from, with their types: those that are read become the inputs. None: the
-        network's own inputs, all of them but constants that nothing reads. constants: instead of the network's. Types of other tensors are left for the
-        runtime to infer. Raises KeyError for a name that nothing in the network has.
+        network's own inputs, all of them but constants that nothing reads. constants: instead of the network's. Types
+        of other tensors are left for the runtime to infer. Raises KeyError for a name that nothing in the network has.
         """
         outputs, graph = list(dict.fromkeys(outputs)), self.proto.graph
         nodes = self.needed(outputs, given or ())
