@@ -205,8 +205,9 @@ class Options:
         3.0,
         "Wider formats for the few weights and activations that carry the loss, where outputs are below"
         f" {EXCEPTIONS_BELOW_DB:g} dB after everything else: at most PERCENT of the weights get 8 bits where they have"
-        " fewer, and activations in layers of at most PERCENT of the multiplications what `fallback` auto gives. 0, or"
-        " overrides: none. They are of `quantize` alone: analyses and training keep to the preset.",
+        " fewer, and activations in layers of at most PERCENT of the multiplications what `fallback` auto gives, or 8"
+        " bits where they have fewer. 0, or overrides: none. They are of `quantize` alone: analyses and training keep"
+        " to the preset.",
         STEPS, least=0, most=100, metavar="PERCENT",
     )  # fmt: skip
     rounding: str = option(

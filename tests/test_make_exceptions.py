@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import graphs
@@ -12,8 +13,9 @@ from onnx import ModelProto
 from quantized import context, with_ranges
 
 import onnxq
-from onnxq.numeric.quant import QuantSpec
+from onnxq.numeric.quant import Grid, QuantSpec
 from onnxq.passes import make_exceptions
+from onnxq.passes.base import Outcome
 from onnxq.passes.make_exceptions import MakeExceptions
 from onnxq.passes.round_weights import RoundWeights
 from onnxq.pipeline import exceptions
@@ -192,6 +194,55 @@ def test_an_activation_that_carries_the_loss_of_the_default_gets_more() -> None:
     assert result.report.quality[0].sqnr_db > plain.report.quality[0].sqnr_db + 5
     assert "exceptions: 1 activation changed (in layers of 1.2% of the multiplications)" in to_text(result.report)
     assert step_of(plain) is None
+
+
+def test_activations_of_few_bits_get_8_at_the_price_of_the_layers_that_read_them() -> None:
+    """A large layer writes what a small one reads, one channel of which is loud, and hardly read."""
+    random = np.random.default_rng(0)
+    weights = {
+        "w": random.normal(0, 0.1, (64, 64)), "v": random.normal(0, 0.1, (64, 2)), "u": random.normal(0, 0.1, (64, 64)),
+    }  # fmt: skip
+    weights["w"][:, 0] *= 100
+    weights["v"][0] /= 100
+    proto = graphs.model(
+        """(float[N,64] a, float[N,64] b) => (float[N,64] y)
+            <float[64,64] w, float[64,2] v, float[64,64] u, float[2,64] t> {
+            c = MatMul(a, w)  r = Relu(c)  d = MatMul(r, v)  e = Relu(d)  f = MatMul(e, t)  g = MatMul(b, u)
+            y = Add(f, g)
+        }""",
+        **weights, t=random.normal(0, 5, (2, 64)),
+    )  # fmt: skip
+    data = [{n: random.normal(0, 1, (1, 64)).astype(np.float32) for n in "ab"} for _ in range(32)]
+    four = replace(onnxq.Options().activation, grid=Grid(4, signed=False))  # type: ignore[type-var]
+    share = 64 * 2 / (2 * 64 * 64 + 2 * 64 * 2)
+    for budget, count in ((0.9 * share, 0), (1.1 * share, 1)):
+        model = with_ranges(proto, data, activation=four)
+        assert model.quantizers["r"].spec.grid.bits == 4
+        outcome = MakeExceptions(budget, None, ("a8",), lambda _: None, model.clone()).apply(
+            model, context(proto, data)
+        )
+        assert outcome.changed == count
+        assert model.quantizers["r"].spec.grid.bits == (8 if count else 4)
+        params = model.quantizers["r"].params
+        assert params is not None
+        assert params.grid.bits == (8 if count else 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kinds"),
+    [
+        ({"preset": "w8a4"}, ("a8",)), ({"preset": "w4a8"}, ("a16", "dynamic", "float")),
+        ({"preset": "w8a4", "fallback": "float"}, ("float",)),
+    ],
+)  # fmt: skip
+def test_what_activations_may_get(
+    settings: dict[str, Any], kinds: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(exceptions, "EXCEPTIONS_BELOW_DB", 1000.0)
+    monkeypatch.setattr(MakeExceptions, "apply", lambda step, *_: asked.append(step.kinds) or Outcome())
+    onnxq.quantize(network(), feeds(), **{**narrow(), **settings})
+    assert asked == [kinds]
 
 
 def test_weights_get_nothing_where_the_target_has_nothing_wider(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,9 @@
     E        of either kind, units, that of the largest   n_u / (c(E + u) - c(E))   first, as long as c(E) stays
              within the budget
 
+Activations of fewer bits than 8 get 8, and cost the layers that read them alone: what these multiply with is no longer
+of few bits, while those that write them lose nothing.
+
 A unit is a weight of fewer bits than 8, which gets 8, or the activations that must have one width, which get what
 `--fallback` gives them (`passes.wider_activations`), chosen by what will run the result (`measure`). Noises of units
 add up, about: those that make less than `EXCEPTION_NOISE` of the sum are none of the few.
@@ -60,9 +63,9 @@ class MakeExceptions:
     """Give the units that carry the loss wider formats; weights have their ranges, and are not rounded yet.
 
     budget: a share of the weights, and of the multiplications. weight: what weights of fewer bits get, if anything.
-    kinds: of `targets.contradictions.FALLBACKS`, what activations may get. measure: dB of a planned model, which it may
-    change, in what will run it. rounded: the model whose weights were rounded without exceptions; None where that is to
-    nearest.
+    kinds: of `targets.contradictions.FALLBACKS`, or a8 alone, what activations may get. measure: dB of a planned model,
+    which it may change, in what will run it. rounded: the model whose weights were rounded without exceptions; None
+    where that is to nearest.
     """
 
     budget: float
@@ -89,7 +92,7 @@ class MakeExceptions:
         loud = {u: n for u, n in noise.items() if n > 0 and n >= EXCEPTION_NOISE * sum(noise.values())}
         products = workload(proto, feeds[0], context.services.max_memory).products
         sizes = {layer.weight.name: int(layer.weight.values.size) for layer in planned_layers(base)}
-        layers = {unit: _layers(base, unit, products) for unit in loud}
+        layers = {unit: _layers(base, unit, products, writers=self.kinds != ("a8",)) for unit in loud}
         weights = self._taken({u: n for u, n in loud.items() if u[0] in sizes}, {u: set(u) for u in loud}, sizes)
         others = self._taken({u: n for u, n in loud.items() if u[0] not in sizes}, layers, products)
         if not weights and not others:
@@ -240,14 +243,14 @@ def give_bits(model: Model, name: str, wider: QuantSpec) -> str:
     return f"now {params.grid}"
 
 
-def _layers(model: Model, unit: Together, products: Mapping[str, int]) -> set[str]:
-    """Layers that read a grid of the unit, or write one of its activations."""
+def _layers(model: Model, unit: Together, products: Mapping[str, int], *, writers: bool = True) -> set[str]:
+    """Layers that read a grid of the unit, or write one of its activations, unless their writers do not count."""
     tensors, found = model.graph.tensors(), set[str]()
     for name in model.quantizers:
         if grid_root(model.quantizers, name) in unit:
             tensor = tensors[name]
             found |= {node.name for node in model.consumers(tensor) if node.name in products}
-            if not isinstance(tensor, gs.Constant):
+            if writers and not isinstance(tensor, gs.Constant):
                 found |= _writers(tensor, model, products)
     return found
 

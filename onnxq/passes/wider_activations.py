@@ -1,5 +1,6 @@
 """Activations that get something better than their grids: which there are, and what they can get.
 
+    a8         8 bits, where they have fewer, over the range of least squared error
     a16        16 bits over the whole range of the calibration data, which may hold every outlier
     dynamic    8 bits over the range of each sample, found at run time, where a product with a matrix reads it
     float      nothing
@@ -21,11 +22,14 @@ from ..graph.dynamic_writer import no_dynamic_product
 from ..graph.model import Model, Quantizer, drop_quantizer, grid_root
 from ..numeric.histogram import Histogram
 from ..numeric.quant import QuantParams, QuantSpec
+from ..numeric.ranges import set_range
 from ..numeric.samples import Samples, Statistic
 from ..operators.linear import LinearLayer, linear_layers
 from ..report import Reason
 from ..targets import Target
 from .base import Context
+
+_BITS = {"a8": 8, "a16": 16}
 
 Together: TypeAlias = tuple[str, ...]
 """Tensors that must have one width."""
@@ -76,11 +80,11 @@ def _statistics(model: Model, names: Sequence[str], context: Context) -> dict[st
 def widen(model: Model, exceptions: Mapping[str, str], context: Context) -> dict[str, str]:
     """Give activations, by the tensor that decides their grid, what they get instead; returns what that is, in words.
     What no product with a matrix reads, cannot get a range at run time, and is left in float."""
-    known = _statistics(model, [name for name, kind in exceptions.items() if kind == "a16"], context)
+    known = _statistics(model, [name for name, kind in exceptions.items() if kind in _BITS], context)
     made = {}
     for name, kind in exceptions.items():
-        if kind == "a16":
-            made[name] = f"now {_to_16_bits(model, name, known[name])}, {_crest(known[name])}"
+        if kind in _BITS:
+            made[name] = f"now {_to_bits(model, name, known[name], _BITS[kind])}, {_crest(known[name])}"
             continue
         layers = dynamic_layers(model, name) if kind == "dynamic" else ()
         width = model.quantizers[name].spec.grid.bits
@@ -111,11 +115,12 @@ def _crest(samples: Samples) -> str:
     return f"largest value {crest:.0f} times the root mean square"
 
 
-def _to_16_bits(model: Model, root: str, samples: Samples) -> str:
-    """Give the root and those that share its quantizer 16 bits; returns their grid."""
+def _to_bits(model: Model, root: str, samples: Samples, bits: int) -> str:
+    """Give the root and those that share its quantizer so many bits; returns their grid."""
     quantizer = model.quantizers[root]
-    spec: QuantSpec = replace(quantizer.spec, grid=replace(quantizer.spec.grid, bits=16))
-    lo, hi = quantizer.fixed or (samples.lo[0], samples.hi[0])
+    spec: QuantSpec = replace(quantizer.spec, grid=replace(quantizer.spec.grid, bits=bits))
+    low, high = (samples.lo, samples.hi) if bits == 16 else set_range("mse", samples, spec)
+    lo, hi = quantizer.fixed or (low[0], high[0])
     params = QuantParams.from_range(np.asarray(lo), np.asarray(hi), spec)
     for name, other in list(model.quantizers.items()):
         if grid_root(model.quantizers, name) == root:

@@ -37,6 +37,8 @@ def with_exceptions(plan: Plan, task: Task) -> Plan:
 
     kinds = [kind for kind in FALLBACKS if options.fallback in ("off", "auto", kind)]
     kinds = [kind for kind in kinds if no_fallback(task.context.target, kind) is None]
+    if options.fallback in ("off", "auto") and options.activation is not None and options.activation.grid.bits < 8:
+        kinds = ["a8"]
     was_rounded = any(step.name == "RoundWeights" and step.status == "kept" for step in plan.correction)
     rounded = plan.model if was_rounded else None
     step = MakeExceptions(options.exceptions / 100, wider_weight(task), tuple(kinds), measure, rounded)
