@@ -172,3 +172,11 @@ def test_an_nhwc_export_gets_the_kernels_of_an_nchw_one() -> None:
     assert runs["QLinearGlobalAveragePool"] == 2
     assert not {"ReduceMean", "Pad"} & set(runs), runs
     assert count([node.op_type for node in result.model.graph.node]) == 1  # of the model's input
+
+
+@pytest.mark.parametrize("perm", [[0, 2, 3, 4], [0, 1, 1, 2]])
+def test_an_order_that_is_none_is_left_to_the_runtime_to_refuse(perm: list[int]) -> None:
+    proto = built(f"t = Relu(x) y = Transpose<perm={perm}>(t)", check=False)
+    after = wrapped(proto)
+    assert MoveTransposes().apply(after, Context()).changed == 0
+    assert ops(after) == ["Relu", "Transpose"]

@@ -187,7 +187,7 @@ def test_behind_inputs_of_few_bits_weights_may_move_further_than_floor_and_ceil(
     proto = graphs.model(LAYERS["gemm"], seed=3)
     feeds = correlated(proto, 60)
     activation = None if bits is None else QuantSpec(Grid(bits, False), symmetric=False)
-    model = with_ranges(proto, feeds, activation=activation, weight=spec(8))
+    model = with_ranges(proto, feeds, activation=activation, weight=spec(8), narrow="all")
     (before,) = planned_layers(model)
     W, scale = np.asarray(before.weight.values).copy(), model.quantizers[before.weight.name].params.scale[:, None]
     RoundWeights("gptq").apply(model, context(proto, feeds))
@@ -378,7 +378,7 @@ def test_rounding_that_cannot_matter_is_left_out(monkeypatch):
     proto = graphs.model(WIDE)
     feeds = correlated(proto, 40)
     coarse = QuantSpec(Grid(3, False), symmetric=False, per_channel=False)
-    model = with_ranges(proto, feeds, activation=coarse, weight=spec(8))
+    model = with_ranges(proto, feeds, activation=coarse, weight=spec(8), narrow="all")
     (record,) = RoundWeights("gptq").apply(model, context(proto, feeds)).rounded
     assert record.kept_nearest_because.startswith("rounding adds ")
     assert record.flipped == 0

@@ -16,8 +16,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations
+from threading import Lock
 from typing import TypeAlias
 
 import numpy as np
@@ -103,7 +104,7 @@ class Composite:
 
 def find_composites(model: Model, patterns: Mapping[str, tuple[str, ...]] = PATTERNS) -> list[Composite]:
     """All composites of the main graph whose inner tensors no other node reads, in graph order; they do not overlap."""
-    terms = [(operator, [_Term.parse(text) for text in texts]) for operator, texts in patterns.items()]
+    terms = [(operator, [_parse(text) for text in texts]) for operator, texts in patterns.items()]
     found: list[Composite] = []
     claimed: set[int] = set()
     for node in reversed(model.graph.nodes):
@@ -218,16 +219,11 @@ class _Term:
     value: float | None = None
 
     @classmethod
-    def parse(cls, text: str) -> _Term:
-        """Raises ValueError."""
-        return cls._of(ast.parse(text, mode="eval").body)
-
-    @classmethod
-    def _of(cls, tree: ast.expr) -> _Term:
+    def of(cls, tree: ast.expr) -> _Term:
         if isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
-            return cls(options=(cls._of(tree.left), cls._of(tree.right)))
+            return cls(options=(cls.of(tree.left), cls.of(tree.right)))
         if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
-            return cls(op=tree.func.id, terms=tuple(cls._of(argument) for argument in tree.args))
+            return cls(op=tree.func.id, terms=tuple(cls.of(argument) for argument in tree.args))
         if isinstance(tree, ast.Name):
             return cls(name=tree.id)
         if isinstance(tree, ast.Constant) and isinstance(tree.value, (int, float)):
@@ -279,6 +275,17 @@ class _Term:
         """Some of the terms, under the same operator."""
         terms = tuple(self.terms[i] for i in indices)
         return terms[0] if len(terms) == 1 else _Term(op=self.op, terms=terms)
+
+
+_PARSING = Lock()
+"""Of Python's own parser: in two threads at a time that of 3.11 fails, with a SystemError on its recursion depth."""
+
+
+@cache
+def _parse(text: str) -> _Term:
+    """Raises ValueError."""
+    with _PARSING:
+        return _Term.of(ast.parse(text, mode="eval").body)
 
 
 def _all_match(pairs: list[tuple[_Term, gs.Tensor]], bound: Bound, nodes: _Nodes) -> Iterator[tuple[Bound, _Nodes]]:

@@ -78,7 +78,7 @@ def _count(model: Model) -> tuple[int, int]:
 def _reorders(node: gs.Node) -> bool:
     """Whether a Transpose moves more than axes of length 1."""
     shape, perm = node.inputs[0].shape, node.attrs.get("perm")
-    if shape is None or perm is None or len(shape) != len(perm):
+    if shape is None or perm is None or sorted(perm) != list(range(len(shape))):
         return True
     long = [axis for axis in perm if shape[axis] != 1]
     return long != sorted(long)
