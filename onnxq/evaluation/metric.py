@@ -52,7 +52,8 @@ class Metric(Protocol):
 
 @dataclass(frozen=True)
 class SqnrMetric:
-    """Signal to quantization noise of all float outputs together, in dB; by it `quantize` keeps steps or not."""
+    """Signal to quantization noise of all float outputs together, in dB. What `quantize` keeps steps by also looks in
+    front of outputs that saturate (`pipeline.keep_if_better`)."""
 
     name: ClassVar[str] = "SQNR"
     unit: ClassVar[str] = "dB"
