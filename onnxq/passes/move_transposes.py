@@ -72,16 +72,16 @@ class MoveTransposes:
 def _count(model: Model) -> tuple[int, int]:
     """Transposes that move values in memory; all Transposes and Reshapes."""
     moves = [node for node in model.graph.nodes if is_op(node, "Transpose", "Reshape")]
-    return sum(is_op(node, "Transpose") and _reorders(node) for node in moves), len(moves)
+    return sum(is_op(node, "Transpose") and not _keeps_order(node) for node in moves), len(moves)
 
 
-def _reorders(node: gs.Node) -> bool:
-    """Whether a Transpose moves more than axes of length 1."""
-    shape, perm = node.inputs[0].shape, node.attrs.get("perm")
+def _keeps_order(transpose: gs.Node) -> bool:
+    """Whether a Transpose is known to move axes of length 1 only, so that elements keep their order."""
+    shape, perm = transpose.inputs[0].shape, transpose.attrs.get("perm")
     if shape is None or perm is None or sorted(perm) != list(range(len(shape))):
-        return True
+        return False
     long = [axis for axis in perm if shape[axis] != 1]
-    return long != sorted(long)
+    return long == sorted(long)
 
 
 def _transpose_reshapes(model: Model) -> None:
@@ -262,19 +262,16 @@ def _push_reduction(model: Model, node: gs.Node, perm: Permutation) -> bool:
 
 def _push_reshape(node: gs.Node, perm: Permutation) -> bool:
     """Whether the Transpose in front moves axes of length 1 only, so that elements keep their order, and goes."""
-    source = node.inputs[0].inputs[0].inputs[0]
-    if source.shape is None or perm[0] != 0:
-        return False
-    long = [axis for axis in perm if source.shape[axis] != 1]
+    transpose = node.inputs[0].inputs[0]
     shape = constant_input(node, 1) if is_op(node, "Reshape") else None
-    if long != sorted(long):
+    if perm[0] != 0 or not _keeps_order(transpose):
         return False
     if is_op(node, "Flatten"):
         if node.attrs.get("axis", 1) != 1:
             return False
     elif shape is None or node.attrs.get("allowzero", 0) or (shape[1:] == 0).any():  # 0 copies a length from its place
         return False
-    node.inputs[0] = source
+    node.inputs[0] = transpose.inputs[0]
     return True
 
 
