@@ -353,7 +353,7 @@ SLOW_OPERATORS = 4
 """Operators that the report names where the quantized model is not faster, and nodes of each. Chosen: a list that is
 read."""
 
-# --- the cost that a dry run foretells -----------------------------------------------------------------------------
+# --- the cost that a dry run predicts ------------------------------------------------------------------------------
 
 COST_START = 1.2
 """CPU seconds that a run takes for nothing but to load, prepare and write a small model. Measured: as COST_FACTORS."""

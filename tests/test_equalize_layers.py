@@ -184,7 +184,7 @@ def test_powers_that_are_kept_as_float32_lead_to_the_same_scales() -> None:
 
 @pytest.mark.parametrize("groups", [1, 6], ids=["dense", "depthwise"])
 def test_with_a_scale_for_each_row_weights_set_another_price_on_scales(groups: int) -> None:
-    """The noise that the formula at the head of the module foretells is least, with maxima that are not smoothed."""
+    """The noise that the formula at the head of the module predicts is least, with maxima that are not smoothed."""
     rng = np.random.default_rng(1)
     first = np.abs(rng.standard_normal((1, 6, 5)))
     second = np.abs(rng.standard_normal((groups, 6 // groups, 6 // groups))) * np.exp(rng.uniform(-3, 3, 6)).reshape(

@@ -126,8 +126,8 @@ def test_names_are_kept_for_reports() -> None:
 
 def test_a_dry_run_and_tuning_choose_alike() -> None:
     proto = network()
-    foretold = onnxq.dry_run(proto, samples(proto), **PLAIN, threads=1)
+    dry = onnxq.dry_run(proto, samples(proto), **PLAIN, threads=1)
     done = quantized(proto, hard_swish="auto").report
-    assert {n.node for n in foretold.float_nodes} == {n.node for n in done.float_nodes}
+    assert {n.node for n in dry.float_nodes} == {n.node for n in done.float_nodes}
     tuned = quantized(proto, hard_swish="auto", latency="tune").report
     assert {n.node for n in done.float_nodes} <= {n.node for n in tuned.float_nodes}

@@ -15,7 +15,7 @@ A unit is a weight of fewer bits than 8, which gets 8, or the activations that m
 `--fallback` gives them (`passes.wider_activations`), chosen by what will run the result (`measure`). Noises of units
 add up, about: those that make less than `EXCEPTION_NOISE` of the sum are none of the few.
 
-To round everything once more takes long, and what that will bring is foretold. By the noises m_u of these units in the
+To round everything once more takes long, and what that will bring is predicted. By the noises m_u of these units in the
 model that was rounded without exceptions, each what rounding has left of it, with all other quantizers as one unit:
 
     gain     -10 log10(1 - sum_(u in E) m_u / sum_u m_u), in dB        nothing is made below `EXCEPTION_PROMISE_DB`
@@ -24,7 +24,7 @@ model that was rounded without exceptions, each what rounding has left of it, wi
 
 Noises do not add up everywhere. Where weights are rounded to nearest, nothing is made either where outputs, all
 quantized, come no nearer to the float ones with E in float (a pitch detector behind a logarithm at w8a8: 11 dB
-foretold, 10 dB become 8). Of a model whose weights were rounded optimally that says nothing, since layers behind were
+predicted, 10 dB become 8). Of a model whose weights were rounded optimally that says nothing, since layers behind were
 fitted to the errors of E: MobileNetV1 at w4a8 falls from 11.3 dB to 8.6 so, and gains 5 points with E and everything
 rounded once more.
 
